@@ -1,0 +1,10 @@
+//! Moves OAuth token custody from Nango to Composio without one stale, lost or foreign token.
+//!
+//! Start with `docs/architecture.md`.
+
+pub mod catalogue;
+pub mod domain;
+pub mod exit;
+pub mod inventory;
+pub mod plan;
+pub mod ports;
