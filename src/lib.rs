@@ -3,6 +3,7 @@
 //! Start with `docs/architecture.md`.
 
 pub mod catalogue;
+pub mod cli;
 pub mod domain;
 pub mod exit;
 pub mod inventory;

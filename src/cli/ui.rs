@@ -1,0 +1,52 @@
+//! Where output goes and whether it may be coloured.
+
+use std::io::{self, IsTerminal, Write};
+
+use super::{CommandError, Globals};
+
+/// The shape of a report
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Text,
+    Json,
+    Markdown,
+    Csv,
+}
+
+/// What the terminal allows.
+#[derive(Clone, Debug)]
+pub struct Ui {
+    pub color_stdout: bool,
+    pub color_stderr: bool,
+    /// Progress may be drawn (stderr is a terminal).
+    pub progress: bool,
+}
+
+impl Ui {
+    pub fn from_environment(globals: &Globals) -> Self {
+        let no_color = globals.no_color
+            || std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty())
+            || std::env::var_os("TERM").is_some_and(|v| v == "dumb");
+        Self {
+            color_stdout: !no_color && io::stdout().is_terminal(),
+            color_stderr: !no_color && io::stderr().is_terminal(),
+            progress: io::stderr().is_terminal(),
+        }
+    }
+
+    /// Writes a report to stdout. A closed pipe is not an error.
+    pub fn print(&self, text: &str) {
+        let mut stdout = io::stdout().lock();
+        let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    }
+
+    /// Writes a line to stderr.
+    pub fn note(&self, text: &str) {
+        let _ = writeln!(io::stderr().lock(), "{text}");
+    }
+
+    pub fn print_error(&self, error: &CommandError) {
+        let (on, off) = if self.color_stderr { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
+        self.note(&format!("{on}error:{off} {error}"));
+    }
+}
