@@ -5,7 +5,10 @@
 pub mod catalogue;
 pub mod cli;
 pub mod domain;
+pub mod engine;
 pub mod exit;
 pub mod inventory;
 pub mod plan;
 pub mod ports;
+pub mod shim;
+pub mod store;

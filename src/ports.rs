@@ -10,6 +10,7 @@ use std::future::Future;
 
 use serde_json::{Map, Value};
 
+pub use crate::domain::api::Api;
 use crate::domain::secret::Secret;
 use crate::domain::time::Timestamp;
 use crate::domain::token::{KvEntry, KvMetadata};
@@ -17,31 +18,6 @@ use crate::domain::triplet::Triplet;
 
 /// The result of one call to an outside system.
 pub type ApiResult<T> = Result<T, ApiError>;
-
-/// Which outside system a call went to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Api {
-    Nango,
-    Composio,
-    Cloudflare,
-    Gateway,
-    Provider,
-}
-
-impl Api {
-    pub const ALL: [Self; 5] = [Self::Nango, Self::Composio, Self::Cloudflare, Self::Gateway, Self::Provider];
-
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Nango => "nango",
-            Self::Composio => "composio",
-            Self::Cloudflare => "cloudflare",
-            Self::Gateway => "gateway",
-            Self::Provider => "provider",
-        }
-    }
-}
 
 /// A call that did not do what was asked. Never holds a body, a token or a signed URL.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -214,6 +190,8 @@ pub struct ConnectedAccount {
     pub status_reason: Option<String>,
     /// Scopes asked for at consent, where Composio shows them.
     pub requested_scopes: Option<Vec<String>>,
+    /// Scopes that the provider granted (`state.val.scope`), where Composio shows them.
+    pub granted_scopes: Option<Vec<String>>,
     pub updated_at: Option<Timestamp>,
 }
 

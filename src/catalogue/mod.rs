@@ -117,6 +117,14 @@ pub struct ErrorRule {
     pub meaning: String,
 }
 
+impl Integration {
+    /// Whether a second refresher on the same refresh token does no harm: spent tokens are not
+    /// rotated away, or presenting one again has no consequence. Undocumented counts as harm.
+    pub fn tolerates_second_refresher(&self) -> bool {
+        self.rotation == Rotation::Never || self.reuse == Reuse::Harmless
+    }
+}
+
 impl Catalogue {
     /// The built-in catalogue.
     pub fn built_in() -> Self {
