@@ -4,6 +4,7 @@
 
 pub mod catalogue;
 pub mod cli;
+pub mod clients;
 pub mod domain;
 pub mod engine;
 pub mod exit;

@@ -50,7 +50,8 @@ pub enum ApiErrorKind {
     /// Nango could not refresh: `invalid_credentials` in any of its four guises.
     #[error("could not refresh ({status} `{code}`)")]
     RefreshFailed { status: u16, code: String, cooldown: bool, exhausted: bool },
-    /// Any other 4xx: repeating the same request cannot help.
+    /// Any other 4xx: repeating the same request cannot help. Status 0: refused before sending,
+    /// because the arguments cannot make a valid request.
     #[error("rejected the request ({status} `{code}`)")]
     Rejected { status: u16, code: String },
     /// 5xx: it may or may not have taken effect.
@@ -183,6 +184,7 @@ pub struct ConnectedAccount {
     pub id: String,
     pub alias: Option<String>,
     pub user_id: String,
+    /// Empty right after a create, whose answer does not say it.
     pub toolkit: String,
     pub auth_config_id: String,
     pub scheme: String,
