@@ -177,6 +177,15 @@ impl<'a> Report<'a> {
         }
     }
 
+    /// For sources that are not text.
+    pub fn add_unplaced(&mut self, message: String, expected: String, hint: &str) {
+        self.count += 1;
+        if self.kept.len() < DIAGNOSTICS_MAX {
+            let hint = Some(hint.to_owned());
+            self.kept.push(Diagnostic { file: self.file.to_owned(), location: None, message, expected, hint });
+        }
+    }
+
     pub fn count(&self) -> usize {
         self.count
     }

@@ -11,17 +11,23 @@ mod encoding;
 mod excerpt;
 mod json;
 mod json_syntax;
+mod live;
 mod markdown;
+mod merge;
 mod names;
 mod rows;
 mod table;
+mod write;
 
 use serde::{Deserialize, Serialize};
 
 use crate::domain::triplet::{Part, Triplet};
 
 pub use diagnostic::{DIAGNOSTICS_MAX, Diagnostic, Diagnostics, Location, Span};
+pub use live::{LIVE_NAME, from_live};
+pub use merge::{Disagreement, merge};
 pub use rows::AUTH_MODES;
+pub use write::{to_csv, to_json, to_markdown};
 
 /// One Nango connection and the triplets that it feeds.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

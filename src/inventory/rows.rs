@@ -211,6 +211,13 @@ fn connection_id(
     report: &mut Report<'_>,
 ) {
     let id: &str = &field.text;
+    if id.trim().len() != id.len() || id.is_empty() {
+        report.add(|_| {
+            Problem::new(field.span, "connection id is blank or has blanks around it", "an id as Nango shows it")
+                .hint("leave it out to take the conventional id")
+        });
+        return;
+    }
     if id.len() > CONNECTION_ID_BYTES_MAX {
         report.add(|_| {
             let message =

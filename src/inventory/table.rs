@@ -25,7 +25,6 @@ impl Layout {
         // Spreadsheets pad with empty columns on the right.
         let width = cells.iter().rposition(|cell| !cell.text.is_empty()).map_or(0, |i| i + 1);
         let mut slots: Vec<Option<Column>> = Vec::with_capacity(width);
-        let mut meant: Vec<Column> = Vec::new();
         for (position, cell) in cells[..width].iter().enumerate() {
             let column = Column::named(&cell.text);
             let earlier = column.and_then(|c| slots.iter().position(|slot| *slot == Some(c)));
@@ -37,21 +36,28 @@ impl Layout {
                 }
                 (None, _) => {
                     slots.push(None);
-                    meant.extend(Column::close_to(&cell.text));
                     report.add(|_| unknown_column(cell, position));
                 }
             }
         }
+        // A mistyped column is one mistake: it is not missing as well, and its cells can be checked.
+        for position in 0..width {
+            let meant = if Column::named(&cells[position].text).is_none() {
+                Column::close_to(&cells[position].text)
+            } else {
+                None
+            };
+            if let Some(column) = meant.filter(|column| !slots.contains(&Some(*column))) {
+                slots[position] = Some(column);
+            }
+        }
         let has = |column: Column| slots.contains(&Some(column));
-        let absent = |column: &Column| !has(*column);
-        let missing: Vec<Column> = Column::REQUIRED.into_iter().filter(absent).collect();
-        // A mistyped column is one mistake, not an unknown column and a missing one.
-        let unexplained: Vec<&'static str> =
-            missing.iter().filter(|column| !meant.contains(column)).map(|column| column.name()).collect();
-        if !unexplained.is_empty() {
+        let missing: Vec<&'static str> =
+            Column::REQUIRED.into_iter().filter(|column| !has(*column)).map(Column::name).collect();
+        if !missing.is_empty() {
             report.add(|_| {
-                let plural = if unexplained.len() == 1 { "" } else { "s" };
-                let message = format!("the header has no column{plural} for `{}`", unexplained.join("`, `"));
+                let plural = if missing.len() == 1 { "" } else { "s" };
+                let message = format!("the header has no column{plural} for `{}`", missing.join("`, `"));
                 Problem::new(span, message, "at least integration_key, providers and account").hint(format!(
                     "columns are {}; only tenant, connection_id and auth_mode may be left out",
                     Column::list()
@@ -61,7 +67,7 @@ impl Layout {
         let mut tenants_missing = !has(Column::Tenant);
         if tenants_missing && rows.has_default_tenants() {
             tenants_missing = false;
-        } else if tenants_missing && missing.is_empty() && !meant.contains(&Column::Tenant) {
+        } else if tenants_missing && missing.is_empty() {
             report.add(|_| {
                 Problem::new(span, "the rows have no tenant", "a tenant column, or a tenant for the whole inventory")
                     .hint("add a `tenant` column (a cell may list several), or give `--tenant NAME` (can be repeated)")
