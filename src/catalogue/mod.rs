@@ -2,12 +2,15 @@
 //! toolkits, and how a dead grant looks. Facts live in `providers.toml`; this module reads them,
 //! [`extend`] lays a user's own facts over them, and [`classify`] reads provider errors with them.
 
+pub mod classify;
+mod extend;
 mod quirk;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use extend::Error;
 pub use quirk::Quirk;
 
 use crate::domain::time::Timestamp;

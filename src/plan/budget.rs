@@ -124,6 +124,7 @@ pub struct Budget {
     pub minutes_apply: u64,
     /// Minutes of requests for consents and switches, without the people.
     pub minutes_switch: u64,
+    pub kv_reads_per_month: u64,
     pub kv_writes_per_month: u64,
     pub kv_lists_per_month: u64,
     /// USD a month today, during the soak, and after Nango is retired.
@@ -286,8 +287,11 @@ pub fn total(
     let prices = &policy.prices;
     let kv_writes = patches * KV_SINKS * DAYS_PER_MONTH;
     let kv_lists = verifies * kv_pages * DAYS_PER_MONTH;
-    let kv = |writes: u64, lists: u64| {
-        Usd::from_f64(prices.kv_writes_per_million).per_million(writes.saturating_sub(prices.kv_writes_included))
+    // A smoke test reads the authority record and the token.
+    let kv_reads = smokes * moving * 2 * DAYS_PER_MONTH;
+    let kv = |reads: u64, writes: u64, lists: u64| {
+        Usd::from_f64(prices.kv_reads_per_million).per_million(reads.saturating_sub(prices.kv_reads_included))
+            + Usd::from_f64(prices.kv_writes_per_million).per_million(writes.saturating_sub(prices.kv_writes_included))
             + Usd::from_f64(prices.kv_lists_per_million).per_million(lists.saturating_sub(prices.kv_lists_included))
     };
     let nango = |n: u64| {
@@ -304,10 +308,11 @@ pub fn total(
     Budget {
         minutes_apply,
         minutes_switch,
+        kv_reads_per_month: kv_reads,
         kv_writes_per_month: kv_writes,
         kv_lists_per_month: kv_lists,
-        usd_now: nango(connections) + kv(kv_writes / KV_SINKS, 0),
-        usd_soak: nango(connections) + composio(moving + reconsents) + kv(kv_writes, kv_lists),
+        usd_now: nango(connections) + kv(0, kv_writes / KV_SINKS, 0),
+        usd_soak: nango(connections) + composio(moving + reconsents) + kv(kv_reads, kv_writes, kv_lists),
         usd_after: nango(staying.min(triplets)) + composio(moving),
         prices_as_of: prices.as_of.clone(),
         apis,
