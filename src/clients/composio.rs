@@ -313,6 +313,7 @@ impl TargetCustody for ComposioClient {
             status,
             status_reason: None,
             requested_scopes: None,
+            granted_scopes: None,
             updated_at: None,
         })
     }

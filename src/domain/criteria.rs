@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::api::Api;
 use super::time::{DAY_MS, MINUTE_MS, SECOND_MS, Timestamp, format_duration_ms};
+use crate::plan::policy::CriteriaPolicy;
 
 /// What a criterion, or the whole gate, concludes. Ordered from best to worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -37,58 +38,6 @@ impl Verdict {
     }
 }
 
-/// Thresholds of the exit criteria. Defaults: ADR-038 where it names one, else ours.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct CriteriaPolicy {
-    /// Days since the first mirrored refresh, evidence gaps not counted (ADR-038: 30).
-    pub soak_days: f64,
-    /// Dead grants allowed (ADR-038: 0).
-    pub invalid_grant_max: u64,
-    /// Instants at which a served token was past expiry (ADR-038: 0).
-    pub missed_refresh_max: u64,
-    /// Share of the rotations that the schedule asked for which arrived in time (ADR-038: 0.99).
-    pub delivery_rate_min: f64,
-    /// Longest time in minutes that a custodian may be out of reach (ADR-038: 15).
-    pub outage_max_minutes: f64,
-    /// Stale tokens in smoke tests (ADR-038: 0).
-    pub smoke_stale_max: u64,
-    /// US dollars a month (ADR-038: 200).
-    pub cost_usd_max: f64,
-    /// The last so many verifications must be clean.
-    pub parity_clean_runs: u64,
-    /// 99th percentile of the time from capture to the last sink, seconds.
-    pub mirror_lag_p99_s: f64,
-    pub dead_letters_max: u64,
-    pub foreign_writes_max: u64,
-    pub ambiguous_max: u64,
-    /// Seconds between our clock and any API's `Date` header (self-hosting runbook: a minute).
-    pub clock_skew_max_s: f64,
-    /// Fewest smoke tests, deliveries and clock readings that can carry a verdict.
-    pub samples_min: u64,
-}
-
-impl Default for CriteriaPolicy {
-    fn default() -> Self {
-        Self {
-            soak_days: 30.0,
-            invalid_grant_max: 0,
-            missed_refresh_max: 0,
-            delivery_rate_min: 0.99,
-            outage_max_minutes: 15.0,
-            smoke_stale_max: 0,
-            cost_usd_max: 200.0,
-            parity_clean_runs: 3,
-            mirror_lag_p99_s: 120.0,
-            dead_letters_max: 0,
-            foreign_writes_max: 0,
-            ambiguous_max: 0,
-            clock_skew_max_s: 60.0,
-            samples_min: 3,
-        }
-    }
-}
-
 /// One thing that happened to one subject (a triplet, a connection, an API).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Note {
@@ -104,6 +53,9 @@ pub struct Proofs {
     pub proven: u64,
     pub refuted: Vec<Note>,
 }
+
+/// Fewest observations that can carry a verdict where the policy has no key for it.
+const SAMPLES_MIN: u64 = 3;
 
 /// What was observed, as plain data. `None` and zero samples mean: not observed.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -124,6 +76,8 @@ pub struct Evidence {
     /// Calls that could have shown an outage, per API.
     pub api_calls: BTreeMap<Api, u64>,
     pub smoke_tests: u64,
+    /// Triplets that are smoke-tested.
+    pub smoke_subjects: u64,
     pub smoke_stale: Vec<Note>,
     pub cost_usd_month: Option<f64>,
     /// Clean verifications in a row up to the last, and all there were.
@@ -162,12 +116,12 @@ pub struct Judged {
 pub fn judge(policy: &CriteriaPolicy, e: &Evidence) -> Vec<Judged> {
     let judged = vec![
         judge_soak(policy, e),
-        judge_none("invalid-grant", "dead grants", &e.dead_grants, policy.invalid_grant_max, e.refreshes, 1),
+        judge_none("invalid-grant", "dead grants", &e.dead_grants, policy.invalid_grant_max.into(), e.refreshes, 1),
         judge_none(
             "missed-refresh",
             "expired tokens served",
             &e.missed_refreshes,
-            policy.missed_refresh_max,
+            policy.missed_refresh_max.into(),
             e.rotations_expected,
             1,
         ),
@@ -177,9 +131,9 @@ pub fn judge(policy: &CriteriaPolicy, e: &Evidence) -> Vec<Judged> {
             "smoke-staleness",
             "stale tokens",
             &e.smoke_stale,
-            policy.smoke_stale_max,
+            policy.smoke_stale_max.into(),
             e.smoke_tests,
-            policy.samples_min,
+            u64::from(policy.smoke_samples_min) * e.smoke_subjects.max(1),
         ),
         judge_cost(policy, e),
         judge_parity(policy, e),
@@ -188,23 +142,23 @@ pub fn judge(policy: &CriteriaPolicy, e: &Evidence) -> Vec<Judged> {
             "dead-letters",
             "dead letters",
             &e.dead_letters,
-            policy.dead_letters_max,
+            policy.dead_letters_max.into(),
             e.lag_samples,
-            policy.samples_min,
+            SAMPLES_MIN,
         ),
         judge_none(
             "foreign-writes",
             "foreign writes",
             &e.foreign_writes,
-            policy.foreign_writes_max,
+            policy.foreign_writes_max.into(),
             e.scans,
-            policy.samples_min,
+            SAMPLES_MIN,
         ),
-        judge_none("ambiguous", "unknown outcomes", &e.ambiguous, policy.ambiguous_max, 1, 1),
+        judge_none("ambiguous", "unknown outcomes", &e.ambiguous, policy.ambiguous_max.into(), 1, 1),
         judge_proofs("identity", "triplets", &e.identity),
         judge_proofs("scopes", "triplets", &e.scopes),
         judge_skew(policy, e),
-        judge_proofs("reverse-rehearsed", "waves", &e.reverse),
+        judge_reverse(policy, e),
     ];
     debug_assert_eq!(judged.len(), CRITERIA.len());
     judged
@@ -290,14 +244,14 @@ fn judge_soak(policy: &CriteriaPolicy, e: &Evidence) -> Judged {
         id: "soak-duration",
         unit: "days",
         observed,
-        threshold: policy.soak_days,
+        threshold: policy.soak_days.into(),
         expected: 1,
         samples: u64::from(observed.is_some()),
     };
     match e.soaked_ms {
         None => sheet.say(Verdict::Inconclusive, "no refresh has been mirrored yet"),
-        Some(ms) if (ms as f64) < policy.soak_days * DAY_MS as f64 => {
-            let left = (policy.soak_days * DAY_MS as f64) as i64 - ms;
+        Some(ms) if (ms as f64) < f64::from(policy.soak_days) * DAY_MS as f64 => {
+            let left = (f64::from(policy.soak_days) * DAY_MS as f64) as i64 - ms;
             sheet.say(Verdict::Inconclusive, format!("{} to go", format_duration_ms(left)))
         }
         Some(_) if e.gap_ms > 0 => {
@@ -315,14 +269,14 @@ fn judge_delivery_rate(policy: &CriteriaPolicy, e: &Evidence) -> Judged {
         unit: "share",
         observed: rate,
         threshold: policy.delivery_rate_min,
-        expected: policy.samples_min,
+        expected: policy.delivery_samples_min.into(),
         samples: expected,
     };
     match rate {
         Some(rate) if rate < policy.delivery_rate_min => {
             sheet.say(Verdict::Fail, format!("{arrived} of {expected} scheduled rotations arrived in time"))
         }
-        Some(_) if expected >= policy.samples_min => {
+        Some(_) if expected >= u64::from(policy.delivery_samples_min) => {
             sheet.say(Verdict::Pass, format!("{arrived} of {expected} scheduled rotations arrived in time"))
         }
         _ => sheet.say(Verdict::Inconclusive, format!("only {expected} rotations were due so far")),
@@ -338,16 +292,16 @@ fn judge_outage(policy: &CriteriaPolicy, e: &Evidence) -> Judged {
         id: "outage",
         unit: "minutes",
         observed: Some(minutes),
-        threshold: policy.outage_max_minutes,
-        expected: policy.samples_min,
+        threshold: policy.outage_max_minutes.into(),
+        expected: SAMPLES_MIN,
         samples,
     };
     match longest {
-        Some((ms, from, api)) if minutes > policy.outage_max_minutes => sheet.say(
+        Some((ms, from, api)) if minutes > f64::from(policy.outage_max_minutes) => sheet.say(
             Verdict::Fail,
             format!("{} out of reach for {} from {}", api.name(), format_duration_ms(ms), from.to_minute()),
         ),
-        _ if samples < policy.samples_min => sheet.say(Verdict::Inconclusive, "a custodian was hardly called"),
+        _ if samples < SAMPLES_MIN => sheet.say(Verdict::Inconclusive, "a custodian was hardly called"),
         Some((ms, _, api)) if ms > 0 => {
             sheet.say(Verdict::Pass, format!("longest: {} for {}", api.name(), format_duration_ms(ms)))
         }
@@ -376,13 +330,13 @@ fn judge_parity(policy: &CriteriaPolicy, e: &Evidence) -> Judged {
         id: "parity",
         unit: "clean runs",
         observed: Some(e.parity_clean as f64),
-        threshold: policy.parity_clean_runs as f64,
-        expected: policy.parity_clean_runs,
+        threshold: policy.parity_clean_runs.into(),
+        expected: policy.parity_clean_runs.into(),
         samples: e.parity_runs,
     };
-    if e.parity_runs < policy.parity_clean_runs {
+    if e.parity_runs < policy.parity_clean_runs.into() {
         sheet.say(Verdict::Inconclusive, format!("{} of {} runs so far", e.parity_runs, policy.parity_clean_runs))
-    } else if e.parity_clean < policy.parity_clean_runs {
+    } else if e.parity_clean < policy.parity_clean_runs.into() {
         sheet.say(Verdict::Fail, named(&e.parity_findings))
     } else {
         sheet.say(Verdict::Pass, format!("the last {} of {} runs were clean", e.parity_clean, e.parity_runs))
@@ -395,15 +349,15 @@ fn judge_lag(policy: &CriteriaPolicy, e: &Evidence) -> Judged {
         id: "mirror-lag",
         unit: "s (p99)",
         observed,
-        threshold: policy.mirror_lag_p99_s,
-        expected: policy.samples_min,
+        threshold: policy.mirror_lag_p99_s.into(),
+        expected: policy.lag_samples_min.into(),
         samples: e.lag_samples,
     };
     match observed {
-        Some(s) if s > policy.mirror_lag_p99_s => {
+        Some(s) if s > f64::from(policy.mirror_lag_p99_s) => {
             sheet.say(Verdict::Fail, format!("over {} deliveries", e.lag_samples))
         }
-        Some(_) if e.lag_samples >= policy.samples_min => {
+        Some(_) if e.lag_samples >= u64::from(policy.lag_samples_min) => {
             sheet.say(Verdict::Pass, format!("over {} deliveries", e.lag_samples))
         }
         _ => sheet.say(Verdict::Inconclusive, format!("only {} deliveries", e.lag_samples)),
@@ -428,6 +382,14 @@ fn judge_proofs(id: &'static str, unit: &'static str, proofs: &Proofs) -> Judged
     }
 }
 
+fn judge_reverse(policy: &CriteriaPolicy, e: &Evidence) -> Judged {
+    let judged = judge_proofs("reverse-rehearsed", "waves", &e.reverse);
+    if policy.reverse_rehearsed {
+        return judged;
+    }
+    Judged { verdict: Verdict::Pass, reason: "the policy does not ask for it".to_owned(), ..judged }
+}
+
 fn judge_skew(policy: &CriteriaPolicy, e: &Evidence) -> Judged {
     let worst = e.skew.iter().map(|(api, (ms, _))| (ms.abs(), *api)).max();
     let samples = e.skew.values().map(|(_, n)| n).sum();
@@ -435,15 +397,15 @@ fn judge_skew(policy: &CriteriaPolicy, e: &Evidence) -> Judged {
         id: "clock-skew",
         unit: "s",
         observed: worst.map(|(ms, _)| ms as f64 / SECOND_MS as f64),
-        threshold: policy.clock_skew_max_s,
-        expected: policy.samples_min,
+        threshold: policy.clock_skew_max_s.into(),
+        expected: SAMPLES_MIN,
         samples,
     };
     match worst {
-        Some((ms, api)) if ms as f64 > policy.clock_skew_max_s * SECOND_MS as f64 => {
+        Some((ms, api)) if ms as f64 > f64::from(policy.clock_skew_max_s) * SECOND_MS as f64 => {
             sheet.say(Verdict::Fail, format!("{} differs by {}", api.name(), format_duration_ms(ms)))
         }
-        Some(_) if samples >= policy.samples_min => sheet.say(Verdict::Pass, format!("over {samples} readings")),
+        Some(_) if samples >= SAMPLES_MIN => sheet.say(Verdict::Pass, format!("over {samples} readings")),
         _ => sheet.say(Verdict::Inconclusive, "no API showed its clock yet"),
     }
 }
@@ -465,7 +427,8 @@ mod tests {
             rotations_expected: 100,
             rotations_arrived: 100,
             api_calls: [(Api::Nango, 9), (Api::Composio, 9), (Api::Cloudflare, 9)].into(),
-            smoke_tests: 9,
+            smoke_tests: 48,
+            smoke_subjects: 2,
             cost_usd_month: Some(60.0),
             parity_clean: 3,
             parity_runs: 5,

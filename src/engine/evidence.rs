@@ -1,6 +1,6 @@
 //! Gathers what the store knows into [`Evidence`] and judges it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -8,38 +8,10 @@ use super::{Engine, EngineResult};
 use crate::domain::api::Api;
 use crate::domain::criteria::{Evidence, Judged, Note, Proofs, Verdict, judge, overall};
 use crate::domain::custody::Stage;
-use crate::domain::time::{DAY_MS, Timestamp};
+use crate::domain::time::{DAY_MS, HOUR_MS, Timestamp};
 use crate::plan::Route;
 use crate::ports::Outside;
 use crate::store::{LAG_BOUNDS_S, TripletRow};
-
-/// Prices in US dollars, with the day on which they were looked up.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct PriceTable {
-    /// `YYYY-MM-DD`
-    pub dated: String,
-    /// Nango's monthly base (ADR-038: 50).
-    pub nango_month: f64,
-    /// Composio's monthly base, from your contract.
-    pub composio_month: f64,
-    /// Per million KV writes above the included million (Cloudflare contract §2.7).
-    pub kv_writes_million: f64,
-    /// Per million KV reads above the included ten million.
-    pub kv_reads_million: f64,
-}
-
-impl Default for PriceTable {
-    fn default() -> Self {
-        Self {
-            dated: "2026-11-21".to_owned(),
-            nango_month: 50.0,
-            composio_month: 29.0,
-            kv_writes_million: 5.0,
-            kv_reads_million: 0.5,
-        }
-    }
-}
 
 /// What the gate says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -56,7 +28,7 @@ impl<O: Outside> Engine<O> {
     /// When the store cannot be read.
     pub async fn gate(&self, now: Timestamp) -> EngineResult<GateReport> {
         let evidence = self.evidence(now).await?;
-        let criteria = judge(&self.config.criteria, &evidence);
+        let criteria = judge(&self.config.policy.criteria, &evidence);
         Ok(GateReport { verdict: overall(&criteria), evaluated_at: now, criteria })
     }
 
@@ -112,8 +84,9 @@ impl<O: Outside> Engine<O> {
             outages,
             api_calls: per_api("requests"),
             smoke_tests: count("smoke_tests"),
+            smoke_subjects: triplets.iter().filter(|t| t.moves()).count() as u64,
             smoke_stale: self.store.load_notes("smoke-stale").await?,
-            cost_usd_month: self.cost(&counters, soaked_ms),
+            cost_usd_month: self.cost(&counters, &triplets, soaked_ms),
             parity_clean: count("parity_clean"),
             parity_runs: count("parity_runs"),
             parity_findings: self.store.load_notes("parity").await?,
@@ -151,17 +124,27 @@ impl<O: Outside> Engine<O> {
     }
 
     /// Projects a month from what was counted since the soak began.
-    fn cost(&self, counters: &BTreeMap<String, i64>, soaked_ms: Option<i64>) -> Option<f64> {
-        let soaked = soaked_ms.filter(|&ms| ms > 0)? as f64;
-        let month = |n: i64| n as f64 * (30 * DAY_MS) as f64 / soaked.max(DAY_MS as f64 / 24.0);
-        let get = |name: &str| counters.get(name).copied().unwrap_or(0);
-        let over = |n: f64, included: f64| (n - included).max(0.0) / 1e6;
-        let p = &self.config.prices;
-        let writes = month(get("deliveries:kv.source") + get("deliveries:kv.target"));
-        let usd = p.nango_month
-            + p.composio_month
-            + over(writes, 1e6) * p.kv_writes_million
-            + over(month(get("kv_reads")), 10e6) * p.kv_reads_million;
+    fn cost(&self, counters: &BTreeMap<String, i64>, triplets: &[TripletRow], soaked_ms: Option<i64>) -> Option<f64> {
+        // Less than an hour says nothing about a month.
+        let soaked = soaked_ms.filter(|&ms| ms >= HOUR_MS)? as f64;
+        let month = |names: &[&str]| {
+            let n: i64 = names.iter().map(|n| counters.get(*n).copied().unwrap_or(0)).sum();
+            n as f64 * (30 * DAY_MS) as f64 / soaked
+        };
+        let over = |n: f64, included: u64, per_million: f64| (n - included as f64).max(0.0) / 1e6 * per_million;
+        let moving = || triplets.iter().filter(|t| t.moves());
+        let connections: BTreeSet<i64> = moving().map(|t| t.connection).collect();
+        let p = &self.config.policy.prices;
+        let usd = (connections.len() as f64 * p.nango_per_connection_month).max(p.nango_minimum_per_month)
+            + p.composio_base_per_month
+            + moving().count() as f64 * p.composio_per_account_month
+            + over(month(&["kv_reads"]), p.kv_reads_included, p.kv_reads_per_million)
+            + over(
+                month(&["deliveries:kv.source", "deliveries:kv.target"]),
+                p.kv_writes_included,
+                p.kv_writes_per_million,
+            )
+            + over(month(&["kv_lists"]), p.kv_lists_included, p.kv_lists_per_million);
         Some((usd * 100.0).round() / 100.0)
     }
 }

@@ -16,34 +16,27 @@ use std::sync::Mutex;
 
 use crate::catalogue::Catalogue;
 use crate::domain::api::Api;
-use crate::domain::criteria::{CriteriaPolicy, Note};
+use crate::domain::criteria::Note;
 use crate::domain::time::{HOUR_MS, MINUTE_MS, SECOND_MS, Timestamp};
+use crate::plan::Policy;
 use crate::ports::{ApiResult, Outside};
 use crate::store::{Sink, Store, StoreError};
 
-pub use evidence::{GateReport, PriceTable};
+pub use evidence::GateReport;
 pub use lifecycle::Progress;
 
-/// How often the periodic duties run, and what the gate asks for. Durations in milliseconds.
+/// The policy, and what is not a matter of policy. Durations in milliseconds.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
-    pub criteria: CriteriaPolicy,
-    pub prices: PriceTable,
-    /// Listing both namespaces by key and metadata, which finds foreign writes.
+    pub policy: Policy,
+    /// Listing both namespaces by key and metadata, which finds foreign writes. Shorter than the
+    /// time between two rotations, or a foreign entry is overwritten before it is seen.
     pub scan_every_ms: i64,
-    /// Reading both namespaces in full and comparing fingerprints.
-    pub verify_every_ms: i64,
-    /// Asking the gateway what its hot path serves.
-    pub smoke_every_ms: i64,
-    /// Touching an API that nothing else touched, so that an outage is seen.
-    pub probe_every_ms: i64,
     /// Sending audit rows to D1.
     pub audit_every_ms: i64,
     /// A difference in KV younger than this is settling, not a finding. Must exceed the
     /// propagation time and the gateway's own `cacheTtl` (Cloudflare contract §2.6).
     pub settle_ms: i64,
-    /// How long a switch can be reversed.
-    pub reverse_window_ms: i64,
     /// How long disarmed alarms are watched before they count as silent.
     pub silence_ms: i64,
     /// Attempts per consent before the triplet is held.
@@ -52,18 +45,13 @@ pub struct EngineConfig {
     pub delivery_attempts_max: u32,
 }
 
-impl Default for EngineConfig {
-    fn default() -> Self {
+impl EngineConfig {
+    pub fn new(policy: Policy) -> Self {
         Self {
-            criteria: CriteriaPolicy::default(),
-            prices: PriceTable::default(),
-            scan_every_ms: 30 * MINUTE_MS,
-            verify_every_ms: 6 * HOUR_MS,
-            smoke_every_ms: HOUR_MS,
-            probe_every_ms: 5 * MINUTE_MS,
+            policy,
+            scan_every_ms: 10 * MINUTE_MS,
             audit_every_ms: 10 * MINUTE_MS,
             settle_ms: 150 * SECOND_MS,
-            reverse_window_ms: 6 * HOUR_MS,
             silence_ms: 2 * HOUR_MS,
             consent_attempts_max: 3,
             delivery_attempts_max: 60,
@@ -282,7 +270,3 @@ fn spread(parts: &[&str], n: u64) -> u64 {
     hasher.update(n.to_be_bytes());
     u64::from_be_bytes(hasher.finalize()[..8].try_into().expect("a SHA-256 has 32 bytes"))
 }
-
-/// The longest that a soak may run on without anything being recorded before the time counts as
-/// a gap in the evidence.
-pub(crate) const GAP_MS: i64 = 15 * MINUTE_MS;

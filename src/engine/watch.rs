@@ -67,7 +67,8 @@ impl<O: Outside> Engine<O> {
     pub(super) async fn probe(&self, now: Timestamp) -> EngineResult<Timestamp> {
         let quiet = |api: Api| {
             let health = self.health(api);
-            health.down_since.is_some() || health.last_ok.is_none_or(|ok| now.since(ok) >= self.config.probe_every_ms)
+            health.down_since.is_some()
+                || health.last_ok.is_none_or(|ok| now.since(ok) >= self.config.policy.criteria.probe_every.0)
         };
         if quiet(Api::Nango) {
             let answer = self.outside.source().list_integrations().await;
@@ -83,7 +84,7 @@ impl<O: Outside> Engine<O> {
         }
         self.keep_soak_clock(now).await?;
         let down = Api::ALL.iter().any(|&api| self.health(api).down_since.is_some());
-        Ok(now.plus_ms(if down { RETRY_MS } else { self.config.probe_every_ms }))
+        Ok(now.plus_ms(if down { RETRY_MS } else { self.config.policy.criteria.probe_every.0 }))
     }
 
     /// Starts the soak clock at the first mirrored refresh and takes out the times in which
@@ -92,7 +93,7 @@ impl<O: Outside> Engine<O> {
         let parse = |t: Option<String>| t.and_then(|t| t.parse().ok()).map(Timestamp::from_millis);
         if let Some(alive_at) = parse(self.store.load_meta("alive_at").await?) {
             let silent = now.since(alive_at);
-            if silent > super::GAP_MS {
+            if silent > self.config.policy.criteria.evidence_gap_max.0 {
                 self.store.add_counts(&[("gap_ms", silent)]).await?;
             }
         }
@@ -140,7 +141,7 @@ impl<O: Outside> Engine<O> {
                 }
             }
         }
-        Ok(now.plus_ms(self.config.smoke_every_ms))
+        Ok(now.plus_ms(self.config.policy.criteria.smoke_every.0))
     }
 
     /// Lists both namespaces with metadata and looks for writes that are not ours.
@@ -148,7 +149,8 @@ impl<O: Outside> Engine<O> {
         for (sink, namespace) in [(Sink::KvSource, Namespace::Source), (Sink::KvTarget, Namespace::Target)] {
             let listed = self.list_tokens(namespace).await;
             self.observe(Api::Cloudflare, now, &listed).await?;
-            let Ok(listed) = listed else { return Ok(now.plus_ms(RETRY_MS)) };
+            let Ok((listed, pages)) = listed else { return Ok(now.plus_ms(RETRY_MS)) };
+            self.store.add_counts(&[("kv_lists", pages)]).await?;
             for state in self.store.load_sink(sink).await? {
                 if state.delivered == 0 {
                     continue;
@@ -223,7 +225,7 @@ impl<O: Outside> Engine<O> {
                 self.store.add_note("parity", finding).await?;
             }
         }
-        Ok(now.plus_ms(self.config.verify_every_ms))
+        Ok(now.plus_ms(self.config.policy.criteria.verify_every.0))
     }
 
     /// What differs between the two entries, or between them and what was delivered; no secrets.
@@ -269,15 +271,19 @@ impl<O: Outside> Engine<O> {
         Ok(())
     }
 
-    /// All token keys of a namespace with their metadata.
-    pub(super) async fn list_tokens(&self, namespace: Namespace) -> ApiResult<BTreeMap<String, Option<KvMetadata>>> {
-        let (mut all, mut cursor) = (BTreeMap::new(), None);
+    /// All token keys of a namespace with their metadata, and the number of pages that took.
+    pub(super) async fn list_tokens(
+        &self,
+        namespace: Namespace,
+    ) -> ApiResult<(BTreeMap<String, Option<KvMetadata>>, i64)> {
+        let (mut all, mut cursor, mut pages) = (BTreeMap::new(), None, 0);
         loop {
             let page = self.outside.cloudflare().list_keys(namespace, KV_PREFIX, cursor.as_deref()).await?;
+            pages += 1;
             all.extend(page.keys.into_iter().map(|k| (k.name, k.metadata)));
             cursor = page.cursor;
             if cursor.is_none() {
-                return Ok(all);
+                return Ok((all, pages));
             }
         }
     }

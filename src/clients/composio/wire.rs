@@ -6,6 +6,7 @@ use serde_json::Value;
 use crate::clients::http::{Failure, NO_CODE, Reply, readable_code};
 use crate::domain::secret::Secret;
 use crate::domain::time::Timestamp;
+use crate::domain::token::scope_set;
 use crate::ports::{AccountStatus, AuthConfig, ConnectedAccount};
 
 /// Reads `{"error":{…}}`. The limiter's 429 is a bare `{"message"}`, and an old 404 may be `{}`.
@@ -79,7 +80,8 @@ pub(super) struct WireAuthConfigRef {
     pub auth_scheme: Option<String>,
 }
 
-/// A connected account without `state.val`, `data` and `params`: they hold (masked) secrets.
+/// A connected account without `data` and `params`, and of `state.val` only the scopes: the rest
+/// holds (masked) secrets.
 #[derive(Deserialize)]
 pub(super) struct WireAccount {
     pub id: String,
@@ -105,10 +107,31 @@ pub(super) struct WireAccount {
 struct WireState {
     #[serde(default, rename = "authScheme")]
     auth_scheme: Option<String>,
+    #[serde(default)]
+    val: WireStateVal,
+}
+
+#[derive(Default, Deserialize)]
+struct WireStateVal {
+    /// A text with separators, a list, or null.
+    #[serde(default)]
+    scope: serde_json::Value,
+}
+
+impl WireStateVal {
+    fn scopes(&self) -> Option<Vec<String>> {
+        let split = |text: &str| scope_set(text).into_iter().collect::<Vec<_>>();
+        match &self.scope {
+            serde_json::Value::String(text) => Some(split(text)),
+            serde_json::Value::Array(items) => Some(items.iter().filter_map(|i| i.as_str()).flat_map(split).collect()),
+            _ => None,
+        }
+    }
 }
 
 impl WireAccount {
     pub fn into_account(self) -> ConnectedAccount {
+        let granted_scopes = self.state.as_ref().and_then(|state| state.val.scopes());
         let state_scheme = self.state.and_then(|state| state.auth_scheme);
         ConnectedAccount {
             id: self.id,
@@ -120,6 +143,7 @@ impl WireAccount {
             status: status_from(&self.status),
             status_reason: self.status_reason,
             requested_scopes: self.requested_scopes,
+            granted_scopes,
             updated_at: self.updated_at.as_deref().and_then(|text| Timestamp::parse(text).ok()),
         }
     }

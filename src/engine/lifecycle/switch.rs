@@ -204,7 +204,7 @@ impl<O: Outside> Engine<O> {
     /// Moves one triplet's reads to the target. The record is idempotent: after a crash between
     /// the put and the event it is simply put again.
     async fn switch_one(&self, row: &TripletRow, now: Timestamp) -> EngineResult<()> {
-        let event = Event::Switched { at: now, reverse_until: now.plus_ms(self.config.reverse_window_ms) };
+        let event = Event::Switched { at: now, reverse_until: now.plus_ms(self.config.policy.reverse_window.0) };
         self.move_reads(row, &event, now).await
     }
 
