@@ -322,7 +322,7 @@ fn io_detail(error: &std::io::Error) -> Option<&'static str> {
     }
 }
 
-/// What a unit of error mapping in a client looks like: an answer judged, or why not.
+/// Names the call in the failure, if there is one.
 pub(super) fn judged<T>(line: &RequestLine, result: Result<T, impl Into<Failure>>) -> ApiResult<T> {
     result.map_err(|failure| line.error(failure))
 }
