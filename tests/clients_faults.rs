@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use cutover::clients::{
     CloudflareEndpoint, ComposioEndpoint, Endpoints, GatewayEndpoint, HttpOutside, NangoEndpoint, ProviderEndpoint,
-    Timeouts,
+    SetupError, Timeouts,
 };
 use cutover::domain::secret::Secret;
 use cutover::domain::time::Timestamp;
@@ -148,6 +148,10 @@ const JSON: &str = "content-type: application/json\r\n";
 const IMPATIENT: Timeouts = Timeouts { connect: Duration::from_secs(5), total: Duration::from_millis(60) };
 
 fn outside(base: &str, timeouts: Timeouts) -> HttpOutside {
+    build(base, timeouts).unwrap()
+}
+
+fn build(base: &str, timeouts: Timeouts) -> Result<HttpOutside, SetupError> {
     let url = Url::parse(base).unwrap();
     let key = |name: &str| Secret::new(format!("{CANARY}-{name}"));
     let endpoints = Endpoints {
@@ -164,7 +168,7 @@ fn outside(base: &str, timeouts: Timeouts) -> HttpOutside {
         provider: ProviderEndpoint { base_override: Some(url) },
         allow_insecure_http: false,
     };
-    HttpOutside::with_timeouts(endpoints, Arc::new(|| Timestamp::from_secs(1_790_000_000)), timeouts).unwrap()
+    HttpOutside::with_timeouts(endpoints, Arc::new(|| Timestamp::from_secs(1_790_000_000)), timeouts)
 }
 
 type Calling<'a> = Pin<Box<dyn Future<Output = Result<(), ApiError>> + 'a>>;
@@ -362,4 +366,23 @@ async fn a_body_beyond_the_limit_is_not_read() {
     let announced = Fault::Stall(raw(200, JSON, 40 * 1024 * 1024, "{"));
     every_call_meets(announced, |_, kind| is_contract(kind, "more than")).await;
     every_call_meets(Fault::Stream(33 * 1024 * 1024), |_, kind| is_contract(kind, "more than")).await;
+}
+
+#[tokio::test]
+async fn a_failed_tls_handshake_had_no_effect() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let https = format!("https://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(b"HTTP/1.1 400 X\r\n\r\n").await.unwrap();
+        wait_for_hang_up(&mut stream).await.ok();
+    });
+    // A machine without CA certificates cannot get as far as a handshake.
+    let outside = match build(&https, Timeouts::default()) {
+        Err(SetupError::Tls(_)) => return,
+        built => built.unwrap(),
+    };
+    let error = outside.source().list_integrations().await.unwrap_err();
+    let failed = ApiErrorKind::Unreachable { sent: false, detail: "TLS handshake failed".to_owned() };
+    assert_eq!(error.kind, failed);
 }

@@ -236,11 +236,12 @@ async fn a_composio_listing_of_one_page_is_read_once_and_one_that_never_settles_
 #[tokio::test]
 async fn a_filter_that_composio_ignored_is_applied_here() {
     let (server, outside) =
-        world(|_, _| (200, json!({"items": [account("ca_1", "u,1"), account("ca_2", "other")], "next_cursor": null})))
+        world(|_, _| (200, json!({"items": [account("ca_1", "u 1"), account("ca_2", "other")], "next_cursor": null})))
             .await;
-    let accounts = outside.target().list_accounts_of("u,1").await.unwrap();
+    let accounts = outside.target().list_accounts_of("u 1").await.unwrap();
     assert_eq!(accounts.iter().map(|a| a.id.as_str()).collect::<Vec<_>>(), ["ca_1"]);
-    assert_eq!(server.last().query("user_ids").as_deref(), Some("u,1"));
+    assert_eq!(server.last().query("user_ids").as_deref(), Some("u 1"));
+    assert!(outside.target().list_accounts_of("u,1").await.is_err(), "Composio would read two users");
 }
 
 #[tokio::test]

@@ -18,8 +18,8 @@ use self::wire::{
     Page, WireAccount, WireAuthConfig, WireCreatedAccount, WireCreatedAuthConfig, WireDone, WireLink, WirePatched,
     WireProxy, WireToolkit, judge, status_from,
 };
-use super::http::{Failure, Request};
-use super::http::{Http, RequestLine, contract, join, judged, refused, segment};
+use super::http::{Http, Request, RequestLine, join, judged, segment};
+use super::reply::{Failure, contract, refused};
 use super::{ComposioEndpoint, OauthApp, SetupError, key_header};
 use crate::domain::secret::Secret;
 use crate::domain::time::Timestamp;
@@ -182,6 +182,10 @@ impl TargetRead for ComposioClient {
     }
 
     async fn list_accounts_of(&self, user_id: &str) -> ApiResult<Vec<ConnectedAccount>> {
+        // A comma would make two users of one, and the one would look as if it had no accounts.
+        if user_id.is_empty() || user_id.contains(',') {
+            return Err(self.accounts_request().line().error(refused("unusable_user_id")));
+        }
         let rows: Vec<WireAccount> = self.list(|| self.accounts_request().query("user_ids", user_id)).await?;
         // A filter that the server does not know is ignored without a word.
         Ok(rows.into_iter().filter(|row| row.user_id == user_id).map(WireAccount::into_account).collect())

@@ -9,7 +9,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::http::{Failure, Http, NO_CODE, Reply, Request, contract, join, judged, readable_code, segment};
+use super::http::{Http, Request, join, judged, segment};
+use super::reply::{Failure, NO_CODE, Reply, contract, readable_code};
 use super::{GatewayEndpoint, SetupError, key_header};
 use crate::domain::time::Timestamp;
 use crate::domain::triplet::Triplet;
@@ -264,7 +265,7 @@ struct WireSmokeResult {
 
 #[cfg(test)]
 mod tests {
-    use super::super::http::Media;
+    use super::super::reply::Media;
     use super::*;
 
     fn reply(status: u16, headers: &[(&'static str, &'static str)], body: &str) -> Reply {

@@ -1,7 +1,7 @@
 //! The outside world over HTTP: the five systems behind the traits of [`crate::ports`].
 //!
 //! Wire shapes stay in here. Each system has its own envelope, read by one pure function that
-//! the unit tests feed with bytes; [`http`] does the transport for all of them. No client
+//! the unit tests feed with bytes; [`mod@http`] does the transport for all of them. No client
 //! sleeps, retries or decides: it says what happened and when trying again may help.
 
 pub mod cloudflare;
@@ -10,6 +10,7 @@ pub mod gateway;
 pub mod http;
 pub mod nango;
 pub mod provider;
+mod reply;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -14,7 +14,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use super::http::{Failure, Http, NO_CODE, Reply, Request, contract, join, judged, readable_code, segment};
+use super::http::{Http, Request, join, judged, segment};
+use super::reply::{Failure, NO_CODE, Reply, contract, readable_code};
 use super::{NangoEndpoint, SetupError, key_header};
 use crate::domain::secret::Secret;
 use crate::domain::time::Timestamp;
@@ -361,7 +362,7 @@ fn is_secret_shaped(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::http::Media;
+    use super::super::reply::Media;
     use super::*;
 
     fn reply(status: u16, body: &str) -> Reply {

@@ -8,10 +8,8 @@ use reqwest::{Method, Url};
 use serde_json::Value;
 
 use super::ProviderEndpoint;
-use super::http::{
-    Failure, Http, NO_CODE, Reply, Request, RequestLine, is_loopback, join, judged, readable_code, refused,
-    secret_header,
-};
+use super::http::{Http, Request, RequestLine, is_loopback, join, judged, secret_header};
+use super::reply::{Failure, NO_CODE, Reply, readable_code, refused};
 use crate::domain::secret::Secret;
 use crate::ports::{Api, ApiErrorKind, ApiResult, ProviderRead};
 
@@ -154,7 +152,7 @@ fn is_rate_limit(reply: &Reply, code: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::http::Media;
+    use super::super::reply::Media;
     use super::*;
 
     fn kind(status: u16, body: &str) -> ApiErrorKind {

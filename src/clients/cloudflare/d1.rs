@@ -8,7 +8,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::CloudflareClient;
-use crate::clients::http::{contract, judged};
+use crate::clients::http::judged;
+use crate::clients::reply::contract;
 use crate::ports::{ApiErrorKind, ApiResult, AuditRow, AuditSink};
 
 /// Inserts the rows of a JSON array, each once. The table is

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::clients::http::{Failure, NO_CODE, Reply, contract};
+use crate::clients::reply::{Failure, NO_CODE, Reply, contract};
 use crate::ports::ApiErrorKind;
 
 /// KV key or namespace, D1 database, Durable Object namespace.
@@ -104,7 +104,7 @@ fn is_d1_transient(error: &WireError) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clients::http::Media;
+    use crate::clients::reply::Media;
 
     fn reply(status: u16, body: &str) -> Reply {
         Reply { status, media: Media::Json, request_id: Some("8f-FRA".into()), body: body.into(), ..Reply::default() }

@@ -9,7 +9,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::CloudflareClient;
-use crate::clients::http::{BULK_BODY_BYTES_MAX, Payload, Request, contract, judged, refused, segment};
+use crate::clients::http::{BULK_BODY_BYTES_MAX, Payload, Request, judged, segment};
+use crate::clients::reply::{contract, refused};
 use crate::domain::token::{KvEntry, KvEntryError, KvMetadata};
 use crate::ports::{ApiErrorKind, ApiResult, KvKey, KvPage, KvPut, KvRead, KvWrite, Namespace};
 

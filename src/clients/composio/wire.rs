@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::clients::http::{Failure, NO_CODE, Reply, readable_code};
+use crate::clients::reply::{Failure, NO_CODE, Reply, readable_code};
 use crate::domain::secret::Secret;
 use crate::domain::time::Timestamp;
 use crate::domain::token::scope_set;
@@ -224,7 +224,7 @@ pub(super) struct WireProxy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clients::http::{Media, contract};
+    use crate::clients::reply::{Media, contract};
     use crate::ports::ApiErrorKind;
 
     fn reply(status: u16, body: &str) -> Reply {
