@@ -344,7 +344,7 @@ fn cells() -> Vec<Case> {
         ),
         case("formula", "a.csv", csv("kahuna,=A1,,slack,default,"), &["2:8 U+003D (`=`) in integration key `=A1`"]),
         case("blank tenant", "a.csv", csv(",slack,,slack,default,"), &["2:1 blank tenant"]),
-        case("blank key", "a.csv", csv("kahuna,  ,,slack,default,"), &["2:10 blank integration key"]),
+        case("blank key", "a.csv", csv("kahuna,  ,,slack,default,"), &["2:8 blank integration key"]),
         case("blank providers", "a.csv", csv("kahuna,slack,,,default,"), &["2:15 blank provider"]),
         case("blank account in Markdown", "a.md", markdown("| kahuna | slack | slack | |"), &["5:27 blank account"]),
         case(

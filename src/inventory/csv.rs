@@ -199,19 +199,15 @@ impl<'a> Records<'a> {
         if bytes.get(first) == Some(&b'"') {
             return self.quoted(first);
         }
-        let rest = &bytes[first..];
-        let len = rest.iter().position(|b| *b == self.delimiter || *b == b'\n').unwrap_or(rest.len());
-        let mut end = first + len;
-        if bytes.get(end) == Some(&b'\n') && end > first && bytes[end - 1] == b'\r' {
+        let start = self.at;
+        let rest = &bytes[start..];
+        let mut end = start + rest.iter().position(|b| *b == self.delimiter || *b == b'\n').unwrap_or(rest.len());
+        // The CR of a line end, also of one that the end of the file cut in half.
+        if matches!(bytes.get(end), None | Some(b'\n')) && end > start && bytes[end - 1] == b'\r' {
             end -= 1;
         }
         self.at = end;
-        // A lone CR at the very end of the text ends the line too.
-        if end == bytes.len() && end > first && bytes[end - 1] == b'\r' {
-            self.at = end;
-            end -= 1;
-        }
-        Ok(Field::borrowed(&self.text[first..end], first).trimmed())
+        Ok(Field::borrowed(&self.text[start..end], start).trimmed())
     }
 
     fn quoted(&mut self, open: usize) -> Result<Field<'a>, Problem> {
