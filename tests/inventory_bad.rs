@@ -189,6 +189,12 @@ fn headers() -> Vec<Case> {
             &["5:1 the header is repeated"],
         ),
         case(
+            "far too many columns",
+            "a.csv",
+            format!("tenant,{}\n", "x,".repeat(1_000_000)),
+            &["1:1 the header has 1000001 columns"],
+        ),
+        case(
             "no header",
             "a.csv",
             "kahuna,slack,slack,default\n",

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::domain::triplet::{Part, Triplet};
 
 pub use diagnostic::{DIAGNOSTICS_MAX, Diagnostic, Diagnostics, Location, Span};
+pub use excerpt::Excerpt;
 pub use live::{LIVE_NAME, from_live};
 pub use merge::{Disagreement, merge};
 pub use rows::AUTH_MODES;

@@ -6,6 +6,9 @@ use super::markdown::unwrapped;
 use super::names::{self, Field, escaped};
 use super::rows::{Builder, List, RawRow, Tenants};
 
+/// An inventory has six columns. Explaining each unknown one of a million would take minutes.
+const COLUMNS_MAX: usize = 64;
+
 /// What each position of a row means.
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
@@ -26,6 +29,19 @@ impl Layout {
     pub fn read(cells: &[Field<'_>], span: Span, rows: &Builder<'_>, report: &mut Report<'_>) -> Self {
         // Spreadsheets pad with empty columns on the right.
         let width = cells.iter().rposition(|cell| !cell.text.is_empty()).map_or(0, |i| i + 1);
+        if width > COLUMNS_MAX {
+            report.add(|_| {
+                Problem::new(span, format!("the header has {width} columns"), format!("some of {}", Column::list()))
+                    .hint("this is most likely another file")
+            });
+            return Self {
+                slots: Vec::new(),
+                padded_width: 0,
+                usable: false,
+                tenants_missing: false,
+                marked_up: false,
+            };
+        }
         let mut slots: Vec<Option<Column>> = Vec::with_capacity(width);
         for (position, cell) in cells[..width].iter().enumerate() {
             let column = Column::named(&cell.text);
