@@ -38,7 +38,9 @@ pub(super) fn locate(bytes: &[u8], span: Span) -> Location {
         start = BOM.len();
     }
     let shown = Span::new(offset.clamp(start, end), span.end.clamp(offset.clamp(start, end), end));
-    let column = 1 + pieces(&bytes[start..shown.start]).count();
+    let before = &bytes[start..shown.start];
+    // The usual case is counted fast, since a line may be the whole file.
+    let column = 1 + std::str::from_utf8(before).map_or_else(|_| pieces(before).count(), |text| text.chars().count());
     Location { line: line_of(bytes, offset), column, span, excerpt: excerpt(&bytes[start..end], start, shown) }
 }
 

@@ -1,7 +1,6 @@
 //! From named cells to typed rows, and the contradictions between rows.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::columns::Column;
 use super::diagnostic::{Problem, Report, Span};
@@ -159,7 +158,9 @@ fn parts(column: Column, list: &List<'_>, report: &mut Report<'_>) -> Option<Vec
         return None;
     }
     let mut out: Vec<Part> = Vec::with_capacity(list.items.len());
-    let mut seen = HashMap::new();
+    // A few names are compared one by one; a cell of 10 MB must not cost the square of its names.
+    let mut seen: HashSet<&str> = HashSet::new();
+    let many = list.items.len() > 16;
     for (position, field) in list.items.iter().enumerate() {
         let part = match names::part(what, field) {
             Ok(part) => part,
@@ -168,7 +169,8 @@ fn parts(column: Column, list: &List<'_>, report: &mut Report<'_>) -> Option<Vec
                 return None;
             }
         };
-        if list.items.len() > 1 && seen.insert(field.text.as_ref(), position).is_some() {
+        let repeated = if many { !seen.insert(&field.text) } else { out[..position].contains(&part) };
+        if repeated {
             report.add(|_| {
                 Problem::new(
                     field.span,
@@ -276,30 +278,45 @@ pub(super) fn nango_allows(c: char) -> bool {
     c.is_ascii_alphanumeric() || ",.;:=+~[]|@${}\"'\\/_ -".contains(c)
 }
 
+/// How a row contradicts an earlier one, whose index it holds.
+enum Clash<'a> {
+    Connection(usize),
+    Triplet(usize, &'a Part),
+}
+
 /// Reports each row that repeats or contradicts an earlier one, once.
 fn contradictions(placed: &[(Row, Span)], report: &mut Report<'_>) {
+    let mut clashes: BTreeMap<usize, Clash<'_>> = BTreeMap::new();
     let mut by_id: HashMap<(&str, &str), usize> = HashMap::with_capacity(placed.len());
-    let mut by_triplet: HashMap<(&Part, &Part, &Part), usize> = HashMap::with_capacity(placed.len());
-    for (index, (row, span)) in placed.iter().enumerate() {
-        match by_id.entry((&row.integration_key, &row.connection_id)) {
-            Entry::Occupied(first) => {
-                let (earlier, earlier_span) = &placed[*first.get()];
-                report.add(|report| same_connection(row, *span, earlier, report.line_of(earlier_span.start)));
-                continue;
-            }
-            Entry::Vacant(entry) => entry.insert(index),
-        };
-        let mut clash: Option<(usize, &Part)> = None;
-        for provider in &row.providers {
-            match by_triplet.entry((&row.tenant, provider, &row.account)) {
-                Entry::Occupied(first) => clash = clash.or(Some((*first.get(), provider))),
-                Entry::Vacant(entry) => {
-                    entry.insert(index);
-                }
+    for (index, (row, _)) in placed.iter().enumerate() {
+        let first = *by_id.entry((&row.integration_key, &row.connection_id)).or_insert(index);
+        if first != index {
+            clashes.insert(index, Clash::Connection(first));
+        }
+    }
+    // Sorting rows and then the providers of a few is several times faster than hashing every triplet.
+    let home = |index: &usize| (&placed[*index].0.tenant, &placed[*index].0.account);
+    let mut order: Vec<usize> = (0..placed.len()).filter(|index| !clashes.contains_key(index)).collect();
+    order.sort_by(|a, b| home(a).cmp(&home(b)));
+    for neighbours in order.chunk_by(|a, b| home(a) == home(b)).filter(|chunk| chunk.len() > 1) {
+        let providers = |index: &usize| placed[*index].0.providers.iter();
+        let mut claims: Vec<(&Part, usize)> =
+            neighbours.iter().flat_map(|index| providers(index).map(|provider| (provider, *index))).collect();
+        claims.sort_unstable();
+        for claims in claims.chunk_by(|a, b| a.0 == b.0) {
+            for (provider, index) in &claims[1..] {
+                clashes.entry(*index).or_insert(Clash::Triplet(claims[0].1, provider));
             }
         }
-        if let Some((first, provider)) = clash {
-            report.add(|report| {
+    }
+    for (index, clash) in clashes {
+        let (row, span) = &placed[index];
+        report.add(|report| match clash {
+            Clash::Connection(first) => {
+                let (earlier, earlier_span) = &placed[first];
+                same_connection(row, *span, earlier, report.line_of(earlier_span.start))
+            }
+            Clash::Triplet(first, provider) => {
                 let (earlier, earlier_span) = &placed[first];
                 let message = format!(
                     "triplet `{}:{provider}:{}` is given twice: here by `{}` and on line {} by `{}`",
@@ -310,9 +327,9 @@ fn contradictions(placed: &[(Row, Span)], report: &mut Report<'_>) {
                     earlier.integration_key
                 );
                 Problem::new(*span, message, "each triplet is fed by exactly one connection")
-                    .hint("remove the provider from one of the two rows, or give one another account")
-            });
-        }
+                    .hint("remove the provider from one of the two rows")
+            }
+        });
     }
 }
 
