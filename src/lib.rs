@@ -9,3 +9,4 @@ pub mod exit;
 pub mod inventory;
 pub mod plan;
 pub mod ports;
+pub mod sandbox;
