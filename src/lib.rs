@@ -4,9 +4,13 @@
 
 pub mod catalogue;
 pub mod cli;
+pub mod clients;
 pub mod domain;
+pub mod engine;
 pub mod exit;
 pub mod inventory;
 pub mod plan;
 pub mod ports;
 pub mod sandbox;
+pub mod shim;
+pub mod store;

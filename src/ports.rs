@@ -10,6 +10,7 @@ use std::future::Future;
 
 use serde_json::{Map, Value};
 
+pub use crate::domain::api::Api;
 use crate::domain::secret::Secret;
 use crate::domain::time::Timestamp;
 use crate::domain::token::{KvEntry, KvMetadata};
@@ -17,31 +18,6 @@ use crate::domain::triplet::Triplet;
 
 /// The result of one call to an outside system.
 pub type ApiResult<T> = Result<T, ApiError>;
-
-/// Which outside system a call went to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Api {
-    Nango,
-    Composio,
-    Cloudflare,
-    Gateway,
-    Provider,
-}
-
-impl Api {
-    pub const ALL: [Self; 5] = [Self::Nango, Self::Composio, Self::Cloudflare, Self::Gateway, Self::Provider];
-
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Nango => "nango",
-            Self::Composio => "composio",
-            Self::Cloudflare => "cloudflare",
-            Self::Gateway => "gateway",
-            Self::Provider => "provider",
-        }
-    }
-}
 
 /// A call that did not do what was asked. Never holds a body, a token or a signed URL.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -74,7 +50,8 @@ pub enum ApiErrorKind {
     /// Nango could not refresh: `invalid_credentials` in any of its four guises.
     #[error("could not refresh ({status} `{code}`)")]
     RefreshFailed { status: u16, code: String, cooldown: bool, exhausted: bool },
-    /// Any other 4xx: repeating the same request cannot help.
+    /// Any other 4xx: repeating the same request cannot help. Status 0: refused before sending,
+    /// because the arguments cannot make a valid request.
     #[error("rejected the request ({status} `{code}`)")]
     Rejected { status: u16, code: String },
     /// 5xx: it may or may not have taken effect.
@@ -207,6 +184,7 @@ pub struct ConnectedAccount {
     pub id: String,
     pub alias: Option<String>,
     pub user_id: String,
+    /// Empty right after a create, whose answer does not say it.
     pub toolkit: String,
     pub auth_config_id: String,
     pub scheme: String,
@@ -214,6 +192,8 @@ pub struct ConnectedAccount {
     pub status_reason: Option<String>,
     /// Scopes asked for at consent, where Composio shows them.
     pub requested_scopes: Option<Vec<String>>,
+    /// Scopes that the provider granted (`state.val.scope`), where Composio shows them.
+    pub granted_scopes: Option<Vec<String>>,
     pub updated_at: Option<Timestamp>,
 }
 

@@ -2,6 +2,7 @@
 //! help text, and a `run` that returns the exit code. Results go to stdout, the rest to stderr.
 
 mod error;
+pub mod inventory;
 mod ui;
 
 use clap::{Parser, Subcommand};
@@ -41,7 +42,9 @@ pub enum LogFormat {
 }
 
 #[derive(Subcommand, Debug)]
-pub enum Command {}
+pub enum Command {
+    Inventory(inventory::InventoryArgs),
+}
 
 /// Parses the command line, runs the command, prints its error if it has one, returns the exit code.
 pub fn main() -> u8 {
@@ -56,8 +59,9 @@ pub fn main() -> u8 {
         }
     };
     let ui = Ui::from_environment(&cli.globals);
-    let result: CommandResult = match cli.command {};
-    #[expect(unreachable_code, reason = "no command exists yet")]
+    let result: CommandResult = match cli.command {
+        Command::Inventory(args) => inventory::run(args, &ui),
+    };
     match result {
         Ok(code) => code,
         Err(error) => {

@@ -1,0 +1,359 @@
+//! `cutover inventory`: read, check and convert inventories.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::{CommandError, CommandResult, Ui};
+use crate::domain::triplet::Part;
+use crate::exit;
+use crate::inventory::{self, Diagnostics, Disagreement, Inventory, Source};
+
+/// The largest inventory that is read, in bytes. 100,000 connections are about 10 MB; what is far
+/// beyond that is the wrong file, and reading it would only use up the memory.
+const INVENTORY_BYTES_MAX: u64 = 512 * 1024 * 1024;
+
+/// Read, check and convert inventories
+///
+/// An inventory lists which Nango connection feeds which triplets: as a Markdown table inside a
+/// larger document, as CSV, or as JSON. Several files become one: the first one given wins, and
+/// where they disagree is told.
+#[derive(clap::Args, Debug)]
+pub struct InventoryArgs {
+    #[command(subcommand)]
+    command: InventoryCommand,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum InventoryCommand {
+    /// Show the typed rows of an inventory
+    #[command(after_help = "\
+Examples:
+  cutover inventory read fixtures/inventories/adr-038.md
+  cutover inventory read --tenant kahuna --tenant pointfield docs/adr/ADR-038.md
+  cutover inventory read --format json prod.csv extra.json")]
+    Read(ReadArgs),
+    /// Look for everything that is wrong with an inventory
+    ///
+    /// Exits with 0 when nothing is wrong, 2 when a file cannot be read as an inventory, and 3 when
+    /// several files disagree.
+    #[command(after_help = "\
+Examples:
+  cutover inventory check fixtures/inventories/adr-038.md
+  cutover inventory check --format json prod.csv
+  cutover inventory check prod.csv adr-038.md")]
+    Check(CheckArgs),
+    /// Write an inventory in another format
+    #[command(after_help = "\
+Examples:
+  cutover inventory convert --format csv fixtures/inventories/adr-038.md
+  cutover inventory convert --format markdown --out inventory.md prod.csv
+  cat prod.csv | cutover inventory convert --input-format csv --format json -")]
+    Convert(ConvertArgs),
+}
+
+#[derive(clap::Args, Debug)]
+struct Input {
+    /// Files to read, `-` for standard input; the first one wins where they disagree
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<String>,
+    /// Tenant of rows in an inventory that has no tenant column (can be repeated)
+    #[arg(long = "tenant", value_name = "TENANT", value_parser = parse_tenant)]
+    tenants: Vec<Part>,
+    /// Format of the files, when neither name nor content tell
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    input_format: Option<FileFormat>,
+}
+
+#[derive(clap::Args, Debug)]
+struct ReadArgs {
+    #[command(flatten)]
+    input: Input,
+    /// Shape of the report
+    #[arg(long, value_enum, default_value = "text")]
+    format: ReportFormat,
+}
+
+#[derive(clap::Args, Debug)]
+struct CheckArgs {
+    #[command(flatten)]
+    input: Input,
+    /// Shape of the report
+    #[arg(long, value_enum, default_value = "text")]
+    format: ReportFormat,
+}
+
+#[derive(clap::Args, Debug)]
+struct ConvertArgs {
+    #[command(flatten)]
+    input: Input,
+    /// Format to write
+    #[arg(long, value_enum)]
+    format: FileFormat,
+    /// Write to this file instead of standard output; nothing is written when the input is bad
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum ReportFormat {
+    Text,
+    Json,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum FileFormat {
+    Markdown,
+    Csv,
+    Json,
+}
+
+impl From<FileFormat> for inventory::Format {
+    fn from(format: FileFormat) -> Self {
+        match format {
+            FileFormat::Markdown => Self::Markdown,
+            FileFormat::Csv => Self::Csv,
+            FileFormat::Json => Self::Json,
+        }
+    }
+}
+
+fn parse_tenant(text: &str) -> Result<Part, String> {
+    Part::new(text).map_err(|error| error.to_string())
+}
+
+pub fn run(args: InventoryArgs, ui: &Ui) -> CommandResult {
+    match args.command {
+        InventoryCommand::Read(ReadArgs { input, format }) => report(&input, format, ui, |loaded| {
+            let mut out = table(&loaded.inventory);
+            out.push_str(&format!("\n{}\n", summary(&loaded.inventory)));
+            loaded.disagreements.iter().for_each(|d| ui.note(&format!("note: {d}")));
+            (exit::OK, out)
+        }),
+        InventoryCommand::Check(CheckArgs { input, format }) => report(&input, format, ui, |loaded| {
+            let lines: Vec<String> = loaded.disagreements.iter().map(|d| format!("{d}\n")).collect();
+            let code = if lines.is_empty() { exit::OK } else { exit::FAIL };
+            let verdict = if lines.is_empty() { "no problems" } else { "the files disagree" };
+            (code, format!("{}{}: {verdict}\n", lines.concat(), summary(&loaded.inventory)))
+        }),
+        InventoryCommand::Convert(ConvertArgs { input, format, out }) => {
+            let loaded = load(&input.files, &input.tenants, input.input_format.map(Into::into))?;
+            loaded.disagreements.iter().for_each(|d| ui.note(&format!("note: {d}")));
+            let text = match format {
+                FileFormat::Markdown => inventory::to_markdown(&loaded.inventory),
+                FileFormat::Csv => inventory::to_csv(&loaded.inventory),
+                FileFormat::Json => inventory::to_json(&loaded.inventory),
+            };
+            match out {
+                Some(path) => {
+                    write_whole(&path, &text)?;
+                    ui.note(&format!("wrote {}: {}", path.display(), summary(&loaded.inventory)));
+                }
+                None => ui.print(&text),
+            }
+            Ok(exit::OK)
+        }
+    }
+}
+
+/// Several inventories as one, and where they disagree.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    pub inventory: Inventory,
+    pub disagreements: Vec<Disagreement>,
+}
+
+/// Reads and merges inventory files, the first one winning. `-` is standard input; `tenants` are
+/// those of inventories without a tenant column.
+///
+/// # Errors
+/// Exit code 2 with every diagnostic of every file, or when a file cannot be read.
+pub fn load_files(
+    paths: &[String],
+    tenants: &[Part],
+    format: Option<inventory::Format>,
+) -> Result<Inventory, CommandError> {
+    Ok(load(paths, tenants, format)?.inventory)
+}
+
+/// As [`load_files`], with the disagreements.
+///
+/// # Errors
+/// As [`load_files`].
+pub fn load(paths: &[String], tenants: &[Part], format: Option<inventory::Format>) -> Result<Loaded, CommandError> {
+    try_load(paths, tenants, format)?.map_err(|diagnostics| CommandError::usage(diagnostics.to_string()))
+}
+
+/// The outer error is a file that cannot be read, the inner one a file that is not an inventory.
+fn try_load(
+    paths: &[String],
+    tenants: &[Part],
+    format: Option<inventory::Format>,
+) -> Result<Result<Loaded, Diagnostics>, CommandError> {
+    let mut sources = Vec::with_capacity(paths.len());
+    let mut wrong: Option<Diagnostics> = None;
+    for path in paths {
+        let place = Place::of(path);
+        let bytes = place.read()?;
+        let name = place.name();
+        match inventory::read(&Source { name: &name, bytes: &bytes, format, tenants }) {
+            Ok(inventory) => sources.push((name, inventory)),
+            Err(diagnostics) => match &mut wrong {
+                Some(all) => all.append(diagnostics),
+                None => wrong = Some(diagnostics),
+            },
+        }
+    }
+    Ok(match wrong {
+        Some(diagnostics) => Err(diagnostics),
+        None => {
+            let (inventory, disagreements) = inventory::merge(sources);
+            Ok(Loaded { inventory, disagreements })
+        }
+    })
+}
+
+/// Where an inventory comes from.
+enum Place<'a> {
+    Stdin,
+    File(&'a Path),
+}
+
+impl<'a> Place<'a> {
+    fn of(argument: &'a str) -> Self {
+        if argument == "-" { Self::Stdin } else { Self::File(Path::new(argument)) }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Self::Stdin => "<stdin>".to_owned(),
+            Self::File(path) => path.display().to_string(),
+        }
+    }
+
+    fn read(&self) -> Result<Vec<u8>, CommandError> {
+        let unreadable = |error: io::Error| {
+            CommandError::usage(format!("cannot read inventory `{}`", self.name()))
+                .because(&error)
+                .hint("give a Markdown, CSV or JSON file, or `-` for standard input")
+        };
+        let mut bytes = Vec::new();
+        let read = match self {
+            Self::Stdin => io::stdin().lock().take(INVENTORY_BYTES_MAX + 1).read_to_end(&mut bytes),
+            Self::File(path) => {
+                File::open(path).and_then(|file| file.take(INVENTORY_BYTES_MAX + 1).read_to_end(&mut bytes))
+            }
+        };
+        read.map_err(unreadable)?;
+        if bytes.len() as u64 > INVENTORY_BYTES_MAX {
+            let mib = INVENTORY_BYTES_MAX / (1024 * 1024);
+            return Err(CommandError::usage(format!("inventory `{}` has more than {mib} MiB", self.name())));
+        }
+        Ok(bytes)
+    }
+}
+
+/// Runs a command whose result can be text or JSON; errors become JSON too when that was asked for.
+fn report(input: &Input, format: ReportFormat, ui: &Ui, text: impl FnOnce(&Loaded) -> (u8, String)) -> CommandResult {
+    let result = try_load(&input.files, &input.tenants, input.input_format.map(Into::into));
+    if format == ReportFormat::Text {
+        let loaded = result?.map_err(|diagnostics| CommandError::usage(diagnostics.to_string()))?;
+        let (code, text) = text(&loaded);
+        ui.print(&text);
+        return Ok(code);
+    }
+    let (code, value) = match result {
+        Ok(Ok(loaded)) => {
+            let (code, _) = text(&loaded);
+            let disagree = loaded.disagreements.len();
+            let reason = if disagree == 0 { "no problems".to_owned() } else { counted(disagree, "disagreement") };
+            let value = json!({
+                "exit_code": code,
+                "reason": reason,
+                "connections": loaded.inventory.rows.len(),
+                "triplets": loaded.inventory.triplet_count(),
+                "rows": loaded.inventory.rows,
+                "disagreements": loaded.disagreements,
+            });
+            (code, value)
+        }
+        Ok(Err(diagnostics)) => {
+            let reason = counted(diagnostics.total(), "problem");
+            let Diagnostics { diagnostics, more } = diagnostics;
+            let value = json!({
+                "exit_code": exit::USAGE,
+                "reason": reason,
+                "diagnostics": diagnostics,
+                "more": more,
+            });
+            (exit::USAGE, value)
+        }
+        Err(error) => {
+            let reason = error.to_string();
+            (error.code(), json!({"exit_code": error.code(), "reason": reason, "diagnostics": [], "more": 0}))
+        }
+    };
+    ui.print(&format!("{value:#}\n"));
+    Ok(code)
+}
+
+/// `1 problem`, `2 problems`
+fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// `20 connections, 28 triplets, 2 tenants`
+fn summary(inventory: &Inventory) -> String {
+    let mut tenants: Vec<&Part> = inventory.rows.iter().map(|row| &row.tenant).collect();
+    tenants.dedup();
+    format!(
+        "{}, {}, {}",
+        counted(inventory.rows.len(), "connection"),
+        counted(inventory.triplet_count(), "triplet"),
+        counted(tenants.len(), "tenant")
+    )
+}
+
+/// Rows in aligned columns. The providers come last because one connection may feed many.
+fn table(inventory: &Inventory) -> String {
+    let header = ["TENANT", "INTEGRATION KEY", "ACCOUNT", "AUTH MODE", "CONNECTION ID", "PROVIDERS"].map(str::to_owned);
+    let cells = |row: &inventory::Row| {
+        let providers: Vec<&str> = row.providers.iter().map(Part::as_str).collect();
+        [
+            row.tenant.to_string(),
+            row.integration_key.clone(),
+            row.account.to_string(),
+            row.auth_mode.clone().unwrap_or_else(|| "-".to_owned()),
+            row.connection_id.clone(),
+            providers.join(", "),
+        ]
+    };
+    let lines: Vec<[String; 6]> = std::iter::once(header).chain(inventory.rows.iter().map(cells)).collect();
+    let mut widths = [0; 6];
+    for line in &lines {
+        for (width, cell) in widths.iter_mut().zip(line) {
+            *width = (*width).max(cell.len());
+        }
+    }
+    let mut out = String::new();
+    for line in &lines {
+        let padded: Vec<String> = line.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        out.push_str(padded.join("  ").trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+/// Writes a file whole or not at all: a reader never sees half of it, and a full disk leaves the old one.
+fn write_whole(path: &Path, text: &str) -> Result<(), CommandError> {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    std::fs::write(&partial, text).and_then(|()| std::fs::rename(&partial, path)).map_err(|error| {
+        // What is left of it is of no use; that it may not exist is no second error.
+        let _ = std::fs::remove_file(&partial);
+        CommandError::failed(format!("cannot write `{}`", path.display())).because(&error)
+    })
+}

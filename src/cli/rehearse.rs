@@ -1,0 +1,234 @@
+//! `cutover rehearse`: the whole cutover on the embedded sandbox, in virtual time.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::{CommandError, CommandResult, Ui};
+use crate::catalogue::Catalogue;
+use crate::domain::triplet::Part;
+use crate::exit;
+use crate::inventory::{self, Inventory, Source};
+use crate::plan::Policy;
+use crate::rehearse::{Position, Rehearsal, RehearsalError, grow};
+use crate::sandbox::Fault;
+
+/// The inventory of ADR-038, built in so that the first command needs no file.
+const ADR_038: &str = include_str!("../../fixtures/inventories/adr-038.md");
+
+/// Connections that a rehearsal can grow to: above, the state database outgrows a laptop.
+const CONNECTIONS_MAX: usize = 20_000;
+
+/// Rehearse the whole cutover on the built-in sandbox, in virtual time
+///
+/// Plans, applies, soaks, verifies, asks for consent, judges the gate, switches and retires, against
+/// emulated Nango, Composio, Cloudflare, gateway and providers on loopback. Needs no account, touches
+/// nothing outside a temporary folder. Exits with 0 when the gate passes and nothing was lost, 3 when
+/// it fails, 4 when evidence is missing.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cutover rehearse
+  cutover rehearse --days 7 --seed 42 --format json
+  cutover rehearse --inventory docs/ADR-038.md --tenant acme
+  cutover rehearse --faults webhook-loss,kv-lag,composio-429,crash
+  cutover rehearse --faults nango-outage=2h
+  cutover rehearse --connections 1000
+
+Faults (name or name=strength; repeat or separate with commas):
+  webhook-loss=50%     Nango's webhooks get lost
+  kv-lag=90s           the gateway sees KV writes late
+  composio-429=5%      Composio answers 429
+  crash=5              the engine is killed and restarted from its journal
+  nango-outage=45m     Nango is out of reach
+  do-alarm-zombie=1    a TokenManager object goes on refreshing behind our back
+  grant-revoked=1      a user revokes the old grant
+  wrong-account=1      somebody consents with another account
+  scope-loss=1         somebody consents to less")]
+pub struct RehearseArgs {
+    /// Inventory to rehearse, Markdown, CSV or JSON, `-` for standard input [default: ADR-038's]
+    #[arg(long, value_name = "FILE")]
+    inventory: Vec<String>,
+    /// Tenant of an inventory without a tenant column (can be repeated)
+    #[arg(long, value_name = "NAME", value_parser = tenant)]
+    tenant: Vec<Part>,
+    /// Days of soak
+    #[arg(long, default_value_t = 30, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=400))]
+    days: u32,
+    /// Seed of everything random; the same seed gives the same digest
+    #[arg(long, default_value_t = 38, value_name = "N")]
+    seed: u64,
+    /// Faults to inject
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = fault)]
+    faults: Vec<Fault>,
+    /// Grow the inventory to this many synthetic connections
+    #[arg(long, value_name = "N")]
+    connections: Option<usize>,
+    /// Policy file with the criteria
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Keep the state database in this folder, which must be empty or new
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
+    /// Shape of the report
+    #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
+    format: ReportFormat,
+}
+
+/// Shape of the report
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum ReportFormat {
+    Text,
+    Json,
+}
+
+fn tenant(text: &str) -> Result<Part, String> {
+    Part::new(text).map_err(|e| e.to_string())
+}
+
+fn fault(text: &str) -> Result<Fault, String> {
+    Fault::parse(text).map_err(|e| e.to_string())
+}
+
+/// # Errors
+/// Exit code 2 for bad input, 7 for a plan with undecided rows, 1 when it could not be carried out.
+pub fn run(args: RehearseArgs, ui: &Ui) -> CommandResult {
+    let began = Instant::now();
+    let policy = load_policy(args.policy.as_deref())?;
+    let mut inventory = load_inventory(&args.inventory, &args.tenant)?;
+    if let Some(connections) = args.connections {
+        if !(1..=CONNECTIONS_MAX).contains(&connections) {
+            return Err(CommandError::usage(format!("--connections {connections} is not between 1 and {CONNECTIONS_MAX}")));
+        }
+        inventory = grow(&inventory, connections);
+    }
+    let folder = Folder::make(args.keep.as_deref())?;
+    let rehearsal = Rehearsal {
+        inventory,
+        catalogue: Catalogue::built_in(),
+        policy,
+        seed: args.seed,
+        days: args.days,
+        faults: args.faults,
+        directory: folder.path().to_owned(),
+    };
+    // One thread: requests and answers alternate in one order, and the run is the same each time.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| CommandError::failed("cannot start the runtime").because(&e))?;
+    let mut progress = ProgressLine::new(ui, args.days);
+    let result = runtime.block_on(rehearsal.run(&mut |position| progress.show(position)));
+    progress.clear();
+    let mut report = result.map_err(explain)?;
+    report.elapsed_wall_s = Some((began.elapsed().as_secs_f64() * 10.0).round() / 10.0);
+    match args.format {
+        ReportFormat::Json => ui.print(&report.to_json()),
+        ReportFormat::Text => ui.print(&report.to_text(ui.color_stdout)),
+    }
+    Ok(report.exit_code)
+}
+
+fn load_inventory(paths: &[String], tenants: &[Part]) -> Result<Inventory, CommandError> {
+    if !paths.is_empty() {
+        return super::inventory::load_files(paths, tenants, None);
+    }
+    let source = Source { name: "adr-038.md", bytes: ADR_038.as_bytes(), format: None, tenants };
+    inventory::read(&source).map_err(|diagnostics| CommandError::usage(diagnostics.to_string()))
+}
+
+fn load_policy(path: Option<&Path>) -> Result<Policy, CommandError> {
+    let Some(path) = path else { return Ok(Policy::default()) };
+    let shown = path.display();
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| CommandError::usage(format!("cannot read policy `{shown}`")).because(&e))?;
+    Policy::from_toml(&text).map_err(|e| {
+        CommandError::usage(format!("policy `{shown}` is not valid"))
+            .because(&e)
+            .hint("`plans/policy.toml` explains every key")
+    })
+}
+
+fn explain(error: RehearsalError) -> CommandError {
+    match &error {
+        RehearsalError::Blocked { .. } => CommandError::new(exit::REFUSED, "the rehearsal cannot start")
+            .because(&error)
+            .hint("decide each of them in the policy file, as `[[decision]]` with a route and a reason"),
+        RehearsalError::NothingMoves => CommandError::usage("there is nothing to rehearse").because(&error),
+        _ => CommandError::failed("the rehearsal could not be carried out").because(&error),
+    }
+}
+
+/// Where the state goes: a temporary folder that disappears, or one that was asked for.
+enum Folder {
+    Temporary(tempfile::TempDir),
+    Kept(PathBuf),
+}
+
+impl Folder {
+    fn make(keep: Option<&Path>) -> Result<Self, CommandError> {
+        let Some(keep) = keep else {
+            let made = tempfile::Builder::new().prefix("cutover-rehearse-").tempdir();
+            return made
+                .map(Self::Temporary)
+                .map_err(|e| CommandError::failed("cannot make a temporary folder").because(&e));
+        };
+        let shown = keep.display();
+        std::fs::create_dir_all(keep)
+            .map_err(|e| CommandError::usage(format!("cannot make folder `{shown}`")).because(&e))?;
+        let mut entries = std::fs::read_dir(keep)
+            .map_err(|e| CommandError::usage(format!("cannot read folder `{shown}`")).because(&e))?;
+        if entries.next().is_some() {
+            return Err(CommandError::usage(format!("folder `{shown}` is not empty"))
+                .hint("give a new folder: a rehearsal starts from nothing"));
+        }
+        Ok(Self::Kept(keep.to_owned()))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Temporary(dir) => dir.path(),
+            Self::Kept(path) => path,
+        }
+    }
+}
+
+/// One line on stderr that is redrawn, on a terminal only.
+struct ProgressLine {
+    on: bool,
+    days: u32,
+    drawn_at: Option<Instant>,
+}
+
+impl ProgressLine {
+    fn new(ui: &Ui, days: u32) -> Self {
+        Self { on: ui.progress, days, drawn_at: None }
+    }
+
+    fn show(&mut self, p: Position) {
+        if !self.on || self.drawn_at.is_some_and(|at| at.elapsed() < Duration::from_millis(100)) {
+            return;
+        }
+        self.drawn_at = Some(Instant::now());
+        let filled = (p.share * 30.0) as usize;
+        let bar: String = (0..30).map(|i| if i < filled { '#' } else { '-' }).collect();
+        let day = (p.share * f64::from(self.days)) as u32;
+        let mut stderr = std::io::stderr().lock();
+        let _ = write!(
+            stderr,
+            "\r\x1b[K[{bar}] {:<15} {}  day {day}/{}  {} rotations",
+            p.phase,
+            p.now.to_minute(),
+            self.days,
+            p.rotations
+        );
+        let _ = stderr.flush();
+    }
+
+    fn clear(&self) {
+        if self.drawn_at.is_some() {
+            let mut stderr = std::io::stderr().lock();
+            let _ = write!(stderr, "\r\x1b[K").and_then(|()| stderr.flush());
+        }
+    }
+}

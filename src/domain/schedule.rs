@@ -1,0 +1,76 @@
+//! When to poll Nango, and when to try again.
+
+use super::time::{DAY_MS, MINUTE_MS, SECOND_MS, Timestamp};
+
+/// Nango refreshes on a read inside the last 15 minutes of a token's life (Nango contract §6.1).
+pub const REFRESH_MARGIN_MS: i64 = 15 * MINUTE_MS;
+
+/// Polls are due at the latest this long before expiry, so that 14 minutes remain for retries.
+const POLL_LEAD_MS: i64 = 14 * MINUTE_MS;
+
+/// Polls happen on this grid, so that connections whose tokens expire together share one
+/// journal commit and one bulk put.
+const GRID_MS: i64 = 15 * SECOND_MS;
+
+/// Connections without a scheduled expiry are looked at this often (Nango contract §6.3: watch `errors`).
+pub const NO_EXPIRY_POLL_MS: i64 = DAY_MS;
+
+/// A consent link at Composio lives 10 minutes (Composio contract §3.6).
+pub const LINK_LIFE_MS: i64 = 10 * MINUTE_MS;
+
+/// When to read a connection whose token expires at `expires_at`: between 15 and 14 minutes
+/// before, spread by `draw` (any number, fixed per connection and token), on a 15-second grid.
+/// A token whose margin has begun is due `now`.
+pub fn poll_at(expires_at: Option<Timestamp>, now: Timestamp, draw: u64) -> Timestamp {
+    let Some(expires_at) = expires_at else { return now.plus_ms(NO_EXPIRY_POLL_MS) };
+    let slots = (REFRESH_MARGIN_MS - POLL_LEAD_MS) / GRID_MS;
+    let offset = (draw % slots as u64) as i64 * GRID_MS;
+    // Rounded up so that the read never falls before the margin, where it would not refresh.
+    let earliest = expires_at.plus_ms(-REFRESH_MARGIN_MS + SECOND_MS).millis();
+    let on_grid = (earliest + offset + GRID_MS - 1).div_euclid(GRID_MS) * GRID_MS;
+    Timestamp::from_millis(on_grid).max(now)
+}
+
+/// How long to wait after the `failures`-th failed read in a row (from 1). Nango answers from a
+/// 30-second cooldown after a failure, so the first retry waits a little longer than that; the
+/// last step stays short enough for several tries inside the 14 minutes of lead.
+pub fn poll_retry_after_ms(failures: u32, draw: u64) -> i64 {
+    let base = match failures {
+        0 | 1 => 31 * SECOND_MS,
+        2 => MINUTE_MS,
+        3 => 2 * MINUTE_MS,
+        _ => 3 * MINUTE_MS,
+    };
+    base + (draw % 5) as i64 * SECOND_MS
+}
+
+/// How long a delivery waits after its `attempts`-th failure (from 1): 2 s doubling to 2 min,
+/// less up to a quarter, and never less than what the server asked for.
+pub fn delivery_retry_after_ms(attempts: u32, retry_after_ms: Option<i64>, draw: u64) -> i64 {
+    let base = (SECOND_MS << attempts.clamp(1, 7)).min(2 * MINUTE_MS);
+    let jittered = base - (draw % 256) as i64 * base / 1024;
+    jittered.max(retry_after_ms.unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn polls_fall_inside_the_margin_with_time_to_retry(expiry in 0i64..4_000_000_000_000, draw: u64) {
+            let expires_at = Timestamp::from_millis(expiry);
+            let at = poll_at(Some(expires_at), Timestamp::from_millis(i64::MIN / 2), draw);
+            let left = expires_at.since(at);
+            prop_assert!(left < REFRESH_MARGIN_MS, "{left}");
+            prop_assert!(left >= POLL_LEAD_MS - GRID_MS, "{left}");
+        }
+
+        #[test]
+        fn retries_wait_at_least_what_the_server_asked(attempts in 0u32..50, after in 0i64..100_000, draw: u64) {
+            let wait = delivery_retry_after_ms(attempts, Some(after), draw);
+            prop_assert!(wait >= after && wait <= after.max(2 * MINUTE_MS));
+        }
+    }
+}

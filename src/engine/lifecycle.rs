@@ -1,0 +1,102 @@
+//! The steps of a cutover: apply, consent, prove, drill, switch, settle, retire.
+//!
+//! Each operation looks at where things stand, does what can be done at `now`, and says whether
+//! it is done or when to call it again. Calling one again after a crash goes on where it was:
+//! effects are written down as intents first and settled by looking.
+
+mod apply;
+mod consent;
+mod retire;
+mod switch;
+
+use sha2::{Digest, Sha256};
+
+use super::{Engine, EngineResult};
+use crate::domain::api::Api;
+use crate::domain::secret::hex;
+use crate::domain::time::{SECOND_MS, Timestamp};
+use crate::domain::triplet::Triplet;
+use crate::ports::{ApiError, ApiResult, Outside};
+use crate::store::{IntentState, TripletRow};
+
+/// Who acts, in the audit trail.
+const ACTOR: &str = "cutover";
+
+/// How long an operation waits before it asks an API again that did not answer.
+const RETRY_MS: i64 = 30 * SECOND_MS;
+
+/// Where an operation stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    Done,
+    /// Call again at this time.
+    Wait(Timestamp),
+}
+
+/// The outcome of one effect.
+enum Effected {
+    /// It is known to have happened; this is what it gave.
+    Yes(String),
+    /// Not now; the API may answer later.
+    Later(ApiError),
+    /// It was refused, and asking again cannot help.
+    Never(ApiError),
+}
+
+impl<O: Outside> Engine<O> {
+    /// Makes something true in the outside world exactly once: writes the intent down, looks
+    /// whether it is true already (a crash may have cut the answer off), acts if not.
+    async fn once(
+        &self,
+        id: &str,
+        action: &str,
+        api: Api,
+        now: Timestamp,
+        look: impl AsyncFnOnce() -> ApiResult<Option<String>>,
+        act: impl AsyncFnOnce() -> ApiResult<String>,
+    ) -> EngineResult<Effected> {
+        if let Some(IntentState::Done(result)) = self.store.begin_intent(id, action, now).await? {
+            return Ok(Effected::Yes(result));
+        }
+        let seen = look().await;
+        self.observe(api, now, &seen).await?;
+        let result = match seen {
+            Ok(Some(found)) => Ok(found),
+            Ok(None) => {
+                let acted = act().await;
+                self.observe(api, now, &acted).await?;
+                acted
+            }
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(result) => {
+                self.store.finish_intent(id, &result).await?;
+                Ok(Effected::Yes(result))
+            }
+            Err(error) if error.is_transient() => Ok(Effected::Later(error)),
+            Err(error) => Ok(Effected::Never(error)),
+        }
+    }
+
+    /// The triplets whose custody moves.
+    async fn moving(&self) -> EngineResult<Vec<TripletRow>> {
+        Ok(self.store.load_triplets().await?.into_iter().filter(TripletRow::moves).collect())
+    }
+}
+
+/// When to ask again after an error: what the server asked for, or half a minute.
+fn retry_at(now: Timestamp, error: &ApiError) -> Timestamp {
+    let asked = match error.kind {
+        crate::ports::ApiErrorKind::RateLimited { retry_after_ms } => retry_after_ms.unwrap_or(0),
+        _ => 0,
+    };
+    now.plus_ms(asked.max(RETRY_MS))
+}
+
+/// A name for a triplet that says nothing about the tenant and is always the same: the part that
+/// makes aliases at Composio unique, so that a repeated creation is found instead of doubled.
+fn alias(prefix: &str, triplet: &Triplet) -> String {
+    let digest = Sha256::digest(triplet.to_string().as_bytes());
+    format!("{prefix}-{}", hex(&digest[..6]))
+}

@@ -1,0 +1,307 @@
+//! The poller: reads each Nango connection inside the last 15 minutes of its token's life, which
+//! makes Nango refresh it, and journals what comes back. Webhooks are hints; this is the truth.
+
+use serde_json::Value;
+
+use super::{Engine, EngineResult, spread};
+use crate::domain::api::Api;
+use crate::domain::criteria::Note;
+use crate::domain::schedule::{poll_at, poll_retry_after_ms};
+use crate::domain::time::{MINUTE_MS, Timestamp};
+use crate::domain::token::{KvEntry, Writer};
+use crate::domain::webhook::AuthWebhook;
+use crate::ports::{ApiError, ApiErrorKind, Outside, ProviderRead, SourceCredential, SourceCustody};
+use crate::store::{Capture, ConnectionRow, NewVersion, PollFailure, Sink, TripletRow};
+
+/// Reads in one round: enough for one commit to carry many, few enough that the first token of a
+/// round does not wait for the last read.
+const ROUND_MAX: u32 = 64;
+
+/// Failed reads in a row after which the old token itself is asked whether the grant lives.
+const FAILURES_BEFORE_WHOAMI: u32 = 3;
+
+/// How long past its expiry a connection may keep failing, while Nango serves others, before its
+/// grant counts as gone.
+const DEAD_AFTER_EXPIRY_MS: i64 = 10 * MINUTE_MS;
+
+/// What a provider said about a token, as far as it could be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Liveness {
+    Alive,
+    Refused,
+    Unknown,
+}
+
+impl<O: Outside> Engine<O> {
+    /// Reads every connection that is due.
+    pub(super) async fn poll(&self, now: Timestamp) -> EngineResult<()> {
+        for missed in self.store.take_missed_rotations(now).await? {
+            let detail = "its token ended before a refresh arrived".to_owned();
+            let note = Note { at: now, subject: missed.connection_id, detail };
+            self.store.add_note("missed-rotation", &note).await?;
+        }
+        loop {
+            let due = self.store.load_due_connections(now, ROUND_MAX).await?;
+            if due.is_empty() {
+                return Ok(());
+            }
+            let triplets = self.store.load_triplets().await?;
+            let mut captures = Vec::new();
+            let mut out_of_reach = false;
+            for connection in &due {
+                let fed: Vec<&TripletRow> =
+                    triplets.iter().filter(|t| t.connection == connection.id && t.moves()).collect();
+                match self.read(connection, now).await? {
+                    Ok(credential) => captures.extend(self.capture(connection, &fed, credential, now).await?),
+                    Err(error) => {
+                        out_of_reach = error.is_outage() || matches!(error.kind, ApiErrorKind::RateLimited { .. });
+                        self.read_failed(connection, &fed, &error, now).await?;
+                        if out_of_reach {
+                            break;
+                        }
+                    }
+                }
+            }
+            self.store.append_captures(&captures, &Sink::ALL, now).await?;
+            if out_of_reach {
+                // The rest would meet the same wall; they are asked again with the next round.
+                let retry = now.plus_ms(poll_retry_after_ms(1, 0));
+                for rest in self.store.load_due_connections(now, u32::MAX).await? {
+                    self.store.schedule_poll(rest.id, Some(retry)).await?;
+                }
+                return Ok(());
+            }
+        }
+    }
+
+    /// Brings the read of a connection forward because Nango said that something happened to it.
+    ///
+    /// # Errors
+    /// When the hint cannot be recorded.
+    pub async fn hint(&self, webhook: &AuthWebhook, now: Timestamp) -> EngineResult<()> {
+        self.store.add_counts(&[("webhooks", 1)]).await?;
+        if webhook.kind != "auth" {
+            return Ok(());
+        }
+        for connection in self.store.load_connections().await? {
+            let meant = connection.connection_id == webhook.connection_id
+                && connection.integration_key == webhook.integration_key;
+            let Some(planned) = connection.poll_at.filter(|_| meant) else { continue };
+            // After a failure Nango answers from its 30-second cooldown.
+            let sooner = if webhook.success { now } else { now.plus_ms(poll_retry_after_ms(1, 0)) };
+            if sooner < planned {
+                self.store.schedule_poll(connection.id, Some(sooner)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn read(
+        &self,
+        connection: &ConnectionRow,
+        now: Timestamp,
+    ) -> EngineResult<Result<SourceCredential, ApiError>> {
+        let read = self.outside.source().fetch_credential(&connection.integration_key, &connection.connection_id).await;
+        self.observe(Api::Nango, now, &read).await?;
+        Ok(read)
+    }
+
+    /// Turns a credential into what the journal keeps: a version per triplet when the token is new.
+    pub(super) async fn capture(
+        &self,
+        connection: &ConnectionRow,
+        fed: &[&TripletRow],
+        credential: SourceCredential,
+        now: Timestamp,
+    ) -> EngineResult<Option<Capture>> {
+        let fingerprint = self.store.vault().fingerprints().fingerprint(&credential.access_token);
+        let is_new = connection.fingerprint != Some(fingerprint);
+        if connection.config != credential.connection_config {
+            self.store.save_connection_config(connection.id, &credential.connection_config).await?;
+        }
+        // A read inside the margin that gives the old token back did not refresh: without a
+        // refresh token Nango answers 200 with the stale token for ever.
+        let stuck = !is_new && credential.expires_at.is_some_and(|e| e.since(now) < 13 * MINUTE_MS);
+        if stuck {
+            let retry_at = now.plus_ms(poll_retry_after_ms(connection.failures + 1, 0));
+            let failure =
+                PollFailure { connection: connection.id, at: now, retry_at: Some(retry_at), dead: false, counts: true };
+            self.store.record_poll_failure(failure).await?;
+            return Ok(None);
+        }
+        if !is_new && credential.expires_at.is_none() {
+            self.check_unexpiring(connection, fed, now).await?;
+        }
+        let draw = spread(&["poll", &connection.connection_id, &connection.integration_key], connection.rotation);
+        let scheduled = if is_new { connection.expires_at.map(|old_end| now <= old_end) } else { None };
+        let versions = if is_new {
+            fed.iter()
+                .map(|t| NewVersion {
+                    triplet: t.triplet.clone(),
+                    epoch: t.custody.epoch,
+                    writer: Writer::Nango,
+                    entry: entry_of(&credential),
+                })
+                .collect()
+        } else {
+            Vec::new()
+        };
+        Ok(Some(Capture {
+            connection: connection.id,
+            fingerprint,
+            expires_at: credential.expires_at,
+            poll_at: poll_at(credential.expires_at, now, draw),
+            versions,
+            scheduled,
+        }))
+    }
+
+    /// A token without an expiry can die in silence: ask the provider.
+    async fn check_unexpiring(
+        &self,
+        connection: &ConnectionRow,
+        fed: &[&TripletRow],
+        now: Timestamp,
+    ) -> EngineResult<()> {
+        if connection.dead_at.is_none() && self.liveness(connection, fed, now).await? == Liveness::Refused {
+            self.bury_grant(connection, fed, "the provider refuses its token, which has no refresh token", now).await?;
+        }
+        Ok(())
+    }
+
+    async fn read_failed(
+        &self,
+        connection: &ConnectionRow,
+        fed: &[&TripletRow],
+        error: &ApiError,
+        now: Timestamp,
+    ) -> EngineResult<()> {
+        let draw = spread(&["retry", &connection.connection_id], u64::from(connection.failures));
+        let failures = connection.failures + 1;
+        let (wait, counts) = match &error.kind {
+            ApiErrorKind::RefreshFailed { .. } => (poll_retry_after_ms(failures, draw), true),
+            ApiErrorKind::RateLimited { retry_after_ms } => {
+                (retry_after_ms.unwrap_or(0).max(poll_retry_after_ms(1, draw)), false)
+            }
+            _ if error.is_outage() => (poll_retry_after_ms(1, draw), false),
+            // Asking again for what does not exist, or with a key that is refused, helps only after a person acted.
+            _ => (15 * MINUTE_MS, true),
+        };
+        tracing::warn!(connection.id = %connection.connection_id, integration = %connection.integration_key,
+            failures, "could not read a connection: {error}");
+        let failure =
+            PollFailure { connection: connection.id, at: now, retry_at: Some(now.plus_ms(wait)), dead: false, counts };
+        self.store.record_poll_failure(failure).await?;
+        if !counts || connection.dead_at.is_some() || failures < FAILURES_BEFORE_WHOAMI {
+            return Ok(());
+        }
+        // Nango gives the same answer for a revoked grant and for a provider that is down. The
+        // old token tells them apart while it lives; after that, time does.
+        let past_expiry = connection.expires_at.is_some_and(|e| now.since(e) > DEAD_AFTER_EXPIRY_MS);
+        let refused = self.liveness(connection, fed, now).await? == Liveness::Refused;
+        let unexpired = connection.expires_at.is_none_or(|e| e > now);
+        if past_expiry || (refused && unexpired) {
+            let why = if past_expiry {
+                "Nango could not refresh it past its expiry"
+            } else {
+                "Nango cannot refresh it and the provider refuses its unexpired token"
+            };
+            self.bury_grant(connection, fed, why, now).await?;
+        }
+        Ok(())
+    }
+
+    /// Marks a grant as gone: evidence for `invalid-grant`, and reads only once in a while.
+    async fn bury_grant(
+        &self,
+        connection: &ConnectionRow,
+        fed: &[&TripletRow],
+        why: &str,
+        now: Timestamp,
+    ) -> EngineResult<()> {
+        for triplet in fed {
+            let note = Note { at: now, subject: triplet.triplet.to_string(), detail: why.to_owned() };
+            self.store.add_note("dead-grant", &note).await?;
+        }
+        tracing::error!(connection.id = %connection.connection_id, "the grant is gone: {why}");
+        let failure = PollFailure {
+            connection: connection.id,
+            at: now,
+            retry_at: Some(now.plus_ms(60 * MINUTE_MS)),
+            dead: true,
+            counts: false,
+        };
+        self.store.record_poll_failure(failure).await?;
+        Ok(())
+    }
+
+    /// Asks the provider, with the newest token we hold, whether it still takes it.
+    async fn liveness(
+        &self,
+        connection: &ConnectionRow,
+        fed: &[&TripletRow],
+        now: Timestamp,
+    ) -> EngineResult<Liveness> {
+        let Some(first) = fed.first() else { return Ok(Liveness::Unknown) };
+        let Some(entry) = self.store.load_head(&first.triplet).await? else { return Ok(Liveness::Unknown) };
+        Ok(match self.whoami(connection, &entry.access_token, now).await? {
+            Ok(_) => Liveness::Alive,
+            Err(Some(ApiErrorKind::Unauthorized { .. })) => Liveness::Refused,
+            Err(_) => Liveness::Unknown,
+        })
+    }
+
+    /// The provider's whoami with a token of ours. `Err(None)`: the catalogue has no usable URL.
+    pub(super) async fn whoami(
+        &self,
+        connection: &ConnectionRow,
+        token: &crate::domain::secret::Secret,
+        now: Timestamp,
+    ) -> EngineResult<Result<Value, Option<ApiErrorKind>>> {
+        let Some(integration) = self.catalogue.integration(&connection.integration_key) else { return Ok(Err(None)) };
+        let Some(url) = fill_url(&integration.whoami.url, &connection.config) else { return Ok(Err(None)) };
+        let answer =
+            self.outside.provider().whoami(&integration.whoami.method, &url, token, &integration.whoami.headers).await;
+        self.observe(Api::Provider, now, &answer).await?;
+        Ok(answer.map_err(|e| Some(e.kind)))
+    }
+}
+
+/// What KV keeps of a credential.
+fn entry_of(credential: &SourceCredential) -> KvEntry {
+    KvEntry {
+        access_token: credential.access_token.clone(),
+        expires_at: credential.expires_at,
+        token_type: credential.token_type.clone(),
+        scope: credential.scope.clone(),
+        other: credential.connection_config.clone(),
+    }
+}
+
+/// Fills `{placeholders}` of a catalogue URL from connection values; `None` when one is missing.
+pub(super) fn fill_url(template: &str, config: &serde_json::Map<String, Value>) -> Option<String> {
+    let mut url = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some((before, after)) = rest.split_once('{') {
+        let (name, after) = after.split_once('}')?;
+        url.push_str(before);
+        url.push_str(config.get(name)?.as_str()?.trim_end_matches('/'));
+        rest = after;
+    }
+    url.push_str(rest);
+    Some(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_filled_or_not_used() {
+        let config = serde_json::json!({"instance_url": "https://x.example/"}).as_object().cloned().unwrap();
+        assert_eq!(fill_url("{instance_url}/userinfo", &config).as_deref(), Some("https://x.example/userinfo"));
+        assert_eq!(fill_url("https://a/b", &config).as_deref(), Some("https://a/b"));
+        assert_eq!(fill_url("{region}/x", &config), None);
+        assert_eq!(fill_url("{instance_url/x", &config), None);
+    }
+}

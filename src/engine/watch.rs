@@ -1,0 +1,328 @@
+//! The duties that only look: probes, smoke tests, scans for foreign writes, verification of
+//! both namespaces, and the audit rows on their way to D1.
+
+use std::collections::BTreeMap;
+
+use super::{Engine, EngineResult};
+use crate::domain::api::Api;
+use crate::domain::criteria::Note;
+use crate::domain::custody::Stage;
+use crate::domain::time::{MINUTE_MS, Timestamp};
+use crate::domain::token::{KvEntry, KvMetadata, scope_set};
+use crate::domain::triplet::{KV_PREFIX, Triplet};
+use crate::ports::{ApiResult, AuditSink, GatewayRead, KvRead, Namespace, Outside, SourceRead, TargetRead};
+use crate::store::{Sink, SinkState, TripletRow};
+
+/// How soon a look that an API did not answer is tried again.
+const RETRY_MS: i64 = MINUTE_MS;
+
+/// Keys in one bulk read and triplets in one smoke test.
+const CHUNK: usize = 100;
+
+/// Audit rows in one request to D1.
+const AUDIT_CHUNK: u32 = 500;
+
+/// How a key in KV compares with what we delivered there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum KeyState {
+    Match,
+    /// Younger than the propagation window, or on its way.
+    Settling,
+    Missing,
+    /// Its metadata is not ours: somebody else wrote it last.
+    Foreign,
+    /// Ours, but not the version that was acknowledged.
+    Changed,
+}
+
+/// Compares one key's metadata with what we know of it. Pure.
+pub(super) fn judge_key(
+    found: Option<&Option<KvMetadata>>,
+    sink: &SinkState,
+    now: Timestamp,
+    settle_ms: i64,
+) -> KeyState {
+    let young = sink.delivered_at.is_none_or(|at| now.since(at) <= settle_ms);
+    match found {
+        None if young => KeyState::Settling,
+        None => KeyState::Missing,
+        // Before our first write is visible the entry is still the one of the old writer.
+        Some(None) if young && sink.delivered <= 1 => KeyState::Settling,
+        Some(None) => KeyState::Foreign,
+        Some(Some(metadata)) => {
+            if metadata.v == sink.delivered && Some(metadata.fp) == sink.delivered_fp {
+                KeyState::Match
+            } else if young || (metadata.v > sink.delivered && metadata.v <= sink.version) {
+                // A put whose acknowledgement was lost is delivered again and then matches.
+                KeyState::Settling
+            } else {
+                KeyState::Changed
+            }
+        }
+    }
+}
+
+impl<O: Outside> Engine<O> {
+    /// Calls each custodian that nothing else called lately, so that an outage has a beginning and an end.
+    pub(super) async fn probe(&self, now: Timestamp) -> EngineResult<Timestamp> {
+        let quiet = |api: Api| {
+            let health = self.health(api);
+            health.down_since.is_some()
+                || health.last_ok.is_none_or(|ok| now.since(ok) >= self.config.policy.criteria.probe_every.0)
+        };
+        if quiet(Api::Nango) {
+            let answer = self.outside.source().list_integrations().await;
+            self.observe(Api::Nango, now, &answer).await?;
+        }
+        if quiet(Api::Composio) {
+            let answer = self.outside.target().find_toolkit("gmail").await;
+            self.observe(Api::Composio, now, &answer).await?;
+        }
+        if quiet(Api::Cloudflare) {
+            let answer = self.outside.cloudflare().list_keys(Namespace::Target, "cutover-probe:", None).await;
+            self.observe(Api::Cloudflare, now, &answer).await?;
+        }
+        self.keep_soak_clock(now).await?;
+        let down = Api::ALL.iter().any(|&api| self.health(api).down_since.is_some());
+        Ok(now.plus_ms(if down { RETRY_MS } else { self.config.policy.criteria.probe_every.0 }))
+    }
+
+    /// Starts the soak clock at the first mirrored refresh and takes out the times in which
+    /// nothing of ours ran.
+    async fn keep_soak_clock(&self, now: Timestamp) -> EngineResult<()> {
+        let parse = |t: Option<String>| t.and_then(|t| t.parse().ok()).map(Timestamp::from_millis);
+        if let Some(alive_at) = parse(self.store.load_meta("alive_at").await?) {
+            let silent = now.since(alive_at);
+            if silent > self.config.policy.criteria.evidence_gap_max.0 {
+                self.store.add_counts(&[("gap_ms", silent)]).await?;
+            }
+        }
+        self.store.save_meta("alive_at", &now.millis().to_string()).await?;
+        if self.store.load_meta("soak_from").await?.is_none() {
+            let refreshed = self.store.load_counters().await?.get("rotations_arrived").copied().unwrap_or(0) > 0;
+            let never_expire = self.store.load_connections().await?.iter().all(|c| c.expires_at.is_none());
+            if refreshed || never_expire {
+                self.store.save_meta("soak_from", &now.millis().to_string()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the gateway to serve every moving triplet once, the way its hot path would.
+    pub(super) async fn smoke(&self, now: Timestamp) -> EngineResult<Timestamp> {
+        let rows: Vec<TripletRow> = self.store.load_triplets().await?;
+        let moving: BTreeMap<Triplet, &TripletRow> = rows
+            .iter()
+            .filter(|t| t.moves() && t.custody.stage >= Stage::Mirroring)
+            .map(|t| (t.triplet.clone(), t))
+            .collect();
+        let names: Vec<Triplet> = moving.keys().cloned().collect();
+        for chunk in names.chunks(CHUNK) {
+            let answer = self.outside.gateway().smoke(chunk).await;
+            self.observe(Api::Gateway, now, &answer).await?;
+            let Ok(results) = answer else { return Ok(now.plus_ms(RETRY_MS)) };
+            self.store.add_counts(&[("smoke_tests", results.len() as i64)]).await?;
+            for result in results {
+                if result.ok && !result.stale {
+                    continue;
+                }
+                let detail = if result.stale {
+                    "the gateway would serve an expired token".to_owned()
+                } else {
+                    format!("the upstream answered {} to the gateway", result.upstream_status)
+                };
+                let refused = result.upstream_status == 401;
+                if result.stale || result.read_authority == Namespace::Target {
+                    let note = Note { at: now, subject: result.triplet.to_string(), detail };
+                    self.store.add_note("smoke-stale", &note).await?;
+                } else if refused && let Some(row) = moving.get(&result.triplet) {
+                    // Not late but refused: let the poller find out whether the grant is gone.
+                    self.store.schedule_poll(row.connection, Some(now)).await?;
+                }
+            }
+        }
+        Ok(now.plus_ms(self.config.policy.criteria.smoke_every.0))
+    }
+
+    /// Lists both namespaces with metadata and looks for writes that are not ours.
+    pub(super) async fn scan(&self, now: Timestamp) -> EngineResult<Timestamp> {
+        for (sink, namespace) in [(Sink::KvSource, Namespace::Source), (Sink::KvTarget, Namespace::Target)] {
+            let listed = self.list_tokens(namespace).await;
+            self.observe(Api::Cloudflare, now, &listed).await?;
+            let Ok((listed, pages)) = listed else { return Ok(now.plus_ms(RETRY_MS)) };
+            self.store.add_counts(&[("kv_lists", pages)]).await?;
+            for state in self.store.load_sink(sink).await? {
+                if state.delivered == 0 {
+                    continue;
+                }
+                let judged = judge_key(listed.get(&state.triplet.kv_key()), &state, now, self.config.settle_ms);
+                self.note_foreign(&state.triplet, sink, judged == KeyState::Foreign, now).await?;
+            }
+        }
+        self.store.add_counts(&[("scans", 1)]).await?;
+        Ok(now.plus_ms(self.config.scan_every_ms))
+    }
+
+    /// Notes a foreign write once, from when it is seen until the entry is ours again.
+    async fn note_foreign(&self, triplet: &Triplet, sink: Sink, foreign: bool, now: Timestamp) -> EngineResult<()> {
+        let key = format!("foreign:{}:{triplet}", sink.name());
+        let known = self.store.load_meta(&key).await?.is_some();
+        if foreign && !known {
+            let detail = format!("{} was last written by nobody that we know", sink.name());
+            tracing::error!(triplet = %triplet, "foreign write: {detail}");
+            self.store.add_note("foreign-write", &Note { at: now, subject: triplet.to_string(), detail }).await?;
+            self.store.save_meta(&key, &now.millis().to_string()).await?;
+        } else if !foreign && known {
+            self.store.delete_meta(&key).await?;
+        }
+        Ok(())
+    }
+
+    /// Compares both namespaces entry by entry: fingerprints, expiry, scopes. Counts as clean only
+    /// when nothing but settling entries differed.
+    pub(super) async fn verify(&self, now: Timestamp) -> EngineResult<Timestamp> {
+        let mut findings: Vec<Note> = Vec::new();
+        let mut compared = 0i64;
+        let expected: Vec<SinkState> =
+            self.store.load_sink(Sink::KvSource).await?.into_iter().filter(|s| s.delivered > 0).collect();
+        let targets: BTreeMap<Triplet, SinkState> =
+            self.store.load_sink(Sink::KvTarget).await?.into_iter().map(|s| (s.triplet.clone(), s)).collect();
+        for chunk in expected.chunks(CHUNK) {
+            let keys: Vec<String> = chunk.iter().map(|s| s.triplet.kv_key()).collect();
+            let left = self.outside.cloudflare().bulk_get(Namespace::Source, &keys).await;
+            self.observe(Api::Cloudflare, now, &left).await?;
+            let right = self.outside.cloudflare().bulk_get(Namespace::Target, &keys).await;
+            self.observe(Api::Cloudflare, now, &right).await?;
+            let (Ok(left), Ok(right)) = (left, right) else { return Ok(now.plus_ms(RETRY_MS)) };
+            self.store.add_counts(&[("kv_reads", 2 * keys.len() as i64)]).await?;
+            for (state, key) in chunk.iter().zip(&keys) {
+                let young = |s: &SinkState| s.delivered_at.is_none_or(|at| now.since(at) <= self.config.settle_ms);
+                if young(state) || targets.get(&state.triplet).is_none_or(young) {
+                    continue;
+                }
+                compared += 1;
+                let difference = match (left.get(key), right.get(key)) {
+                    (Some(Some(Ok(l))), Some(Some(Ok(r)))) => self.difference(l, r, state),
+                    (Some(Some(Err(e))), _) => Some(format!("the source entry is unreadable: {e}")),
+                    (_, Some(Some(Err(e)))) => Some(format!("the target entry is unreadable: {e}")),
+                    (Some(Some(_)), _) => Some("missing in the target namespace".to_owned()),
+                    (_, Some(Some(_))) => Some("missing in the source namespace".to_owned()),
+                    _ => Some("missing in both namespaces".to_owned()),
+                };
+                if let Some(detail) = difference {
+                    findings.push(Note { at: now, subject: state.triplet.to_string(), detail });
+                }
+            }
+        }
+        if compared > 0 {
+            self.store.add_counts(&[("parity_runs", 1), ("parity_compared", compared)]).await?;
+            if findings.is_empty() {
+                self.store.add_counts(&[("parity_clean", 1)]).await?;
+            } else {
+                self.store.set_counter("parity_clean", 0).await?;
+            }
+            for finding in &findings {
+                self.store.add_note("parity", finding).await?;
+            }
+        }
+        Ok(now.plus_ms(self.config.policy.criteria.verify_every.0))
+    }
+
+    /// What differs between the two entries, or between them and what was delivered; no secrets.
+    fn difference(&self, left: &KvEntry, right: &KvEntry, delivered: &SinkState) -> Option<String> {
+        let fingerprints = self.store.vault().fingerprints();
+        let (l, r) = (fingerprints.fingerprint(&left.access_token), fingerprints.fingerprint(&right.access_token));
+        if l != r {
+            return Some(format!("the token differs: source {l:?}, target {r:?}"));
+        }
+        if delivered.delivered_fp.is_some_and(|fp| fp != l) {
+            return Some(format!("both hold {l:?}, which is not the version that was delivered"));
+        }
+        if left.expires_at != right.expires_at {
+            return Some("the expiry differs".to_owned());
+        }
+        let scopes = |e: &KvEntry| scope_set(e.scope.as_deref().unwrap_or_default());
+        (scopes(left) != scopes(right)).then(|| "the scopes differ".to_owned())
+    }
+
+    /// Sends audit rows to D1.
+    pub(super) async fn flush_audit(&self, now: Timestamp) -> EngineResult<Timestamp> {
+        loop {
+            let rows = self.store.load_audit_outbox(AUDIT_CHUNK).await?;
+            if rows.is_empty() {
+                return Ok(now.plus_ms(self.config.audit_every_ms));
+            }
+            let answer = self.outside.cloudflare().append_audit(&rows).await;
+            self.observe(Api::Cloudflare, now, &answer).await?;
+            if let Err(error) = answer {
+                tracing::warn!("audit rows are waiting: {error}");
+                return Ok(now.plus_ms(RETRY_MS));
+            }
+            self.store.clear_audit_outbox(&rows).await?;
+        }
+    }
+
+    /// Notes tokens that ended in KV before a newer one was there.
+    pub(super) async fn note_expired(&self, now: Timestamp) -> EngineResult<()> {
+        for (triplet, ended_at) in self.store.take_expired(Sink::KvSource, now).await? {
+            let detail = format!("the token in KV ended at {} and nothing newer was there", ended_at.to_minute());
+            self.store.add_note("missed-refresh", &Note { at: ended_at, subject: triplet.to_string(), detail }).await?;
+        }
+        Ok(())
+    }
+
+    /// All token keys of a namespace with their metadata, and the number of pages that took.
+    pub(super) async fn list_tokens(
+        &self,
+        namespace: Namespace,
+    ) -> ApiResult<(BTreeMap<String, Option<KvMetadata>>, i64)> {
+        let (mut all, mut cursor, mut pages) = (BTreeMap::new(), None, 0);
+        loop {
+            let page = self.outside.cloudflare().list_keys(namespace, KV_PREFIX, cursor.as_deref()).await?;
+            pages += 1;
+            all.extend(page.keys.into_iter().map(|k| (k.name, k.metadata)));
+            cursor = page.cursor;
+            if cursor.is_none() {
+                return Ok((all, pages));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::secret::{FingerprintKey, Secret};
+    use crate::domain::token::Writer;
+
+    fn fp(text: &str) -> crate::domain::secret::Fingerprint {
+        FingerprintKey::new([7; 32]).fingerprint(&Secret::new(text))
+    }
+
+    fn meta(v: u64, token: &str) -> Option<KvMetadata> {
+        Some(KvMetadata { v, fp: fp(token), ep: 1, src: Writer::Nango, exp: None })
+    }
+
+    #[test]
+    fn lag_is_not_divergence_and_a_foreign_write_is() {
+        let sink = SinkState {
+            triplet: Triplet::parse("a:b:c").unwrap(),
+            version: 5,
+            delivered: 5,
+            delivered_at: Some(Timestamp::from_secs(1_000)),
+            delivered_exp: None,
+            delivered_fp: Some(fp("five")),
+            dead: None,
+        };
+        let judge = |found: Option<Option<KvMetadata>>, at_s: i64| {
+            judge_key(found.as_ref(), &sink, Timestamp::from_secs(at_s), 150_000)
+        };
+        assert_eq!(judge(Some(meta(5, "five")), 1_001), KeyState::Match);
+        assert_eq!(judge(Some(meta(4, "four")), 1_100), KeyState::Settling);
+        assert_eq!(judge(Some(meta(4, "four")), 1_200), KeyState::Changed);
+        assert_eq!(judge(Some(meta(5, "fivf")), 1_200), KeyState::Changed);
+        assert_eq!(judge(Some(None), 1_100), KeyState::Foreign);
+        assert_eq!(judge(None, 1_100), KeyState::Settling);
+        assert_eq!(judge(None, 1_200), KeyState::Missing);
+    }
+}

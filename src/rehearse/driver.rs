@@ -1,0 +1,427 @@
+//! Moves the clock: to whatever is due next at the engine or in the world.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use reqwest::Url;
+
+use super::report::{Report, Written};
+use super::{Outcome, Phase, Position, Rehearsal, RehearsalError, START, TOKEN_LIFE_MS};
+use crate::clients::{
+    CloudflareEndpoint, ComposioEndpoint, Endpoints, GatewayEndpoint, HttpOutside, NangoEndpoint, OauthApp,
+    ProviderEndpoint,
+};
+use crate::domain::criteria::Verdict;
+use crate::domain::secret::{Secret, hmac_sha256};
+use crate::domain::time::{DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS, Timestamp};
+use crate::engine::{Engine, EngineError, EngineResult, GateReport, Progress};
+use crate::plan::{Plan, Route};
+use crate::sandbox::{Sandbox, TokenLife, World, WorldConfig};
+use crate::shim::Shim;
+use crate::store::{Durability, Store, Vault};
+
+type RehearsedEngine = Engine<HttpOutside>;
+
+/// Nothing takes longer than this outside the soak.
+const PHASE_MAX_MS: i64 = 14 * DAY_MS;
+
+pub(super) struct Driver {
+    rehearsal: Rehearsal,
+    plan: Plan,
+    sandbox: Sandbox,
+    shim: Arc<Shim<HttpOutside>>,
+    shim_server: tokio::task::JoinHandle<()>,
+    webhooks: reqwest::Client,
+    /// The virtual clock, ms, as everything but the world reads it.
+    clock: Arc<AtomicI64>,
+    endpoints: Endpoints,
+    phases: Vec<Phase>,
+    phase: (&'static str, Timestamp),
+    crashes: u64,
+}
+
+impl Driver {
+    pub async fn start(rehearsal: Rehearsal, plan: Plan) -> Result<Self, RehearsalError> {
+        let soak_ms = i64::from(rehearsal.days) * DAY_MS;
+        let world = World::new(WorldConfig {
+            seed: rehearsal.seed,
+            start: START,
+            rows: rehearsal.inventory.rows.clone(),
+            catalogue: rehearsal.catalogue.clone(),
+            retained: plan.rows.iter().filter(|r| !r.route.moves()).map(|r| r.triplet.clone()).collect(),
+            faults: rehearsal.faults.clone(),
+            // Faults strike in the middle of the soak, with time left to be noticed.
+            fault_from: START.plus_ms(soak_ms / 5),
+            fault_until: START.plus_ms(soak_ms * 4 / 5),
+            token_life: TokenLife::Fixed(TOKEN_LIFE_MS),
+            shim_url: None,
+        });
+        let keys = world.keys();
+        let sandbox = Sandbox::start(world).await.map_err(RehearsalError::Sandbox)?;
+        let clock = Arc::new(AtomicI64::new(START.millis()));
+
+        let url = |text: &str| Url::parse(text).expect("the sandbox's own addresses are URLs");
+        let endpoints = Endpoints {
+            nango: NangoEndpoint { base: url(&sandbox.urls.nango), key: Secret::new(keys.nango_api_key.clone()) },
+            composio: ComposioEndpoint {
+                base: url(&sandbox.urls.composio),
+                key: Secret::new(keys.composio_api_key.clone()),
+                oauth_apps: keys
+                    .composio_clients
+                    .iter()
+                    .map(|(toolkit, app)| {
+                        let client_secret = Secret::new(app.client_secret.clone());
+                        (toolkit.clone(), OauthApp { client_id: app.client_id.clone(), client_secret })
+                    })
+                    .collect(),
+            },
+            cloudflare: CloudflareEndpoint {
+                base: url(&format!("{}/client/v4/accounts/{}", sandbox.urls.cloudflare, keys.cloudflare_account_id)),
+                token: Secret::new(keys.cloudflare_token.clone()),
+                kv_source: keys.kv_source.clone(),
+                kv_target: keys.kv_target.clone(),
+                d1: keys.d1_database.clone(),
+            },
+            gateway: GatewayEndpoint {
+                base: url(&sandbox.urls.gateway),
+                admin_key: Secret::new(keys.gateway_admin_key.clone()),
+                gateway_key: Secret::new(keys.gateway_key.clone()),
+            },
+            provider: ProviderEndpoint { base_override: Some(url(&sandbox.urls.provider)) },
+            allow_insecure_http: false,
+        };
+
+        let now = Arc::clone(&clock);
+        let shim = Arc::new(Shim {
+            engine: std::sync::Mutex::new(None),
+            nango_keys: vec![Secret::new(keys.nango_webhook_signing_key.clone())],
+            clock: Box::new(move || Timestamp::from_millis(now.load(Ordering::Relaxed))),
+        });
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.map_err(RehearsalError::Sandbox)?;
+        let address = listener.local_addr().map_err(RehearsalError::Sandbox)?;
+        let router = Arc::clone(&shim).router();
+        let shim_server = tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, router).await {
+                tracing::error!("the shim stopped serving: {error}");
+            }
+        });
+        lock(&sandbox).set_shim_url(Some(format!("http://{address}/admin/sync/nango")));
+        let webhooks = reqwest::Client::builder()
+            .no_proxy()
+            .tls_certs_only([])
+            .build()
+            .map_err(|e| RehearsalError::Sandbox(std::io::Error::other(e)))?;
+
+        Ok(Self {
+            rehearsal,
+            plan,
+            sandbox,
+            shim,
+            shim_server,
+            webhooks,
+            clock,
+            endpoints,
+            phases: Vec::new(),
+            phase: ("apply", START),
+            crashes: 0,
+        })
+    }
+
+    pub async fn run(mut self, progress: &mut dyn FnMut(Position)) -> Result<Report, RehearsalError> {
+        let result = self.phases(progress).await;
+        let outcome = match result {
+            Ok((gate, reason)) => (gate, reason),
+            // A guard that refuses is how a broken migration ends, not a failure of the rehearsal.
+            Err(RehearsalError::Engine(EngineError::Refused(reason))) => {
+                self.end_phase(format!("refused: {reason}"));
+                (None, reason)
+            }
+            Err(other) => return Err(other),
+        };
+        self.report(outcome.0, outcome.1).await
+    }
+
+    /// All phases up to where the gate lets them go. Returns the last gate and what ended it.
+    async fn phases(
+        &mut self,
+        progress: &mut dyn FnMut(Position),
+    ) -> Result<(Option<GateReport>, String), RehearsalError> {
+        let plan = self.plan.clone();
+        self.until_done(progress, async |engine, now| engine.apply(&plan, now).await).await?;
+        self.end_phase(format!("plan {} applied, {} triplets mirroring", plan.id, self.moving()));
+
+        self.enter("soak");
+        self.soak(progress).await?;
+        let rotations = lock(&self.sandbox).ledger().rotations;
+        self.end_phase(format!("{} days, {rotations} rotations mirrored", self.rehearsal.days));
+
+        self.enter("consent");
+        self.until_done(progress, async |engine, now| engine.consent(now).await).await?;
+        let stages = self.stages().await?;
+        let verified = stages.get("verified").copied().unwrap_or(0);
+        self.end_phase(format!("{verified} of {} consents given and proven", self.moving()));
+
+        self.enter("drill");
+        let waves = self.step(async |engine, _| engine.waves().await).await?;
+        for &wave in &waves {
+            self.until_done(progress, async |engine, now| engine.drill(wave, now).await).await?;
+        }
+        self.end_phase(format!("a switch and its reverse exercised in {} waves", waves.len()));
+
+        self.enter("gate");
+        let gate = self.gate().await?;
+        self.end_phase(gate.verdict.name().to_owned());
+        if gate.verdict != Verdict::Pass {
+            let reason = format!("the gate does not pass: {}", failed(&gate));
+            return Ok((Some(gate), reason));
+        }
+
+        self.enter("switch");
+        for &wave in &waves {
+            self.until_done(progress, async |engine, now| engine.switch(wave, now).await).await?;
+        }
+        self.end_phase(format!("reads of {} waves moved, canary first", waves.len()));
+
+        self.enter("settle");
+        self.until_done(progress, async |engine, now| engine.settle(now).await).await?;
+        self.end_phase("reverse windows over, bearer mirrors ended".to_owned());
+
+        self.enter("retire do-alarm");
+        let gate = self.gate().await?;
+        if gate.verdict != Verdict::Pass {
+            self.end_phase(gate.verdict.name().to_owned());
+            let reason = format!("the gate does not pass any more: {}", failed(&gate));
+            return Ok((Some(gate), reason));
+        }
+        self.until_done(progress, async |engine, now| engine.retire_do_alarms(now).await).await?;
+        self.end_phase("disarmed, read back, and silent".to_owned());
+
+        self.enter("retire nango");
+        self.until_done(progress, async |engine, now| engine.retire_nango(now).await).await?;
+        self.end_phase("connections deleted without revoking upstream, tokens removed from KV".to_owned());
+
+        // The target alone serves now; it must go on doing so.
+        self.enter("after");
+        let end = self.now().plus_ms(6 * HOUR_MS);
+        self.run_until(end, progress).await?;
+        self.end_phase("six hours served by the target alone".to_owned());
+        Ok((Some(gate), "every phase done".to_owned()))
+    }
+
+    async fn soak(&mut self, progress: &mut dyn FnMut(Position)) -> Result<(), RehearsalError> {
+        let days = i64::from(self.rehearsal.days) * DAY_MS;
+        // The soak clock starts with the first mirrored refresh, within a token's life.
+        let mut end = self.now().plus_ms(days + 2 * HOUR_MS);
+        loop {
+            self.run_until(end, progress).await?;
+            let evidence = self.step(async |engine, now| engine.evidence(now).await).await?;
+            let missing = days - evidence.soaked_ms.unwrap_or(0);
+            if missing <= 0 || self.now().since(START) > 2 * days + DAY_MS {
+                return Ok(());
+            }
+            end = self.now().plus_ms(missing);
+        }
+    }
+
+    async fn gate(&mut self) -> Result<GateReport, RehearsalError> {
+        self.step(async |engine, now| {
+            let gate = engine.gate(now).await?;
+            engine.record_gate(&gate).await?;
+            Ok(gate)
+        })
+        .await
+    }
+
+    /// Runs the duties, and nothing else, up to `end`.
+    async fn run_until(
+        &mut self,
+        end: Timestamp,
+        progress: &mut dyn FnMut(Position),
+    ) -> Result<(), RehearsalError> {
+        while self.now() < end {
+            let due = self.step(async |engine, now| engine.run_due(now).await).await?;
+            self.pass(due.map_or(end, |due| due.min(end)), progress).await;
+        }
+        Ok(())
+    }
+
+    /// Calls an operation, with the duties going on beside it, until it is done.
+    async fn until_done(
+        &mut self,
+        progress: &mut dyn FnMut(Position),
+        operation: impl AsyncFn(&RehearsedEngine, Timestamp) -> EngineResult<Progress>,
+    ) -> Result<(), RehearsalError> {
+        let (phase, began) = self.phase;
+        loop {
+            let step = self.step(&operation).await?;
+            let due = self.step(async |engine, now| engine.run_due(now).await).await?;
+            let Progress::Wait(at) = step else { return Ok(()) };
+            if self.now().since(began) > PHASE_MAX_MS {
+                return Err(RehearsalError::Stalled { phase });
+            }
+            self.pass(due.map_or(at, |due| due.min(at)), progress).await;
+        }
+    }
+
+    /// One call into the engine. When the sandbox crashes it in the middle, it is built again
+    /// from its store and the call is made again, as a person or a supervisor would.
+    async fn step<T>(
+        &mut self,
+        operation: impl AsyncFn(&RehearsedEngine, Timestamp) -> EngineResult<T>,
+    ) -> Result<T, RehearsalError> {
+        loop {
+            let engine = self.engine().await?;
+            let now = self.now();
+            let crash = self.sandbox.crash.clone();
+            tokio::select! {
+                biased;
+                result = operation(&engine, now) => return Ok(result?),
+                () = crash.crashed() => {}
+            }
+            self.crashes += 1;
+            *self.shim.engine.lock().expect("no panic happens while this lock is held") = None;
+            drop(engine);
+            self.sandbox.crash.reset();
+        }
+    }
+
+    /// The engine that runs now, or a new one from the store.
+    async fn engine(&self) -> Result<Arc<RehearsedEngine>, RehearsalError> {
+        if let Some(engine) = &*self.shim.engine.lock().expect("no panic happens while this lock is held") {
+            return Ok(Arc::clone(engine));
+        }
+        // The same key on every start, as a key file would give.
+        let master = hmac_sha256(&self.rehearsal.seed.to_be_bytes(), &[b"rehearsal key"]);
+        let path = self.rehearsal.directory.join("cutover.db");
+        let store = Store::open(&path, Durability::ProcessCrash, Vault::from_master(&master))
+            .await
+            .map_err(EngineError::from)?;
+        let now = Arc::clone(&self.clock);
+        let clock: crate::clients::Clock = Arc::new(move || Timestamp::from_millis(now.load(Ordering::Relaxed)));
+        let outside = HttpOutside::new(self.endpoints.clone(), clock).map_err(RehearsalError::Clients)?;
+        let config = self.rehearsal.engine_config();
+        let engine = Engine::new(store, outside, self.rehearsal.catalogue.clone(), config).await?;
+        let engine = Arc::new(engine);
+        *self.shim.engine.lock().expect("no panic happens while this lock is held") = Some(Arc::clone(&engine));
+        Ok(engine)
+    }
+
+    /// Lets virtual time pass until `until`, or until a webhook reached the engine.
+    async fn pass(&mut self, until: Timestamp, progress: &mut dyn FnMut(Position)) {
+        let until = until.max(self.now().plus_ms(SECOND_MS));
+        loop {
+            let (outbound, arrived, rotations) = {
+                let mut world = lock(&self.sandbox);
+                let to = world.next_due().map_or(until, |due| due.min(until)).max(world.now());
+                world.advance_to(to);
+                self.clock.store(to.millis(), Ordering::Relaxed);
+                (world.take_outbound(), to, world.rotations())
+            };
+            let soak = (i64::from(self.rehearsal.days) * DAY_MS) as f64;
+            progress(Position {
+                phase: self.phase.0,
+                now: arrived,
+                share: (arrived.since(START) as f64 / soak).min(1.0),
+                rotations,
+            });
+            let delivered = !outbound.is_empty();
+            for webhook in outbound {
+                let mut request = self.webhooks.post(&webhook.url).body(webhook.body.clone());
+                for (name, value) in &webhook.headers {
+                    request = request.header(name, value);
+                }
+                let status = request.send().await.ok().map(|answer| answer.status().as_u16());
+                lock(&self.sandbox).webhook_answered(webhook.id, status);
+            }
+            if delivered || arrived >= until {
+                return;
+            }
+        }
+    }
+
+    fn now(&self) -> Timestamp {
+        Timestamp::from_millis(self.clock.load(Ordering::Relaxed))
+    }
+
+    fn enter(&mut self, phase: &'static str) {
+        self.phase = (phase, self.now());
+    }
+
+    fn end_phase(&mut self, outcome: String) {
+        let (name, from) = self.phase;
+        self.phases.push(Phase { name, from, until: self.now(), outcome });
+    }
+
+    fn moving(&self) -> usize {
+        self.plan.rows.iter().filter(|r| r.route.moves()).count()
+    }
+
+    /// Triplets per stage; retained ones are counted as such.
+    async fn stages(&mut self) -> Result<BTreeMap<String, u64>, RehearsalError> {
+        let rows = self.step(async |engine, _| Ok(engine.store().load_triplets().await?)).await?;
+        let mut stages = BTreeMap::new();
+        for row in rows {
+            let name = match row.custody.route {
+                Route::Retain => "retained",
+                _ if row.custody.held.is_some() => "held",
+                _ => row.custody.stage.name(),
+            };
+            *stages.entry(name.to_owned()).or_insert(0) += 1;
+        }
+        Ok(stages)
+    }
+
+    async fn report(mut self, gate: Option<GateReport>, reason: String) -> Result<Report, RehearsalError> {
+        // What was refused on the way is judged on the evidence all the same.
+        let completed = gate.is_some();
+        let gate = match gate {
+            Some(gate) => gate,
+            None => self.gate().await?,
+        };
+        let stages = self.stages().await?;
+        let held = self.step(async |engine, _| Ok(engine.store().load_triplets().await?)).await?;
+        let journal = self.step(async |engine, _| Ok(engine.store().verify_journal().await?)).await?;
+        let (ledger, faults_hit) = {
+            let world = lock(&self.sandbox);
+            (world.ledger(), world.fault_notes().to_vec())
+        };
+        let verdict = if completed { gate.verdict } else { gate.verdict.max(Verdict::Fail) };
+        let outcome = Outcome { verdict, reason, phases: self.phases, crashes: self.crashes, stages };
+        let written = Written {
+            rehearsal: &self.rehearsal,
+            plan: &self.plan,
+            gate,
+            ledger,
+            faults_hit,
+            held: held
+                .into_iter()
+                .filter_map(|t| t.custody.held.map(|reason| (t.triplet.to_string(), reason)))
+                .collect(),
+            journal_entries: journal,
+            ended_at: Timestamp::from_millis(self.clock.load(Ordering::Relaxed)),
+        };
+        let report = Report::write(written, outcome);
+        *self.shim.engine.lock().expect("no panic happens while this lock is held") = None;
+        self.shim_server.abort();
+        self.sandbox.stop().await;
+        Ok(report)
+    }
+}
+
+fn failed(gate: &GateReport) -> String {
+    let bad: Vec<String> = gate
+        .criteria
+        .iter()
+        .filter(|c| c.verdict == gate.verdict)
+        .map(|c| format!("{} ({})", c.id, c.reason))
+        .collect();
+    bad.join("; ")
+}
+
+fn lock(sandbox: &Sandbox) -> std::sync::MutexGuard<'_, World> {
+    sandbox.world.lock().expect("no panic happens while this lock is held")
+}
+
+/// A phase that is shorter than this is shown as an instant.
+pub(super) const INSTANT_MS: i64 = MINUTE_MS;

@@ -1,0 +1,144 @@
+//! The whole job on the embedded sandbox, in virtual time.
+//!
+//! The rehearsal runs the product: the planner, the engine with its HTTP clients, the store on
+//! disk. It only owns the clock, which it moves to whatever is due next, and it asks the world,
+//! not the engine, what was lost.
+
+mod driver;
+mod grow;
+pub mod report;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::catalogue::Catalogue;
+use crate::domain::criteria::Verdict;
+use crate::domain::time::{DAY_MS, HOUR_MS, Timestamp};
+use crate::engine::{EngineConfig, EngineError};
+use crate::inventory::Inventory;
+use crate::plan::duration::Millis;
+use crate::plan::{Plan, Policy, Route};
+use crate::sandbox::Fault;
+
+pub use grow::grow;
+pub use report::Report;
+
+/// Virtual time begins on the day of ADR-038.
+const START: Timestamp = Timestamp::from_secs(1_778_058_000);
+
+/// The sandbox's tokens live an hour, so that a day has many rotations.
+const TOKEN_LIFE_MS: i64 = HOUR_MS;
+
+/// How long a switch can be reversed in a rehearsal: long enough to be waited for, short enough
+/// not to be most of it.
+const REVERSE_WINDOW: Millis = Millis(6 * HOUR_MS);
+
+/// What to rehearse.
+#[derive(Clone, Debug)]
+pub struct Rehearsal {
+    pub inventory: Inventory,
+    pub catalogue: Catalogue,
+    pub policy: Policy,
+    pub seed: u64,
+    /// Days of soak, at least 1.
+    pub days: u32,
+    pub faults: Vec<Fault>,
+    /// Where the state database goes. Made by the caller, removed by the caller.
+    pub directory: PathBuf,
+}
+
+/// Where a rehearsal is, for a progress line.
+#[derive(Clone, Copy, Debug)]
+pub struct Position {
+    pub phase: &'static str,
+    pub now: Timestamp,
+    /// 0 to 1 over the soak.
+    pub share: f64,
+    pub rotations: u64,
+}
+
+/// A rehearsal that could not be carried to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum RehearsalError {
+    #[error("the inventory has no connection that moves")]
+    NothingMoves,
+    #[error("the plan has rows that need a decision first: {}", rows.join("; "))]
+    Blocked { rows: Vec<String> },
+    #[error("failed to start the sandbox on loopback")]
+    Sandbox(#[source] std::io::Error),
+    #[error("failed to set up the clients")]
+    Clients(#[source] crate::clients::SetupError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error("failed to keep the key")]
+    Vault(#[from] crate::store::VaultError),
+    #[error("nothing is due any more in phase `{phase}`")]
+    Stalled { phase: &'static str },
+}
+
+impl Rehearsal {
+    /// Runs it. `progress` is called now and then.
+    ///
+    /// # Errors
+    /// When it cannot be carried out; a gate that does not pass is a report, not an error.
+    pub async fn run(mut self, progress: &mut dyn FnMut(Position)) -> Result<Report, RehearsalError> {
+        self.fit_policy();
+        let plan = crate::plan::plan(&self.inventory, &self.catalogue, &self.policy, &[], START);
+        self.check(&plan)?;
+        driver::Driver::start(self, plan).await?.run(progress).await
+    }
+
+    /// The criteria as the policy has them, but for what the length of this rehearsal decides.
+    fn fit_policy(&mut self) {
+        let rotations = self.inventory.rows.len() as u32 * self.days * 20;
+        let criteria = &mut self.policy.criteria;
+        criteria.soak_days = self.days;
+        criteria.delivery_samples_min = criteria.delivery_samples_min.min(rotations / 2);
+        criteria.lag_samples_min = criteria.lag_samples_min.min(rotations / 2);
+        criteria.smoke_samples_min = criteria.smoke_samples_min.min(self.days * 20);
+        criteria.parity_clean_runs = criteria.parity_clean_runs.min((i64::from(self.days) * DAY_MS / criteria.verify_every.0.max(1)) as u32);
+        self.policy.reverse_window = self.policy.reverse_window.min(REVERSE_WINDOW);
+    }
+
+    fn check(&self, plan: &Plan) -> Result<(), RehearsalError> {
+        let blocked: Vec<String> = plan
+            .rows
+            .iter()
+            .filter(|r| r.route == Route::Blocked)
+            .map(|r| {
+                let reasons: Vec<String> = r.reasons.iter().map(ToString::to_string).collect();
+                format!("`{}`: {}", r.triplet, reasons.join(", "))
+            })
+            .collect();
+        if !blocked.is_empty() {
+            return Err(RehearsalError::Blocked { rows: blocked });
+        }
+        if plan.rows.iter().all(|r| !r.route.moves()) {
+            return Err(RehearsalError::NothingMoves);
+        }
+        Ok(())
+    }
+
+    fn engine_config(&self) -> EngineConfig {
+        EngineConfig::new(self.policy.clone())
+    }
+}
+
+/// A phase of the rehearsal with its virtual times.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Phase {
+    pub name: &'static str,
+    pub from: Timestamp,
+    pub until: Timestamp,
+    pub outcome: String,
+}
+
+/// How the phases ended.
+#[derive(Clone, Debug)]
+struct Outcome {
+    verdict: Verdict,
+    reason: String,
+    phases: Vec<Phase>,
+    crashes: u64,
+    stages: BTreeMap<String, u64>,
+}

@@ -1,0 +1,362 @@
+//! What happened, for people and for machines.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::driver::INSTANT_MS;
+use super::{Outcome, Phase, Rehearsal, START};
+use crate::domain::criteria::{Judged, Verdict};
+use crate::domain::custody::Stage;
+use crate::domain::secret::hex;
+use crate::domain::time::{SECOND_MS, Timestamp, format_duration_ms};
+use crate::engine::GateReport;
+use crate::exit;
+use crate::plan::{Plan, Route};
+use crate::sandbox::{FaultNote, Incident, LedgerSummary};
+
+/// What goes into a report.
+pub(super) struct Written<'a> {
+    pub rehearsal: &'a Rehearsal,
+    pub plan: &'a Plan,
+    pub gate: GateReport,
+    pub ledger: LedgerSummary,
+    pub faults_hit: Vec<FaultNote>,
+    pub held: Vec<(String, String)>,
+    pub journal_entries: u64,
+    pub ended_at: Timestamp,
+}
+
+/// A triplet that did not move, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Kept {
+    pub triplet: String,
+    pub reason: String,
+}
+
+/// The account of a rehearsal. Everything but `elapsed_wall_s` is the same for the same
+/// inventory, policy, seed, days and faults.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    pub verdict: Verdict,
+    pub exit_code: u8,
+    pub reason: String,
+    pub seed: u64,
+    pub days: u32,
+    pub faults: Vec<String>,
+    pub plan: String,
+    pub connections: u64,
+    pub triplets: u64,
+    /// Refreshes by Nango, as the provider counted them.
+    pub rotations: u64,
+    /// Token writes that the three sinks accepted.
+    pub deliveries: u64,
+    pub lost: u64,
+    pub stale_reads: u64,
+    pub regressions: u64,
+    pub double_refreshes: u64,
+    pub foreign_writes: u64,
+    pub audit_rows: u64,
+    pub journal_entries: u64,
+    /// Times that the engine was killed and built again from its store.
+    pub crashes: u64,
+    pub requests: BTreeMap<&'static str, BTreeMap<String, u64>>,
+    /// Triplets per stage at the end.
+    pub stages: BTreeMap<String, u64>,
+    pub phases: Vec<Phase>,
+    pub criteria: Vec<Judged>,
+    pub retained: Vec<Kept>,
+    /// Triplets that a guard stopped.
+    pub held: Vec<Kept>,
+    /// What the fault plan did, and when.
+    pub faults_hit: Vec<FaultNote>,
+    /// What the world saw go wrong; at most 50.
+    pub incidents: Vec<Incident>,
+    pub elapsed_virtual_s: i64,
+    /// SHA-256 of this report without this field and the wall-clock one.
+    pub digest: String,
+    /// Filled by the command, not by the rehearsal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub elapsed_wall_s: Option<f64>,
+}
+
+impl Report {
+    pub(super) fn write(w: Written<'_>, outcome: Outcome) -> Self {
+        let ledger = w.ledger;
+        // The gate and the world are independent judges. When they disagree, the world is right,
+        // and the gate has a defect that must be seen.
+        let damage = ledger.lost + ledger.stale_reads + ledger.regressions + ledger.double_refreshes;
+        let (verdict, reason) = if outcome.verdict == Verdict::Pass && damage > 0 {
+            (Verdict::Fail, format!("the gate passed although the world counted {damage} losses: {}", outcome.reason))
+        } else {
+            (outcome.verdict, outcome.reason)
+        };
+        let mut report = Self {
+            verdict,
+            exit_code: verdict.exit_code(),
+            reason,
+            seed: w.rehearsal.seed,
+            days: w.rehearsal.days,
+            faults: w.rehearsal.faults.iter().map(ToString::to_string).collect(),
+            plan: w.plan.id.clone(),
+            connections: w.plan.summary.connections,
+            triplets: w.plan.summary.triplets,
+            rotations: ledger.rotations,
+            deliveries: ledger.deliveries,
+            lost: ledger.lost,
+            stale_reads: ledger.stale_reads,
+            regressions: ledger.regressions,
+            double_refreshes: ledger.double_refreshes,
+            foreign_writes: ledger.foreign_writes,
+            audit_rows: ledger.audit_rows,
+            journal_entries: w.journal_entries,
+            crashes: outcome.crashes,
+            requests: ledger.requests,
+            stages: outcome.stages,
+            phases: outcome.phases,
+            criteria: w.gate.criteria,
+            retained: w
+                .plan
+                .rows
+                .iter()
+                .filter(|r| r.route == Route::Retain)
+                .map(|r| Kept {
+                    triplet: r.triplet.to_string(),
+                    reason: r.reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+                })
+                .collect(),
+            held: w.held.into_iter().map(|(triplet, reason)| Kept { triplet, reason }).collect(),
+            faults_hit: w.faults_hit,
+            incidents: ledger.incidents,
+            elapsed_virtual_s: w.ended_at.since(START) / SECOND_MS,
+            digest: String::new(),
+            elapsed_wall_s: None,
+        };
+        let bytes = serde_json::to_vec(&report).expect("a report is plain data");
+        report.digest = format!("sha256:{}", hex(&Sha256::digest(&bytes)));
+        report
+    }
+
+    /// One object, indented, with a newline at the end.
+    pub fn to_json(&self) -> String {
+        let mut text = serde_json::to_string_pretty(self).expect("a report is plain data");
+        text.push('\n');
+        text
+    }
+
+    /// The account for people, at most 100 columns.
+    pub fn to_text(&self, color: bool) -> String {
+        Text { report: self, color, out: String::new() }.write()
+    }
+}
+
+struct Text<'a> {
+    report: &'a Report,
+    color: bool,
+    out: String,
+}
+
+/// Writing to a `String` cannot fail.
+macro_rules! line {
+    ($text:expr) => { $text.out.push('\n') };
+    ($text:expr, $($arg:tt)*) => { writeln!($text.out, $($arg)*).expect("writing to a String cannot fail") };
+}
+
+impl Text<'_> {
+    fn write(mut self) -> String {
+        let r = self.report;
+        line!(
+            self,
+            "Rehearsal of plan {}: {} connections, {} triplets, {} days, seed {}",
+            r.plan,
+            r.connections,
+            r.triplets,
+            r.days,
+            r.seed
+        );
+        if !r.faults.is_empty() {
+            line!(self, "Faults: {}", r.faults.join(", "));
+        }
+        line!(self);
+        self.phases();
+        self.counts();
+        self.gate();
+        self.custody();
+        self.trouble();
+        self.last();
+        self.out
+    }
+
+    fn phases(&mut self) {
+        line!(self, "Phases (virtual time, UTC)");
+        for phase in &self.report.phases {
+            let length = phase.until.since(phase.from);
+            let length = if length < INSTANT_MS { "at once".to_owned() } else { format_duration_ms(length) };
+            let head = format!("  {}  {:<15} {:>8}  ", phase.from.to_minute(), phase.name, length);
+            self.wrapped(&head, &phase.outcome);
+        }
+        line!(self);
+    }
+
+    fn counts(&mut self) {
+        let r = self.report;
+        line!(self, "What the world counted");
+        line!(self, "  {:>9} rotations at the providers   {:>9} deliveries accepted", r.rotations, r.deliveries);
+        line!(self, "  {:>9} audit rows in D1             {:>9} journal entries, chain verified", r.audit_rows, r.journal_entries);
+        let damage = [
+            (r.lost, "lost"),
+            (r.stale_reads, "stale reads"),
+            (r.regressions, "regressions"),
+            (r.double_refreshes, "double refreshes"),
+            (r.foreign_writes, "foreign writes"),
+        ];
+        let parts: Vec<String> = damage
+            .iter()
+            .map(|&(n, name)| {
+                let text = format!("{n} {name}");
+                if n == 0 { text } else { self.paint("31", &text) }
+            })
+            .collect();
+        line!(self, "  {}", parts.join(", "));
+        if r.crashes > 0 {
+            line!(self, "  the engine was killed {} times and went on from its store", r.crashes);
+        }
+        line!(self);
+    }
+
+    fn gate(&mut self) {
+        line!(self, "Exit criteria");
+        for c in &self.report.criteria {
+            let (mark, code) = match c.verdict {
+                Verdict::Pass => ("pass", "32"),
+                Verdict::Fail => ("FAIL", "31"),
+                Verdict::Inconclusive => ("????", "33"),
+            };
+            let observed = c.observed.map_or("-".to_owned(), number);
+            let head = format!(
+                "  {}  {:<18} {:>9} of {:<6} {:<12} ",
+                self.paint(code, mark),
+                c.id,
+                observed,
+                number(c.threshold),
+                c.unit
+            );
+            self.wrapped(&head, &c.reason);
+        }
+        line!(self);
+    }
+
+    fn custody(&mut self) {
+        let r = self.report;
+        let order = Stage::ALL.iter().map(|s| s.name()).chain(["held", "retained"]);
+        let stages: Vec<String> =
+            order.filter_map(|name| r.stages.get(name).map(|n| format!("{n} {name}"))).collect();
+        line!(self, "Custody at the end: {}", stages.join(", "));
+        // Tenants share reasons: one line per reason.
+        for (title, list) in [("retained", &r.retained), ("held", &r.held)] {
+            let mut by_reason: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+            for kept in list {
+                by_reason.entry(&kept.reason).or_default().push(&kept.triplet);
+            }
+            for (reason, triplets) in by_reason {
+                let head = format!("  {title}: ");
+                let names = shortened(&triplets);
+                self.wrapped(&head, &format!("{names}: {reason}"));
+            }
+        }
+        line!(self);
+    }
+
+    fn trouble(&mut self) {
+        let r = self.report;
+        if !r.faults_hit.is_empty() {
+            line!(self, "What the fault plan did");
+            for note in &r.faults_hit {
+                let head = format!("  {}  ", note.at.to_minute());
+                let triplet = note.triplet.as_ref().map(|t| format!("{t}: ")).unwrap_or_default();
+                self.wrapped(&head, &format!("{triplet}{}", note.what));
+            }
+            line!(self);
+        }
+        if !r.incidents.is_empty() {
+            line!(self, "What the world saw");
+            for incident in r.incidents.iter().take(10) {
+                let head = format!("  {}  ", incident.at.to_minute());
+                let triplet = incident.triplet.as_ref().map(|t| format!("{t}: ")).unwrap_or_default();
+                self.wrapped(&head, &format!("{triplet}{}", incident.what));
+            }
+            if r.incidents.len() > 10 {
+                line!(self, "  and {} more (--format json has them)", r.incidents.len() - 10);
+            }
+            line!(self);
+        }
+    }
+
+    fn last(&mut self) {
+        let r = self.report;
+        let (word, code) = match r.verdict {
+            Verdict::Pass => ("PASS", "1;32"),
+            Verdict::Fail => ("FAIL", "1;31"),
+            Verdict::Inconclusive => ("INCONCLUSIVE", "1;33"),
+        };
+        let head = format!("{} (exit {}): ", self.paint(code, word), r.exit_code);
+        self.wrapped(&head, &r.reason);
+        let wall = r.elapsed_wall_s.map(|s| format!(" in {s:.1} s")).unwrap_or_default();
+        line!(self, "{} of virtual time{wall}, {}", format_duration_ms(r.elapsed_virtual_s * SECOND_MS), &r.digest[..19]);
+        if r.exit_code == exit::OK {
+            line!(self, "Next: cutover plan --inventory YOUR-INVENTORY.md");
+        }
+    }
+
+    fn paint(&self, code: &str, text: &str) -> String {
+        if self.color { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    /// Writes `head` and then `text`, broken at words so that no line passes 100 columns.
+    fn wrapped(&mut self, head: &str, text: &str) {
+        let plain = visible_width(head);
+        let indent = " ".repeat(plain.min(40));
+        let (mut line, mut width) = (head.to_owned(), plain);
+        let mut empty = true;
+        for word in text.split(' ') {
+            if !empty && width + 1 + word.chars().count() > 100 {
+                line!(self, "{line}");
+                (line, width, empty) = (indent.clone(), indent.len(), true);
+            }
+            if !empty {
+                line.push(' ');
+                width += 1;
+            }
+            line.push_str(word);
+            width += word.chars().count();
+            empty = false;
+        }
+        line!(self, "{line}");
+    }
+}
+
+/// Columns of a text without its colour codes.
+fn visible_width(text: &str) -> usize {
+    let (mut width, mut escape) = (0, false);
+    for c in text.chars() {
+        match c {
+            '\x1b' => escape = true,
+            'm' if escape => escape = false,
+            _ if !escape => width += 1,
+            _ => {}
+        }
+    }
+    width
+}
+
+/// At most three names.
+fn shortened(names: &[&str]) -> String {
+    let shown = names.iter().take(3).copied().collect::<Vec<_>>().join(", ");
+    if names.len() > 3 { format!("{shown} and {} more", names.len() - 3) } else { shown }
+}
+
+fn number(n: f64) -> String {
+    if n.fract() == 0.0 { format!("{n}") } else { format!("{n:.3}").trim_end_matches('0').to_owned() }
+}

@@ -1,0 +1,137 @@
+//! Counts, and the few things that must be named.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+use sqlx::{Row, SqliteConnection};
+
+use super::{During, Store, StoreResult};
+use crate::domain::criteria::Note;
+use crate::domain::time::Timestamp;
+use crate::ports::AuditRow;
+
+/// Upper bounds, in seconds, of the buckets in which mirror lag is counted. The last is open.
+pub const LAG_BOUNDS_S: [i64; 15] = [1, 2, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1800];
+
+/// The counter of the bucket that a lag falls into.
+pub(super) fn lag_counter(lag_ms: i64) -> String {
+    match LAG_BOUNDS_S.iter().find(|&&s| lag_ms <= s * 1000) {
+        Some(s) => format!("lag:{s}"),
+        None => "lag:inf".to_owned(),
+    }
+}
+
+/// Adds to counters inside whatever commit is open.
+pub(super) async fn add(connection: &mut SqliteConnection, counts: &[(&str, i64)]) -> StoreResult<()> {
+    let counts: Vec<_> = counts.iter().filter(|c| c.1 != 0).collect();
+    if counts.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "INSERT INTO counter (name, value) SELECT value->>0, value->>1 FROM json_each(?) WHERE true
+         ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+    )
+    .bind(json!(counts).to_string())
+    .execute(connection)
+    .await
+    .during("count")?;
+    Ok(())
+}
+
+impl Store {
+    pub async fn add_counts(&self, counts: &[(&str, i64)]) -> StoreResult<()> {
+        add(&mut *self.lock().await, counts).await
+    }
+
+    /// Keeps the larger of the stored and the given value.
+    pub async fn raise_counter(&self, name: &str, value: i64) -> StoreResult<()> {
+        sqlx::query(
+            "INSERT INTO counter (name, value) VALUES (?, ?)
+             ON CONFLICT (name) DO UPDATE SET value = MAX(value, excluded.value)",
+        )
+        .bind(name)
+        .bind(value)
+        .execute(&mut *self.lock().await)
+        .await
+        .during("raise a counter")?;
+        Ok(())
+    }
+
+    pub async fn set_counter(&self, name: &str, value: i64) -> StoreResult<()> {
+        sqlx::query(
+            "INSERT INTO counter (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+        )
+        .bind(name)
+        .bind(value)
+        .execute(&mut *self.lock().await)
+        .await
+        .during("set a counter")?;
+        Ok(())
+    }
+
+    pub async fn load_counters(&self) -> StoreResult<BTreeMap<String, i64>> {
+        let rows = sqlx::query("SELECT name, value FROM counter")
+            .fetch_all(&mut *self.lock().await)
+            .await
+            .during("load counters")?;
+        Ok(rows.into_iter().map(|r| (r.get(0), r.get(1))).collect())
+    }
+
+    pub async fn add_note(&self, kind: &str, note: &Note) -> StoreResult<()> {
+        sqlx::query("INSERT INTO note (at, kind, subject, detail) VALUES (?, ?, ?, ?)")
+            .bind(note.at.millis())
+            .bind(kind)
+            .bind(&note.subject)
+            .bind(&note.detail)
+            .execute(&mut *self.lock().await)
+            .await
+            .during("note evidence")?;
+        Ok(())
+    }
+
+    /// Notes of one kind in order of time, at most 1,000.
+    pub async fn load_notes(&self, kind: &str) -> StoreResult<Vec<Note>> {
+        let rows = sqlx::query("SELECT at, subject, detail FROM note WHERE kind = ? ORDER BY at, seq LIMIT 1000")
+            .bind(kind)
+            .fetch_all(&mut *self.lock().await)
+            .await
+            .during("load evidence")?;
+        Ok(rows
+            .into_iter()
+            .map(|r| Note { at: Timestamp::from_millis(r.get(0)), subject: r.get(1), detail: r.get(2) })
+            .collect())
+    }
+
+    /// Audit rows that D1 does not have yet, oldest first.
+    pub async fn load_audit_outbox(&self, limit: u32) -> StoreResult<Vec<AuditRow>> {
+        let rows = sqlx::query(
+            "SELECT op_id, at, key, action, source, fingerprint FROM audit_outbox ORDER BY at, op_id LIMIT ?",
+        )
+        .bind(limit)
+        .fetch_all(&mut *self.lock().await)
+        .await
+        .during("load audit rows")?;
+        Ok(rows
+            .into_iter()
+            .map(|r| AuditRow {
+                op_id: r.get(0),
+                at: Timestamp::from_millis(r.get(1)),
+                key: r.get(2),
+                action: r.get(3),
+                source: r.get(4),
+                fingerprint: r.get(5),
+            })
+            .collect())
+    }
+
+    pub async fn clear_audit_outbox(&self, rows: &[AuditRow]) -> StoreResult<()> {
+        let ids = json!(rows.iter().map(|r| &r.op_id).collect::<Vec<_>>()).to_string();
+        let mut connection = self.lock().await;
+        sqlx::query("DELETE FROM audit_outbox WHERE op_id IN (SELECT value FROM json_each(?))")
+            .bind(ids)
+            .execute(&mut *connection)
+            .await
+            .during("clear audit rows")?;
+        add(&mut connection, &[("audit_rows", rows.len() as i64)]).await
+    }
+}

@@ -1,0 +1,206 @@
+//! The applied plan and the triplets in it.
+
+use serde_json::json;
+use sqlx::{Connection, Row};
+
+use super::{During, Store, StoreError, StoreResult, from_json, to_json};
+use crate::domain::custody::Custody;
+use crate::domain::secret::Fingerprint;
+use crate::domain::time::Timestamp;
+use crate::domain::triplet::Triplet;
+use crate::plan::Route;
+
+/// A triplet of a plan that is being applied.
+#[derive(Clone, Debug)]
+pub struct NewTriplet {
+    pub triplet: Triplet,
+    pub integration_key: String,
+    pub connection_id: String,
+    pub route: Route,
+    pub wave: Option<u32>,
+    pub toolkit: Option<String>,
+    pub scopes: Vec<String>,
+}
+
+/// A triplet as the store has it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TripletRow {
+    pub triplet: Triplet,
+    /// Row id of the connection that feeds it.
+    pub connection: i64,
+    pub integration_key: String,
+    pub wave: Option<u32>,
+    pub toolkit: Option<String>,
+    pub scopes: Vec<String>,
+    pub custody: Custody,
+    pub version: u64,
+    pub expires_at: Option<Timestamp>,
+    pub mirror_account: Option<String>,
+    pub old_identity: Option<Fingerprint>,
+    /// The upstream account of the consent was the same (`equal`) or another (`different`).
+    pub identity: Option<String>,
+    /// The consent granted `enough`, or which scopes were missing.
+    pub granted: Option<String>,
+    pub consent_attempts: u32,
+    pub consent_account: Option<String>,
+    pub consent_until: Option<Timestamp>,
+}
+
+impl TripletRow {
+    /// Whether custody of this triplet moves at all.
+    pub fn moves(&self) -> bool {
+        matches!(self.custody.route, Route::Reconsent | Route::Static)
+    }
+}
+
+impl Store {
+    /// Records that a plan is applied here, with its connections and triplets. Doing it again
+    /// with the same plan changes nothing.
+    ///
+    /// # Errors
+    /// `OtherPlan` when another plan was applied to this state before.
+    pub async fn begin_plan(&self, id: &str, json: &str, triplets: &[NewTriplet], now: Timestamp) -> StoreResult<()> {
+        let mut connection = self.lock().await;
+        let mut tx = connection.begin().await.during("begin")?;
+        let applied: Option<String> = sqlx::query("SELECT id FROM plan LIMIT 1")
+            .fetch_optional(&mut *tx)
+            .await
+            .during("look for an applied plan")?
+            .map(|r| r.get(0));
+        match applied {
+            Some(applied) if applied == id => return Ok(()),
+            Some(applied) => return Err(StoreError::OtherPlan { applied, given: id.to_owned() }),
+            None => {}
+        }
+        sqlx::query("INSERT INTO plan (id, applied_at, json) VALUES (?, ?, ?)")
+            .bind(id)
+            .bind(now.millis())
+            .bind(json)
+            .execute(&mut *tx)
+            .await
+            .during("record the plan")?;
+        let rows: Vec<_> = triplets
+            .iter()
+            .map(|t| {
+                let custody = Custody::planned(t.route);
+                json!({
+                    "key": t.triplet, "ik": t.integration_key, "cid": t.connection_id, "wave": t.wave,
+                    "toolkit": t.toolkit, "scopes": to_json(&t.scopes), "stage": custody.stage.name(),
+                    "custody": to_json(&custody),
+                })
+            })
+            .collect();
+        let rows = serde_json::Value::Array(rows).to_string();
+        sqlx::query(
+            "INSERT INTO connection (integration_key, connection_id)
+             SELECT DISTINCT value->>'ik', value->>'cid' FROM json_each(?) ORDER BY 1, 2",
+        )
+        .bind(&rows)
+        .execute(&mut *tx)
+        .await
+        .during("record connections")?;
+        sqlx::query(
+            "INSERT INTO triplet (key, connection, integration_key, wave, toolkit, scopes, custody, stage)
+             SELECT j.value->>'key', c.id, j.value->>'ik', j.value->>'wave', j.value->>'toolkit', j.value->>'scopes',
+                    j.value->>'custody', j.value->>'stage'
+             FROM json_each(?) AS j JOIN connection c
+               ON c.integration_key = j.value->>'ik' AND c.connection_id = j.value->>'cid'",
+        )
+        .bind(&rows)
+        .execute(&mut *tx)
+        .await
+        .during("record triplets")?;
+        tx.commit().await.during("commit")
+    }
+
+    /// All triplets, sorted.
+    pub async fn load_triplets(&self) -> StoreResult<Vec<TripletRow>> {
+        let rows = sqlx::query(
+            "SELECT key, connection, integration_key, wave, toolkit, scopes, custody, version, expires_at, mirror_account,
+                    old_identity, identity, granted, consent_attempts, consent_account, consent_until
+             FROM triplet ORDER BY key",
+        )
+        .fetch_all(&mut *self.lock().await)
+        .await
+        .during("load triplets")?;
+        rows.iter().map(row).collect()
+    }
+
+    pub async fn save_mirror_account(&self, triplet: &Triplet, account: &str) -> StoreResult<()> {
+        sqlx::query("UPDATE triplet SET mirror_account = ? WHERE key = ?")
+            .bind(account)
+            .bind(triplet.to_string())
+            .execute(&mut *self.lock().await)
+            .await
+            .during("save a mirror account")?;
+        Ok(())
+    }
+
+    pub async fn save_old_identity(&self, triplet: &Triplet, identity: &Fingerprint) -> StoreResult<()> {
+        sqlx::query("UPDATE triplet SET old_identity = ? WHERE key = ?")
+            .bind(identity.to_string())
+            .bind(triplet.to_string())
+            .execute(&mut *self.lock().await)
+            .await
+            .during("save an identity")?;
+        Ok(())
+    }
+
+    /// Records what the comparison after a consent found.
+    pub async fn save_comparison(&self, triplet: &Triplet, identity: &str, granted: &str) -> StoreResult<()> {
+        sqlx::query("UPDATE triplet SET identity = ?, granted = ? WHERE key = ?")
+            .bind(identity)
+            .bind(granted)
+            .bind(triplet.to_string())
+            .execute(&mut *self.lock().await)
+            .await
+            .during("save a comparison")?;
+        Ok(())
+    }
+
+    /// Records a consent link that was made; its account id waits to become ACTIVE.
+    pub async fn save_consent(&self, triplet: &Triplet, account: &str, until: Timestamp) -> StoreResult<()> {
+        sqlx::query(
+            "UPDATE triplet SET consent_attempts = consent_attempts + 1, consent_account = ?, consent_until = ? WHERE key = ?",
+        )
+        .bind(account)
+        .bind(until.millis())
+        .bind(triplet.to_string())
+        .execute(&mut *self.lock().await)
+        .await
+        .during("save a consent link")?;
+        Ok(())
+    }
+
+    /// Forgets the open consent link.
+    pub async fn clear_consent(&self, triplet: &Triplet) -> StoreResult<()> {
+        sqlx::query("UPDATE triplet SET consent_account = NULL, consent_until = NULL WHERE key = ?")
+            .bind(triplet.to_string())
+            .execute(&mut *self.lock().await)
+            .await
+            .during("clear a consent link")?;
+        Ok(())
+    }
+}
+
+fn row(r: &sqlx::sqlite::SqliteRow) -> StoreResult<TripletRow> {
+    let at = |i: usize| r.get::<Option<i64>, _>(i).map(Timestamp::from_millis);
+    Ok(TripletRow {
+        triplet: super::delivery::parse_triplet(&r.get::<String, _>(0))?,
+        connection: r.get(1),
+        integration_key: r.get(2),
+        wave: r.get::<Option<i64>, _>(3).map(|n| n as u32),
+        toolkit: r.get(4),
+        scopes: from_json("scopes", &r.get::<String, _>(5))?,
+        custody: from_json("custody", &r.get::<String, _>(6))?,
+        version: r.get::<i64, _>(7) as u64,
+        expires_at: at(8),
+        mirror_account: r.get(9),
+        old_identity: r.get::<Option<String>, _>(10).map(|t| super::delivery::parse_fingerprint(&t)).transpose()?,
+        identity: r.get(11),
+        granted: r.get(12),
+        consent_attempts: r.get::<i64, _>(13) as u32,
+        consent_account: r.get(14),
+        consent_until: at(15),
+    })
+}
