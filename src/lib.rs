@@ -11,5 +11,6 @@ pub mod exit;
 pub mod inventory;
 pub mod plan;
 pub mod ports;
+pub mod sandbox;
 pub mod shim;
 pub mod store;

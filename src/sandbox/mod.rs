@@ -1,0 +1,33 @@
+//! The sandbox: Nango, Composio, Cloudflare, the gateway and every OAuth provider on loopback,
+//! over one world with a virtual clock, a seed and a fault plan.
+//!
+//! It is a product feature and the judge of the code under test: its ledger decides whether
+//! tokens were lost. Nothing in here asks the code under test, and nothing reads a wall clock
+//! except [`live`].
+
+mod cloudflare;
+mod composio;
+mod draw;
+mod faults;
+mod gateway;
+mod http;
+mod keys;
+mod ledger;
+pub mod live;
+mod nango;
+mod provider;
+mod serve;
+mod serving;
+#[cfg(test)]
+mod tests;
+mod world;
+
+pub use self::composio::Masking;
+pub use self::faults::{FAULTS, Fault, FaultError, FaultNote};
+pub use self::http::{Call, Reply};
+pub use self::keys::{OauthClient, SandboxKeys};
+pub use self::ledger::{Incident, LedgerSummary};
+pub use self::nango::OutboundWebhook;
+pub use self::provider::{CANARY, Party};
+pub use self::serve::{CrashSignal, Sandbox, SandboxUrls};
+pub use self::world::{Answer, TokenLife, World, WorldConfig, WorldOptions};

@@ -1,0 +1,1 @@
+//! What the emulators must do, rule by rule, and what the ledger must notice.
