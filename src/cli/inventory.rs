@@ -268,7 +268,7 @@ fn report(input: &Input, format: ReportFormat, ui: &Ui, text: impl FnOnce(&Loade
         Ok(Ok(loaded)) => {
             let (code, _) = text(&loaded);
             let disagree = loaded.disagreements.len();
-            let reason = if disagree == 0 { "no problems".to_owned() } else { format!("{disagree} disagreements") };
+            let reason = if disagree == 0 { "no problems".to_owned() } else { counted(disagree, "disagreement") };
             let value = json!({
                 "exit_code": code,
                 "reason": reason,
@@ -280,7 +280,7 @@ fn report(input: &Input, format: ReportFormat, ui: &Ui, text: impl FnOnce(&Loade
             (code, value)
         }
         Ok(Err(diagnostics)) => {
-            let reason = format!("{} problems", diagnostics.total());
+            let reason = counted(diagnostics.total(), "problem");
             let Diagnostics { diagnostics, more } = diagnostics;
             let value = json!({
                 "exit_code": exit::USAGE,
@@ -299,16 +299,20 @@ fn report(input: &Input, format: ReportFormat, ui: &Ui, text: impl FnOnce(&Loade
     Ok(code)
 }
 
+/// `1 problem`, `2 problems`
+fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 /// `20 connections, 28 triplets, 2 tenants`
 fn summary(inventory: &Inventory) -> String {
     let mut tenants: Vec<&Part> = inventory.rows.iter().map(|row| &row.tenant).collect();
     tenants.dedup();
-    let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     format!(
         "{}, {}, {}",
-        count(inventory.rows.len(), "connection"),
-        count(inventory.triplet_count(), "triplet"),
-        count(tenants.len(), "tenant")
+        counted(inventory.rows.len(), "connection"),
+        counted(inventory.triplet_count(), "triplet"),
+        counted(tenants.len(), "tenant")
     )
 }
 

@@ -109,24 +109,26 @@ fn find_delimiter(text: &str, start: usize, declared: Option<u8>, report: &mut R
         return Some((found, header));
     }
     let line = &text[header.start..header.end];
-    let mut words = line.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == '-'));
-    let is_header = line.len() <= 1_000 && words.by_ref().filter(|word| Column::named(word).is_some()).count() >= 2;
+    let named_in = |line: &str| {
+        let words = line.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == '-'));
+        words.filter(|word| Column::named(word).is_some()).count()
+    };
+    let curly = line.char_indices().find(|(_, c)| matches!(c, '\u{2018}'..='\u{201F}'));
     report.add(|_| {
-        if is_header {
+        if let Some((at, quote)) = curly {
+            let place = Span::new(header.start + at, header.start + at + quote.len_utf8());
+            Problem::new(place, format!("{} in the header", describe(quote)), "straight quotes \" or none")
+                .hint("a word processor made the quotes curly; replace them all")
+        } else if line.len() <= 1_000 && named_in(line) >= 2 {
             Problem::new(header, "the header is not separated by a delimiter that is supported", DELIMITERS_NAMED)
                 .hint("export the file again with one of them")
         } else {
-            let problem = Problem::new(
+            Problem::new(
                 header,
                 "the first line is not a header: none of its cells is a known column",
                 format!("a header with some of {}", Column::list()),
-            );
-            match line.chars().find(|c| matches!(c, '\u{2018}'..='\u{201F}')) {
-                Some(quote) => problem.hint(format!("it has {}; use straight quotes \" or none", describe(quote))),
-                None => {
-                    problem.hint("add the header as first line, for example `tenant,integration_key,providers,account`")
-                }
-            }
+            )
+            .hint("add the header as first line, for example `tenant,integration_key,providers,account`")
         }
     });
     None
@@ -197,19 +199,15 @@ impl<'a> Records<'a> {
         if bytes.get(first) == Some(&b'"') {
             return self.quoted(first);
         }
-        let rest = &bytes[first..];
-        let len = rest.iter().position(|b| *b == self.delimiter || *b == b'\n').unwrap_or(rest.len());
-        let mut end = first + len;
-        if bytes.get(end) == Some(&b'\n') && end > first && bytes[end - 1] == b'\r' {
+        let start = self.at;
+        let rest = &bytes[start..];
+        let mut end = start + rest.iter().position(|b| *b == self.delimiter || *b == b'\n').unwrap_or(rest.len());
+        // The CR of a line end, also of one that the end of the file cut in half.
+        if matches!(bytes.get(end), None | Some(b'\n')) && end > start && bytes[end - 1] == b'\r' {
             end -= 1;
         }
         self.at = end;
-        // A lone CR at the very end of the text ends the line too.
-        if end == bytes.len() && end > first && bytes[end - 1] == b'\r' {
-            self.at = end;
-            end -= 1;
-        }
-        Ok(Field::borrowed(&self.text[first..end], first).trimmed())
+        Ok(Field::borrowed(&self.text[start..end], start).trimmed())
     }
 
     fn quoted(&mut self, open: usize) -> Result<Field<'a>, Problem> {

@@ -11,7 +11,12 @@ const SAVE_AS_UTF8: &str = "save the file again as UTF-8 (in Excel: `CSV UTF-8 (
 pub(super) fn check<'a>(bytes: &'a [u8], report: &mut Report<'_>) -> Option<&'a str> {
     if let Some(name) = foreign_encoding(bytes) {
         let message = format!("the file is {name}");
-        report.add(|_| Problem::new(Span::new(0, bytes.len().min(4)), message, UTF8).hint(SAVE_AS_UTF8));
+        let hint = if name.contains("ZIP") {
+            "in Excel, save the sheet as `CSV UTF-8 (Comma delimited)`"
+        } else {
+            SAVE_AS_UTF8
+        };
+        report.add(|_| Problem::new(Span::new(0, bytes.len().min(4)), message, UTF8).hint(hint));
         return None;
     }
     if bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes).iter().all(u8::is_ascii_whitespace) {

@@ -69,20 +69,18 @@ pub(super) fn read(text: &str, rows: &mut Builder<'_>, report: &mut Report<'_>) 
             rows.note_row();
             continue;
         }
-        let layout = Layout::read(&header, span, rows, report).marked_up();
         let body = at + 1;
         at = lines.end_of_table(body);
-        if let Some((earlier, place)) = first.as_ref().filter(|(earlier, _)| !earlier.agrees_with(&layout)) {
+        if let Some((earlier, place)) = first.as_ref().filter(|(earlier, _)| !earlier.agrees_with(&known)) {
             report.add(|report| {
-                let message = format!(
-                    "a second inventory table with other columns than the one on line {}",
-                    report.line_of(place.start)
-                );
+                let line = report.line_of(place.start);
+                let message = format!("a second inventory table with other columns than the one on line {line}");
                 Problem::new(span, message, format!("the same columns: {}", earlier.names()))
                     .hint("give both tables the same columns, or keep one inventory per document")
             });
             continue;
         }
+        let layout = Layout::read(&header, span, rows, report).marked_up();
         for (start, line) in (body..at).filter_map(|i| lines.get(i)) {
             let has_pipe = line.contains('|');
             layout.row(&cells(line, start), Span::new(start, start + line.len()), rows, report, || {

@@ -128,7 +128,9 @@ fn detect(name: &str, text: &str) -> Format {
     }
     let body = text.trim_start_matches('\u{FEFF}').trim_start();
     let after_bracket = body.strip_prefix('[').map(str::trim_start);
-    if body.starts_with('{') || after_bracket.is_some_and(|rest| rest.starts_with(['{', ']', '[', '"'])) {
+    // A Markdown document may start with a link, which is why `[` alone decides only after Markdown had its turn.
+    let surely_json = body.starts_with('{') || after_bracket.is_some_and(|rest| rest.starts_with(['{', ']', '[', '"']));
+    if surely_json || (after_bracket.is_some() && !markdown::looks_like(body)) {
         Format::Json
     } else if markdown::looks_like(body) {
         Format::Markdown

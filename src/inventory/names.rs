@@ -42,10 +42,13 @@ impl<'a> Field<'a> {
     }
 }
 
-/// Where the text without its outer spaces and tabs starts and ends.
+/// Where the text without its outer spaces and tabs starts and ends; at the start when nothing is left.
 fn trim(text: &str) -> (usize, usize) {
     let blank = [' ', '\t'];
     let start = text.len() - text.trim_start_matches(blank).len();
+    if start == text.len() {
+        return (0, 0);
+    }
     (start, start + text[start..].trim_end_matches(blank).len())
 }
 

@@ -11,6 +11,8 @@ use super::rows::{Builder, List, RawRow, Tenants};
 pub(super) struct Layout {
     /// `None`: a column that was refused; its cells are skipped so that the rest is still checked.
     slots: Vec<Option<Column>>,
+    /// How many cells the header has with the blank ones on its right.
+    padded_width: usize,
     /// Whether rows can be read at all: all required columns are there.
     usable: bool,
     /// Where tenants come from when there is no column for them.
@@ -73,7 +75,7 @@ impl Layout {
                     .hint("add a `tenant` column (a cell may list several), or give `--tenant NAME` (can be repeated)")
             });
         }
-        Self { slots, usable: missing.is_empty(), tenants_missing, marked_up: false }
+        Self { slots, padded_width: cells.len(), usable: missing.is_empty(), tenants_missing, marked_up: false }
     }
 
     /// The same columns over cells that are Markdown.
@@ -86,8 +88,8 @@ impl Layout {
     }
 
     /// Whether another table has the same columns, in any order.
-    pub fn agrees_with(&self, other: &Self) -> bool {
-        Column::ALL.iter().all(|column| self.slots.contains(&Some(*column)) == other.slots.contains(&Some(*column)))
+    pub fn agrees_with(&self, other: &[Column]) -> bool {
+        Column::ALL.iter().all(|column| self.slots.contains(&Some(*column)) == other.contains(column))
     }
 
     /// The names of the columns, in the order of the table.
@@ -108,7 +110,8 @@ impl Layout {
         if !self.usable || cells.iter().all(|cell| cell.text.is_empty()) {
             return;
         }
-        if let Some(extra) = cells.iter().skip(self.width()).find(|cell| !cell.text.is_empty()) {
+        let filled = cells.iter().skip(self.width()).find(|cell| !cell.text.is_empty());
+        if let Some(extra) = filled.or(cells.get(self.padded_width)) {
             report.add(|_| self.ragged(extra.span, cells.len(), ragged_hint()));
             return;
         }
@@ -166,7 +169,9 @@ impl Layout {
         let plural = if found == 1 { "" } else { "s" };
         let message = format!("the row has {found} cell{plural} and the header has {}", self.width());
         let too_many = found > self.width();
-        let usual = if too_many {
+        let usual = if too_many && self.marked_up {
+            "write `\\|` for a pipe inside a cell"
+        } else if too_many {
             "quote a cell that holds the delimiter, or separate its values with `+`"
         } else {
             "leave a cell blank by writing nothing between two delimiters"
