@@ -1,8 +1,11 @@
 //! The command line: one file per command, each an `Args` struct whose doc comments are the
 //! help text, and a `run` that returns the exit code. Results go to stdout, the rest to stderr.
 
+pub mod catalogue;
 mod error;
 pub mod inventory;
+pub mod plan;
+pub mod show;
 mod ui;
 
 use clap::{Parser, Subcommand};
@@ -44,6 +47,9 @@ pub enum LogFormat {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     Inventory(inventory::InventoryArgs),
+    Plan(plan::PlanArgs),
+    Show(show::ShowArgs),
+    Catalogue(catalogue::CatalogueArgs),
 }
 
 /// Parses the command line, runs the command, prints its error if it has one, returns the exit code.
@@ -61,6 +67,9 @@ pub fn main() -> u8 {
     let ui = Ui::from_environment(&cli.globals);
     let result: CommandResult = match cli.command {
         Command::Inventory(args) => inventory::run(args, &ui),
+        Command::Plan(args) => plan::run(args, &ui),
+        Command::Show(args) => show::run(&args, &ui),
+        Command::Catalogue(args) => catalogue::run(args, &ui),
     };
     match result {
         Ok(code) => code,
