@@ -1,11 +1,14 @@
 //! The command line: one file per command, each an `Args` struct whose doc comments are the
 //! help text, and a `run` that returns the exit code. Results go to stdout, the rest to stderr.
 
+pub mod catalogue;
 pub mod completions;
 mod error;
 pub mod inventory;
 mod logging;
+pub mod plan;
 pub mod rehearse;
+pub mod show;
 mod ui;
 
 use clap::{Parser, Subcommand};
@@ -48,6 +51,9 @@ pub enum LogFormat {
 pub enum Command {
     Rehearse(rehearse::RehearseArgs),
     Inventory(inventory::InventoryArgs),
+    Catalogue(catalogue::CatalogueArgs),
+    Plan(plan::PlanArgs),
+    Show(show::ShowArgs),
     Completions(completions::CompletionsArgs),
 }
 
@@ -69,6 +75,9 @@ pub fn main() -> u8 {
         Command::Rehearse(args) => rehearse::run(args, &ui),
         Command::Inventory(args) => inventory::run(args, &ui),
         Command::Completions(args) => completions::run(args, &ui),
+        Command::Plan(args) => plan::run(args, &ui),
+        Command::Show(args) => show::run(&args, &ui),
+        Command::Catalogue(args) => catalogue::run(args, &ui),
     };
     match result {
         Ok(code) => code,

@@ -124,6 +124,8 @@ pub struct Budget {
     pub minutes_apply: u64,
     /// Minutes of requests for consents and switches, without the people.
     pub minutes_switch: u64,
+    /// Tokens that must change a day, by the rotation schedule.
+    pub rotations_per_day: u64,
     pub kv_reads_per_month: u64,
     pub kv_writes_per_month: u64,
     pub kv_lists_per_month: u64,
@@ -308,6 +310,7 @@ pub fn total(
     Budget {
         minutes_apply,
         minutes_switch,
+        rotations_per_day: patches,
         kv_reads_per_month: kv_reads,
         kv_writes_per_month: kv_writes,
         kv_lists_per_month: kv_lists,

@@ -130,11 +130,26 @@ pub enum SavedPlanError {
 }
 
 impl Plan {
-    /// The one text form: indented JSON, keys in a fixed order, a newline at the end.
+    /// The one text form: JSON with its keys in a fixed order and one row to a line, so that a
+    /// change of one row is a change of one line.
     pub fn to_json(&self) -> String {
-        let mut text = serde_json::to_string_pretty(self).expect("plain data turns into JSON");
-        text.push('\n');
-        text
+        let Self { plan_version, id, created_at, expires_at, inputs, summary, rows, waves, budget, notes, digest } =
+            self;
+        let mut out = String::from("{\n");
+        field(&mut out, "plan_version", plan_version);
+        field(&mut out, "id", id);
+        field(&mut out, "created_at", created_at);
+        field(&mut out, "expires_at", expires_at);
+        field(&mut out, "inputs", inputs);
+        field(&mut out, "summary", summary);
+        list(&mut out, "rows", rows);
+        list(&mut out, "waves", waves);
+        field(&mut out, "budget", budget);
+        list(&mut out, "notes", notes);
+        field(&mut out, "digest", digest);
+        out.truncate(out.len() - 2);
+        out.push_str("\n}\n");
+        out
     }
 
     /// Reads a plan back and checks that nobody edited it.
@@ -165,6 +180,22 @@ impl Plan {
         }
         Ok(plan)
     }
+}
+
+fn json_of<T: Serialize>(value: &T) -> String {
+    serde_json::to_string(value).expect("plain data turns into JSON")
+}
+
+fn field<T: Serialize>(out: &mut String, name: &str, value: &T) {
+    let _ = writeln!(out, "  \"{name}\": {},", json_of(value));
+}
+
+fn list<T: Serialize>(out: &mut String, name: &str, items: &[T]) {
+    let _ = write!(out, "  \"{name}\": [");
+    for (i, item) in items.iter().enumerate() {
+        let _ = write!(out, "{}\n    {}", if i == 0 { "" } else { "," }, json_of(item));
+    }
+    out.push_str(if items.is_empty() { "],\n" } else { "\n  ],\n" });
 }
 
 /// An input that is no longer what the plan was made from.

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::catalogue::{Catalogue, Integration, Provider, Reconsent, Reuse, Rotation, Whoami};
+use crate::catalogue::{Catalogue, Integration};
 use crate::domain::time::{DAY_MS, Timestamp};
 use crate::domain::triplet::Triplet;
 use crate::inventory::Row;
@@ -522,26 +522,14 @@ fn unknown_integration(row: &Row) -> Integration {
     let key = &row.integration_key;
     let host: String =
         key.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
-    let provider =
-        |name: &str| (name.to_owned(), Provider { scopes: Vec::new(), toolkit: None, toolkit_unconfirmed: false });
-    Integration {
-        auth_mode: row.auth_mode.clone().unwrap_or_else(|| "OAUTH2".to_owned()),
-        access_token_ttl_s: Some(3_600),
-        refresh_token_ttl_s: None,
-        rotation: Rotation::Never,
-        reuse: Reuse::Harmless,
-        grants_max: None,
-        same_client_reconsent: Reconsent::KeepsOld,
-        token_url: format!("https://{host}.example/oauth/token"),
-        revoke_url: None,
-        whoami: Whoami {
-            method: "GET".into(),
-            url: format!("https://{host}.example/whoami"),
-            identity_fields: vec!["id".into()],
-            headers: BTreeMap::new(),
-        },
-        provider: row.providers.iter().map(|p| provider(p.as_str())).collect(),
-        error: Vec::new(),
-        sources: Vec::new(),
+    let auth_mode = row.auth_mode.as_deref().unwrap_or("OAUTH2");
+    let mut facts = format!(
+        "auth_mode = \"{auth_mode}\"\naccess_token_ttl_s = 3600\nrotation = \"never\"\nreuse = \"harmless\"\n\
+         same_client_reconsent = \"keeps-old\"\ntoken_url = \"https://{host}.example/oauth/token\"\n\
+         [whoami]\nmethod = \"GET\"\nurl = \"https://{host}.example/whoami\"\nidentity_fields = [\"id\"]\n"
+    );
+    for provider in &row.providers {
+        facts.push_str(&format!("[provider.\"{provider}\"]\nscopes = []\n"));
     }
+    toml::from_str(&facts).expect("auth modes, hosts and triplet parts need no escapes")
 }
