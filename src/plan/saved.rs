@@ -82,9 +82,9 @@ struct Content<'a> {
     notes: &'a [Note],
 }
 
-fn id_of(plan: &Plan) -> String {
+fn content_digest(plan: &Plan) -> String {
     let Inputs { inventory, policy, catalogue, probes } = &plan.inputs;
-    let content = Content {
+    sha256_of(&Content {
         plan_version: plan.plan_version,
         inventory,
         policy,
@@ -95,21 +95,21 @@ fn id_of(plan: &Plan) -> String {
         waves: &plan.waves,
         budget: &plan.budget,
         notes: &plan.notes,
-    };
-    format!("p-{}", &sha256_of(&content)[..12])
+    })
 }
 
-/// Over every field but the digest itself.
-fn digest_of_plan(plan: &Plan) -> String {
-    let Plan { plan_version, id, created_at, expires_at, inputs, summary, rows, waves, budget, notes, digest: _ } =
-        plan;
-    digest_of(&(plan_version, id, created_at, expires_at, inputs, summary, rows, waves, budget, notes))
+/// The id and the digest that fit the plan. The digest covers the content through its own digest
+/// in full length, and what the id leaves out.
+fn seals(plan: &Plan) -> (String, String) {
+    let content = content_digest(plan);
+    let id = format!("p-{}", &content[..12]);
+    let digest = digest_of(&(content, plan.created_at, plan.expires_at, &plan.inputs.probes));
+    (id, digest)
 }
 
 /// Sets id and digest.
 pub(super) fn seal(plan: &mut Plan) {
-    plan.id = id_of(plan);
-    plan.digest = digest_of_plan(plan);
+    (plan.id, plan.digest) = seals(plan);
 }
 
 /// Why a text is not a plan that may be used.
@@ -171,11 +171,11 @@ impl Plan {
             return Err(SavedPlanError::Version { found: version.to_string() });
         }
         let plan: Self = serde_json::from_str(text).map_err(|e| SavedPlanError::Shape(e.to_string()))?;
-        let actual = id_of(&plan);
+        let (actual, digest) = seals(&plan);
         if plan.id != actual {
             return Err(SavedPlanError::Id { stated: plan.id, actual });
         }
-        if plan.digest != digest_of_plan(&plan) {
+        if plan.digest != digest {
             return Err(SavedPlanError::Digest { id: plan.id });
         }
         Ok(plan)
