@@ -37,6 +37,7 @@ impl<O: Outside> Engine<O> {
     /// # Errors
     /// When the store cannot be read.
     pub async fn evidence(&self, now: Timestamp) -> EngineResult<Evidence> {
+        self.record_traffic().await?;
         let counters = self.store.load_counters().await?;
         let count = |name: &str| counters.get(name).copied().unwrap_or(0).max(0) as u64;
         let triplets = self.store.load_triplets().await?;

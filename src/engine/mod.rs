@@ -11,8 +11,9 @@ mod mirror;
 mod poll;
 mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::catalogue::Catalogue;
 use crate::domain::api::Api;
@@ -20,7 +21,7 @@ use crate::domain::criteria::Note;
 use crate::domain::time::{HOUR_MS, MINUTE_MS, SECOND_MS, Timestamp};
 use crate::plan::Policy;
 use crate::ports::{ApiResult, Outside};
-use crate::store::{Sink, Store, StoreError};
+use crate::store::{Due, Sink, Store, StoreError};
 
 pub use evidence::GateReport;
 pub use lifecycle::Progress;
@@ -65,8 +66,19 @@ pub struct Engine<O> {
     outside: O,
     catalogue: Catalogue,
     config: EngineConfig,
+    soaking: AtomicBool,
+    known: Mutex<Known>,
+}
+
+/// What the store also has, kept at hand: read once when the engine starts, written through.
+#[derive(Debug, Default)]
+struct Known {
     /// When each API last answered, and since when it does not.
-    health: Mutex<BTreeMap<Api, Health>>,
+    health: BTreeMap<Api, Health>,
+    /// When each periodic duty runs next.
+    periodic: BTreeMap<String, Timestamp>,
+    /// Foreign entries that were noted, as `{sink}:{triplet}`.
+    foreign: BTreeSet<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -104,14 +116,13 @@ enum Periodic {
 }
 
 impl Periodic {
-    /// Where the store keeps when it is next due.
-    const fn meta(self) -> &'static str {
+    const fn name(self) -> &'static str {
         match self {
-            Self::Probe => "next:probe",
-            Self::Smoke => "next:smoke",
-            Self::Scan => "next:scan",
-            Self::Verify => "next:verify",
-            Self::Audit => "next:audit",
+            Self::Probe => "probe",
+            Self::Smoke => "smoke",
+            Self::Scan => "scan",
+            Self::Verify => "verify",
+            Self::Audit => "audit",
         }
     }
 }
@@ -122,13 +133,14 @@ impl<O: Outside> Engine<O> {
     /// # Errors
     /// When the store cannot be read.
     pub async fn new(store: Store, outside: O, catalogue: Catalogue, config: EngineConfig) -> EngineResult<Self> {
-        let mut health = BTreeMap::new();
-        for api in Api::ALL {
-            let down_since = store.load_meta(down_key(api)).await?.and_then(|t| t.parse().ok());
-            let down_since = down_since.map(Timestamp::from_millis);
-            health.insert(api, Health { last_ok: None, down_since });
-        }
-        Ok(Self { store, outside, catalogue, config, health: Mutex::new(health) })
+        let at = |text: &String| text.parse().ok().map(Timestamp::from_millis);
+        let down = store.load_metas("down:").await?;
+        let health = Api::ALL.map(|api| (api, Health { last_ok: None, down_since: down.get(api.name()).and_then(at) }));
+        let periodic =
+            store.load_metas("next:").await?.into_iter().filter_map(|(name, text)| Some((name, at(&text)?))).collect();
+        let foreign = store.load_metas("foreign:").await?.into_keys().collect();
+        let known = Mutex::new(Known { health: health.into(), periodic, foreign });
+        Ok(Self { store, outside, catalogue, config, soaking: AtomicBool::new(false), known })
     }
 
     pub fn store(&self) -> &Store {
@@ -154,29 +166,47 @@ impl<O: Outside> Engine<O> {
     /// # Errors
     /// Only when the store fails.
     pub async fn run_due(&self, now: Timestamp) -> EngineResult<Option<Timestamp>> {
-        if self.store.load_meta("soaking").await?.is_none() {
+        if !self.is_soaking().await? {
             return Ok(None);
         }
+        let due = self.store.load_due().await?;
         // Before anything newer is delivered: what ended, ended.
-        self.note_expired(now).await?;
-        self.poll(now).await?;
-        for sink in Sink::ALL {
-            self.mirror(sink, now).await?;
+        if due.served_until.is_some_and(|at| at < now) {
+            self.note_expired(now).await?;
         }
-        let mut due = Vec::new();
+        if due.rotation_by.is_some_and(|at| at < now) {
+            self.note_missed(now).await?;
+        }
+        let polled = Due::is(due.poll_at, now);
+        if polled {
+            self.poll(now).await?;
+        }
+        for (sink, at) in due.deliveries {
+            if polled || Due::is(at, now) {
+                self.mirror(sink, now).await?;
+            }
+        }
+        let mut next = Vec::new();
         for duty in PERIODIC {
-            due.push(self.run_periodic(duty, now).await?);
+            next.push(self.run_periodic(duty, now).await?);
         }
-        self.record_traffic().await?;
-        due.extend(self.store.next_poll_at().await?);
-        due.extend(self.store.next_delivery_at().await?);
+        let due = self.store.load_due().await?;
+        next.extend(due.poll_at);
+        next.extend(due.deliveries.iter().filter_map(|d| d.1));
         // What is still due now was put off for a reason that only time mends.
-        Ok(due.into_iter().map(|at| at.max(now.plus_ms(SECOND_MS))).min())
+        Ok(next.into_iter().map(|at| at.max(now.plus_ms(SECOND_MS))).min())
+    }
+
+    async fn is_soaking(&self) -> EngineResult<bool> {
+        if !self.soaking.load(Ordering::Relaxed) && self.store.load_meta("soaking").await?.is_some() {
+            self.soaking.store(true, Ordering::Relaxed);
+        }
+        Ok(self.soaking.load(Ordering::Relaxed))
     }
 
     async fn run_periodic(&self, duty: Periodic, now: Timestamp) -> EngineResult<Timestamp> {
-        let next = self.store.load_meta(duty.meta()).await?.and_then(|t| t.parse().ok()).map(Timestamp::from_millis);
-        if let Some(next) = next
+        let known = self.known(|known| known.periodic.get(duty.name()).copied());
+        if let Some(next) = known
             && next > now
         {
             return Ok(next);
@@ -188,28 +218,28 @@ impl<O: Outside> Engine<O> {
             Periodic::Verify => self.verify(now).await?,
             Periodic::Audit => self.flush_audit(now).await?,
         };
-        self.store.save_meta(duty.meta(), &next.millis().to_string()).await?;
+        self.store.save_meta(&format!("next:{}", duty.name()), &next.millis().to_string()).await?;
+        self.known(|known| known.periodic.insert(duty.name().to_owned(), next));
         Ok(next)
     }
 
     /// Notes whether an API is in reach. Every call's outcome passes through here.
     async fn observe<T>(&self, api: Api, now: Timestamp, result: &ApiResult<T>) -> EngineResult<()> {
         let outage = result.as_ref().err().is_some_and(|e| e.is_outage());
-        let changed = {
-            let mut health = self.health.lock().expect("no panic happens while this lock is held");
-            let health = health.entry(api).or_default();
+        let changed = self.known(|known| {
+            let health = known.health.entry(api).or_default();
             if outage {
                 health.down_since.is_none().then(|| health.down_since = Some(now)).map(|()| None)
             } else {
                 health.last_ok = Some(now);
                 health.down_since.take().map(Some)
             }
-        };
+        });
         match changed {
             None => {}
-            Some(None) => self.store.save_meta(down_key(api), &now.millis().to_string()).await?,
+            Some(None) => self.store.save_meta(&format!("down:{}", api.name()), &now.millis().to_string()).await?,
             Some(Some(since)) => {
-                self.store.delete_meta(down_key(api)).await?;
+                self.store.delete_meta(&format!("down:{}", api.name())).await?;
                 self.close_outage(api, since, now).await?;
             }
         }
@@ -223,7 +253,11 @@ impl<O: Outside> Engine<O> {
     }
 
     fn health(&self, api: Api) -> Health {
-        self.health.lock().expect("no panic happens while this lock is held").get(&api).copied().unwrap_or_default()
+        self.known(|known| known.health.get(&api).copied().unwrap_or_default())
+    }
+
+    fn known<T>(&self, look: impl FnOnce(&mut Known) -> T) -> T {
+        look(&mut self.known.lock().expect("no panic happens while this lock is held"))
     }
 
     /// Moves the counts of requests and the clock readings of the clients into the evidence.
@@ -245,16 +279,6 @@ impl<O: Outside> Engine<O> {
             }
         }
         Ok(())
-    }
-}
-
-const fn down_key(api: Api) -> &'static str {
-    match api {
-        Api::Nango => "down:nango",
-        Api::Composio => "down:composio",
-        Api::Cloudflare => "down:cloudflare",
-        Api::Gateway => "down:gateway",
-        Api::Provider => "down:provider",
     }
 }
 

@@ -33,19 +33,26 @@ enum Liveness {
 }
 
 impl<O: Outside> Engine<O> {
-    /// Reads every connection that is due.
-    pub(super) async fn poll(&self, now: Timestamp) -> EngineResult<()> {
+    /// Notes connections whose token ended before a refresh arrived.
+    pub(super) async fn note_missed(&self, now: Timestamp) -> EngineResult<()> {
         for missed in self.store.take_missed_rotations(now).await? {
             let detail = "its token ended before a refresh arrived".to_owned();
             let note = Note { at: now, subject: missed.connection_id, detail };
             self.store.add_note("missed-rotation", &note).await?;
         }
+        Ok(())
+    }
+
+    /// Reads every connection that is due.
+    pub(super) async fn poll(&self, now: Timestamp) -> EngineResult<()> {
         loop {
             let due = self.store.load_due_connections(now, ROUND_MAX).await?;
             if due.is_empty() {
                 return Ok(());
             }
-            let triplets = self.store.load_triplets().await?;
+            let last = due.len() < ROUND_MAX as usize;
+            let ids: Vec<i64> = due.iter().map(|c| c.id).collect();
+            let triplets = self.store.load_triplets_of(&ids).await?;
             let mut captures = Vec::new();
             let mut out_of_reach = false;
             for connection in &due {
@@ -69,6 +76,9 @@ impl<O: Outside> Engine<O> {
                 for rest in self.store.load_due_connections(now, u32::MAX).await? {
                     self.store.schedule_poll(rest.id, Some(retry)).await?;
                 }
+                return Ok(());
+            }
+            if last {
                 return Ok(());
             }
         }

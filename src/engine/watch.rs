@@ -165,15 +165,17 @@ impl<O: Outside> Engine<O> {
 
     /// Notes a foreign write once, from when it is seen until the entry is ours again.
     async fn note_foreign(&self, triplet: &Triplet, sink: Sink, foreign: bool, now: Timestamp) -> EngineResult<()> {
-        let key = format!("foreign:{}:{triplet}", sink.name());
-        let known = self.store.load_meta(&key).await?.is_some();
+        let key = format!("{}:{triplet}", sink.name());
+        let known = self.known(|known| known.foreign.contains(&key));
         if foreign && !known {
             let detail = format!("{} was last written by nobody that we know", sink.name());
             tracing::error!(triplet = %triplet, "foreign write: {detail}");
             self.store.add_note("foreign-write", &Note { at: now, subject: triplet.to_string(), detail }).await?;
-            self.store.save_meta(&key, &now.millis().to_string()).await?;
+            self.store.save_meta(&format!("foreign:{key}"), &now.millis().to_string()).await?;
+            self.known(|known| known.foreign.insert(key));
         } else if !foreign && known {
-            self.store.delete_meta(&key).await?;
+            self.store.delete_meta(&format!("foreign:{key}")).await?;
+            self.known(|known| known.foreign.remove(&key));
         }
         Ok(())
     }
@@ -245,8 +247,9 @@ impl<O: Outside> Engine<O> {
         (scopes(left) != scopes(right)).then(|| "the scopes differ".to_owned())
     }
 
-    /// Sends audit rows to D1.
+    /// Sends audit rows to D1, and files the counts of requests.
     pub(super) async fn flush_audit(&self, now: Timestamp) -> EngineResult<Timestamp> {
+        self.record_traffic().await?;
         loop {
             let rows = self.store.load_audit_outbox(AUDIT_CHUNK).await?;
             if rows.is_empty() {

@@ -132,7 +132,7 @@ impl Default for CriteriaPolicy {
             delivery_samples_min: 100,
             lag_samples_min: 100,
             smoke_samples_min: 24,
-            probe_every: Millis(MINUTE_MS),
+            probe_every: Millis(5 * MINUTE_MS),
             verify_every: Millis(DAY_MS / 4),
             smoke_every: Millis(DAY_MS / 24),
             evidence_gap_max: Millis(15 * MINUTE_MS),

@@ -62,6 +62,23 @@ pub struct SinkState {
     pub dead: Option<String>,
 }
 
+/// All writes of an acknowledgement in one trip to the database.
+const MARK_DELIVERED: &str = "
+UPDATE delivery SET delivered = j.value->>'version', delivered_at = ?1->>'now', delivered_exp = j.value->>'exp',
+  delivered_fp = j.value->>'fp', attempts = 0, dead = NULL,
+  next_at = CASE WHEN delivery.version > (j.value->>'version') THEN ?1->>'now' ELSE NULL END
+FROM json_each(?1, '$.rows') AS j
+WHERE delivery.triplet = j.value->>'triplet' AND delivery.sink = ?1->>'sink'
+  AND delivery.delivered < (j.value->>'version');
+
+INSERT INTO audit_outbox (op_id, at, key, action, source, fingerprint)
+SELECT j.value->>'op', ?1->>'now', j.value->>'key', 'put ' || (?1->>'sink'), j.value->>'src', j.value->>'fp'
+FROM json_each(?1, '$.rows') AS j WHERE true ON CONFLICT (op_id) DO NOTHING;
+
+INSERT INTO counter (name, value) SELECT value->>0, value->>1 FROM json_each(?1, '$.counts') WHERE true
+ON CONFLICT (name) DO UPDATE SET value = value + excluded.value;
+";
+
 impl Store {
     /// Deliveries to `sink` that are due, oldest capture first, at most `limit`.
     pub async fn load_pending(&self, sink: Sink, now: Timestamp, limit: u32) -> StoreResult<Vec<PendingDelivery>> {
@@ -128,40 +145,16 @@ impl Store {
                 })
             })
             .collect();
-        let rows = serde_json::Value::Array(rows).to_string();
-        let mut connection = self.lock().await;
-        let mut tx = connection.begin().await.during("begin")?;
-        sqlx::query(
-            "UPDATE delivery SET delivered = j.value->>'version', delivered_at = ?2, delivered_exp = j.value->>'exp',
-               delivered_fp = j.value->>'fp', attempts = 0, dead = NULL,
-               next_at = CASE WHEN delivery.version > (j.value->>'version') THEN ?2 ELSE NULL END
-             FROM json_each(?1) AS j
-             WHERE delivery.triplet = j.value->>'triplet' AND delivery.sink = ?3 AND delivery.delivered < (j.value->>'version')",
-        )
-        .bind(&rows)
-        .bind(now.millis())
-        .bind(sink.name())
-        .execute(&mut *tx)
-        .await
-        .during("mark deliveries")?;
-        sqlx::query(
-            "INSERT INTO audit_outbox (op_id, at, key, action, source, fingerprint)
-             SELECT j.value->>'op', ?2, j.value->>'key', 'put ' || ?3, j.value->>'src', j.value->>'fp'
-             FROM json_each(?1) AS j WHERE true ON CONFLICT (op_id) DO NOTHING",
-        )
-        .bind(&rows)
-        .bind(now.millis())
-        .bind(sink.name())
-        .execute(&mut *tx)
-        .await
-        .during("queue audit rows")?;
         let mut counts =
             std::collections::BTreeMap::from([(format!("deliveries:{}", sink.name()), delivered.len() as i64)]);
         for d in delivered {
             *counts.entry(super::evidence::lag_counter(now.since(d.captured_at))).or_default() += 1;
         }
-        let counts: Vec<(&str, i64)> = counts.iter().map(|(k, v)| (k.as_str(), *v)).collect();
-        super::evidence::add(&mut tx, &counts).await?;
+        let counts: Vec<(String, i64)> = counts.into_iter().collect();
+        let all = json!({"rows": rows, "counts": counts, "now": now.millis(), "sink": sink.name()});
+        let mut connection = self.lock().await;
+        let mut tx = connection.begin().await.during("begin")?;
+        sqlx::query(MARK_DELIVERED).bind(all.to_string()).execute(&mut *tx).await.during("mark deliveries")?;
         tx.commit().await.during("commit")
     }
 

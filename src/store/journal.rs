@@ -59,7 +59,7 @@ impl Store {
             .during("load the end of the journal")?
             .map_or_else(|| vec![0; 32], |r| r.get(0));
 
-        let (mut rows, mut superseded) = (Vec::new(), 0i64);
+        let (mut rows, mut superseded) = (Vec::new(), 0usize);
         for version in captures.iter().flat_map(|c| &c.versions) {
             let name = version.triplet.to_string();
             let (head, head_expires) = *heads.get(&name).ok_or_else(|| StoreError::UnknownTriplet(name.clone()))?;
@@ -83,51 +83,6 @@ impl Store {
             previous = hash.to_vec();
         }
 
-        if !rows.is_empty() {
-            let rows = serde_json::Value::Array(rows).to_string();
-            sqlx::query(
-                "INSERT INTO journal (at, triplet, version, epoch, writer, fingerprint, expires_at, payload, digest, hash)
-                 SELECT value->>'at', value->>'triplet', value->>'version', value->>'epoch', value->>'writer',
-                        value->>'fp', value->>'exp', unhex(value->>'payload'), unhex(value->>'digest'), unhex(value->>'hash')
-                 FROM json_each(?) ORDER BY key",
-            )
-            .bind(&rows)
-            .execute(&mut *tx)
-            .await
-            .during("append to the journal")?;
-            // The older version's secret is needed by nobody any more.
-            sqlx::query(
-                "UPDATE journal SET payload = NULL FROM json_each(?) AS j
-                 WHERE journal.triplet = j.value->>'triplet' AND journal.version = (j.value->>'version') - 1",
-            )
-            .bind(&rows)
-            .execute(&mut *tx)
-            .await
-            .during("erase superseded payloads")?;
-            sqlx::query(
-                "UPDATE triplet SET version = j.value->>'version', fingerprint = j.value->>'fp', expires_at = j.value->>'exp'
-                 FROM json_each(?) AS j WHERE triplet.key = j.value->>'triplet'",
-            )
-            .bind(&rows)
-            .execute(&mut *tx)
-            .await
-            .during("move heads")?;
-            let sinks = json!(sinks.iter().map(|s| s.name()).collect::<Vec<_>>()).to_string();
-            sqlx::query(
-                "INSERT INTO delivery (triplet, sink, version, captured_at, next_at)
-                 SELECT j.value->>'triplet', s.value, j.value->>'version', j.value->>'at', j.value->>'at'
-                 FROM json_each(?) AS j, json_each(?) AS s WHERE true
-                 ON CONFLICT (triplet, sink) DO UPDATE SET
-                   version = excluded.version, captured_at = excluded.captured_at, next_at = excluded.next_at,
-                   attempts = 0, dead = NULL",
-            )
-            .bind(&rows)
-            .bind(&sinks)
-            .execute(&mut *tx)
-            .await
-            .during("queue deliveries")?;
-        }
-
         let connections: Vec<_> = captures
             .iter()
             .map(|c| {
@@ -137,28 +92,20 @@ impl Store {
                 })
             })
             .collect();
-        sqlx::query(
-            "UPDATE connection SET fingerprint = j.value->>'fp', expires_at = j.value->>'exp', poll_at = j.value->>'poll',
-               rotation = rotation + (j.value->>'new'), failures = 0, failing_since = NULL, dead_at = NULL, missed = 0
-             FROM json_each(?) AS j WHERE connection.id = j.value->>'id'",
-        )
-        .bind(serde_json::Value::Array(connections).to_string())
-        .execute(&mut *tx)
-        .await
-        .during("schedule polls")?;
-
-        let expected = captures.iter().filter(|c| c.scheduled.is_some()).count() as i64;
-        let arrived = captures.iter().filter(|c| c.scheduled == Some(true)).count() as i64;
-        super::evidence::add(
-            &mut tx,
-            &[
-                ("reads", captures.len() as i64),
-                ("rotations_expected", expected),
-                ("rotations_arrived", arrived),
-                ("superseded", superseded),
-            ],
-        )
-        .await?;
+        let count = |name: &'static str, n: usize| (name, n as i64);
+        let counts = [
+            count("reads", captures.len()),
+            count("rotations_expected", captures.iter().filter(|c| c.scheduled.is_some()).count()),
+            count("rotations_arrived", captures.iter().filter(|c| c.scheduled == Some(true)).count()),
+            count("superseded", superseded),
+        ];
+        let all = json!({
+            "rows": rows,
+            "sinks": sinks.iter().map(|s| s.name()).collect::<Vec<_>>(),
+            "connections": connections,
+            "counts": counts,
+        });
+        sqlx::query(APPEND).bind(all.to_string()).execute(&mut *tx).await.during("append to the journal")?;
         tx.commit().await.during("commit")
     }
 
@@ -225,6 +172,35 @@ impl Store {
         }
     }
 }
+
+/// All writes of an append in one trip to the database. One parameter for all of them, since
+/// statements of one text share their numbering.
+const APPEND: &str = "
+INSERT INTO journal (at, triplet, version, epoch, writer, fingerprint, expires_at, payload, digest, hash)
+SELECT value->>'at', value->>'triplet', value->>'version', value->>'epoch', value->>'writer',
+       value->>'fp', value->>'exp', unhex(value->>'payload'), unhex(value->>'digest'), unhex(value->>'hash')
+FROM json_each(?1, '$.rows') ORDER BY key;
+
+-- The secret of the version before is needed by nobody any more.
+UPDATE journal SET payload = NULL FROM json_each(?1, '$.rows') AS j
+WHERE journal.triplet = j.value->>'triplet' AND journal.version = (j.value->>'version') - 1;
+
+UPDATE triplet SET version = j.value->>'version', fingerprint = j.value->>'fp', expires_at = j.value->>'exp'
+FROM json_each(?1, '$.rows') AS j WHERE triplet.key = j.value->>'triplet';
+
+INSERT INTO delivery (triplet, sink, version, captured_at, next_at)
+SELECT j.value->>'triplet', s.value, j.value->>'version', j.value->>'at', j.value->>'at'
+FROM json_each(?1, '$.rows') AS j, json_each(?1, '$.sinks') AS s WHERE true
+ON CONFLICT (triplet, sink) DO UPDATE SET
+  version = excluded.version, captured_at = excluded.captured_at, next_at = excluded.next_at, attempts = 0, dead = NULL;
+
+UPDATE connection SET fingerprint = j.value->>'fp', expires_at = j.value->>'exp', poll_at = j.value->>'poll',
+  rotation = rotation + (j.value->>'new'), failures = 0, failing_since = NULL, dead_at = NULL, missed = 0
+FROM json_each(?1, '$.connections') AS j WHERE connection.id = j.value->>'id';
+
+INSERT INTO counter (name, value) SELECT value->>0, value->>1 FROM json_each(?1, '$.counts') WHERE true
+ON CONFLICT (name) DO UPDATE SET value = value + excluded.value;
+";
 
 /// Where a payload belongs; it cannot be opened anywhere else.
 fn place(triplet: &str, version: i64) -> String {

@@ -19,6 +19,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, Sq
 use sqlx::{ConnectOptions, Connection, Row};
 use tokio::sync::{Mutex, MutexGuard};
 
+use crate::domain::time::Timestamp;
+
 pub use connection::{ConnectionRow, PollFailure};
 pub use delivery::{Delivered, PendingDelivery, Sink, SinkState};
 pub use event::{EventRow, IntentState};
@@ -40,6 +42,26 @@ pub enum Durability {
 pub struct Store {
     connection: Mutex<SqliteConnection>,
     vault: Vault,
+}
+
+/// When things are due.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Due {
+    /// The next read of a connection.
+    pub poll_at: Option<Timestamp>,
+    /// The next delivery to each sink.
+    pub deliveries: [(Sink, Option<Timestamp>); 3],
+    /// The first end of a token that KV serves.
+    pub served_until: Option<Timestamp>,
+    /// The first end of a connection's token: a rotation must arrive before.
+    pub rotation_by: Option<Timestamp>,
+}
+
+impl Due {
+    /// Whether `at` has come.
+    pub fn is(at: Option<Timestamp>, now: Timestamp) -> bool {
+        at.is_some_and(|at| at <= now)
+    }
 }
 
 /// The database could not do it.
@@ -113,6 +135,28 @@ impl Store {
         self.connection.into_inner().close().await.during("close")
     }
 
+    /// Everything that has a time, in one look.
+    pub async fn load_due(&self) -> StoreResult<Due> {
+        let row = sqlx::query(
+            "SELECT (SELECT MIN(poll_at) FROM connection),
+                    (SELECT MIN(next_at) FROM delivery WHERE sink = 'kv.source'),
+                    (SELECT MIN(next_at) FROM delivery WHERE sink = 'kv.target'),
+                    (SELECT MIN(next_at) FROM delivery WHERE sink = 'composio'),
+                    (SELECT MIN(delivered_exp) FROM delivery WHERE sink = 'kv.source'),
+                    (SELECT MIN(expires_at) FROM connection WHERE missed = 0 AND poll_at IS NOT NULL)",
+        )
+        .fetch_one(&mut *self.lock().await)
+        .await
+        .during("look for what is due")?;
+        let at = |i: usize| row.get::<Option<i64>, _>(i).map(Timestamp::from_millis);
+        Ok(Due {
+            poll_at: at(0),
+            deliveries: [(Sink::KvSource, at(1)), (Sink::KvTarget, at(2)), (Sink::Composio, at(3))],
+            served_until: at(4),
+            rotation_by: at(5),
+        })
+    }
+
     /// A single remembered value.
     pub async fn load_meta(&self, key: &str) -> StoreResult<Option<String>> {
         let row = sqlx::query("SELECT value FROM meta WHERE key = ?")
@@ -133,6 +177,17 @@ impl Store {
         .await
         .during("save a value")?;
         Ok(())
+    }
+
+    /// Remembered values whose key starts with `prefix`, by the rest of their key.
+    pub async fn load_metas(&self, prefix: &str) -> StoreResult<std::collections::BTreeMap<String, String>> {
+        let rows =
+            sqlx::query("SELECT substr(key, length(?1) + 1), value FROM meta WHERE substr(key, 1, length(?1)) = ?1")
+                .bind(prefix)
+                .fetch_all(&mut *self.lock().await)
+                .await
+                .during("load values")?;
+        Ok(rows.into_iter().map(|r| (r.get(0), r.get(1))).collect())
     }
 
     pub async fn delete_meta(&self, key: &str) -> StoreResult<()> {

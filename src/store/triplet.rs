@@ -46,6 +46,18 @@ pub struct TripletRow {
     pub consent_until: Option<Timestamp>,
 }
 
+/// A `SELECT` of all columns that [`row`] reads, in its order.
+macro_rules! select {
+    ($rest:literal) => {
+        concat!(
+            "SELECT key, connection, integration_key, wave, toolkit, scopes, custody, version, expires_at, \
+             mirror_account, old_identity, identity, granted, consent_attempts, consent_account, consent_until \
+             FROM triplet ",
+            $rest
+        )
+    };
+}
+
 impl TripletRow {
     /// Whether custody of this triplet moves at all.
     pub fn moves(&self) -> bool {
@@ -115,14 +127,18 @@ impl Store {
 
     /// All triplets, sorted.
     pub async fn load_triplets(&self) -> StoreResult<Vec<TripletRow>> {
-        let rows = sqlx::query(
-            "SELECT key, connection, integration_key, wave, toolkit, scopes, custody, version, expires_at, mirror_account,
-                    old_identity, identity, granted, consent_attempts, consent_account, consent_until
-             FROM triplet ORDER BY key",
-        )
-        .fetch_all(&mut *self.lock().await)
-        .await
-        .during("load triplets")?;
+        let rows =
+            sqlx::query(select!("ORDER BY key")).fetch_all(&mut *self.lock().await).await.during("load triplets")?;
+        rows.iter().map(row).collect()
+    }
+
+    /// The triplets that these connections feed, sorted.
+    pub async fn load_triplets_of(&self, connections: &[i64]) -> StoreResult<Vec<TripletRow>> {
+        let rows = sqlx::query(select!("WHERE connection IN (SELECT value FROM json_each(?)) ORDER BY key"))
+            .bind(json!(connections).to_string())
+            .fetch_all(&mut *self.lock().await)
+            .await
+            .during("load triplets")?;
         rows.iter().map(row).collect()
     }
 
