@@ -5,7 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::catalogue::{Catalogue, Integration, Provider, Reconsent, Reuse, Rotation, Whoami};
+use serde_json::json;
+
+use crate::catalogue::{Catalogue, Integration};
 use crate::domain::time::{DAY_MS, Timestamp};
 use crate::domain::triplet::Triplet;
 use crate::inventory::Row;
@@ -522,26 +524,17 @@ fn unknown_integration(row: &Row) -> Integration {
     let key = &row.integration_key;
     let host: String =
         key.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
-    let provider =
-        |name: &str| (name.to_owned(), Provider { scopes: Vec::new(), toolkit: None, toolkit_unconfirmed: false });
-    Integration {
-        auth_mode: row.auth_mode.clone().unwrap_or_else(|| "OAUTH2".to_owned()),
-        access_token_ttl_s: Some(3_600),
-        refresh_token_ttl_s: None,
-        rotation: Rotation::Never,
-        reuse: Reuse::Harmless,
-        grants_max: None,
-        same_client_reconsent: Reconsent::KeepsOld,
-        token_url: format!("https://{host}.example/oauth/token"),
-        revoke_url: None,
-        whoami: Whoami {
-            method: "GET".into(),
-            url: format!("https://{host}.example/whoami"),
-            identity_fields: vec!["id".into()],
-            headers: BTreeMap::new(),
-        },
-        provider: row.providers.iter().map(|p| provider(p.as_str())).collect(),
-        error: Vec::new(),
-        sources: Vec::new(),
-    }
+    let providers: BTreeMap<&str, serde_json::Value> =
+        row.providers.iter().map(|p| (p.as_str(), json!({"scopes": []}))).collect();
+    let facts = json!({
+        "auth_mode": row.auth_mode.as_deref().unwrap_or("OAUTH2"),
+        "access_token_ttl_s": 3_600,
+        "rotation": "never",
+        "reuse": "harmless",
+        "same_client_reconsent": "keeps-old",
+        "token_url": format!("https://{host}.example/oauth/token"),
+        "whoami": {"method": "GET", "url": format!("https://{host}.example/whoami"), "identity_fields": ["id"]},
+        "provider": providers,
+    });
+    serde_json::from_value(facts).expect("every field without a default is set above")
 }
