@@ -11,6 +11,7 @@ pub mod exit;
 pub mod inventory;
 pub mod plan;
 pub mod ports;
+pub mod rehearse;
 pub mod sandbox;
 pub mod shim;
 pub mod store;

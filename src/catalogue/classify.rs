@@ -137,9 +137,10 @@ pub fn classify(integration: &Integration, failure: &Failure<'_>) -> Classified 
         }
     };
     // A hit at the API is no verdict about a grant that can still be refreshed.
+    let expired = rule.map_or(failure.status == Some(401), |at| integration.error[at].refresh);
     let about_access_token = phase == Phase::Api
         && failure.has_refresh_token
-        && (class == Class::Permanent || (class == Class::Transient && dead_access_token(failure)));
+        && (class == Class::Permanent || (class == Class::Transient && expired));
     let advice = if about_access_token {
         Advice::RefreshOnce
     } else {
@@ -156,11 +157,6 @@ pub fn classify(integration: &Integration, failure: &Failure<'_>) -> Classified 
     };
     let class = if about_access_token { Class::Transient } else { class };
     Classified { class, advice, rule, meaning }
-}
-
-/// A 401, and the providers that say the same with 200 or 403.
-fn dead_access_token(failure: &Failure<'_>) -> bool {
-    failure.status != Some(429) && !failure.status.is_some_and(|s| s >= 500) && !failure.body.contains("ratelimited")
 }
 
 /// Where a spent refresh token may be lost with the answer that carried its successor.
@@ -491,6 +487,8 @@ mod tests {
         let found = classify(catalogue.integration("github").unwrap(), &without);
         assert_eq!((found.class, found.advice), (Class::Permanent, Advice::Reconsent));
         assert_eq!(class("slack", Phase::Api, 200, r#"{"ok":false,"error":"ratelimited"}"#).1, Advice::BackOff);
+        assert_eq!(class("slack", Phase::Api, 200, r#"{"ok":false,"error":"token_expired"}"#).1, Advice::RefreshOnce);
+        assert_eq!(class("gong-oauth", Phase::Api, 401, "").1, Advice::RefreshOnce);
     }
 
     #[test]

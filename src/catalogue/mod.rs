@@ -224,6 +224,9 @@ pub struct ErrorRule {
     /// `token`, `api`, `consent` or `introspect`.
     pub phase: String,
     pub meaning: String,
+    /// It tells of an access token's end: refresh once before judging the grant.
+    #[serde(default)]
+    pub refresh: bool,
 }
 
 impl Integration {

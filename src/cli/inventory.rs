@@ -120,7 +120,7 @@ impl From<FileFormat> for inventory::Format {
     }
 }
 
-fn parse_tenant(text: &str) -> Result<Part, String> {
+pub(super) fn parse_tenant(text: &str) -> Result<Part, String> {
     Part::new(text).map_err(|error| error.to_string())
 }
 
@@ -347,7 +347,7 @@ fn table(inventory: &Inventory) -> String {
 }
 
 /// Writes a file whole or not at all: a reader never sees half of it, and a full disk leaves the old one.
-fn write_whole(path: &Path, text: &str) -> Result<(), CommandError> {
+pub(super) fn write_whole(path: &Path, text: &str) -> Result<(), CommandError> {
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
     let partial = PathBuf::from(partial);

@@ -1,8 +1,14 @@
 //! The command line: one file per command, each an `Args` struct whose doc comments are the
 //! help text, and a `run` that returns the exit code. Results go to stdout, the rest to stderr.
 
+pub mod catalogue;
+pub mod completions;
 mod error;
 pub mod inventory;
+mod logging;
+pub mod plan;
+pub mod rehearse;
+pub mod show;
 mod ui;
 
 use clap::{Parser, Subcommand};
@@ -43,7 +49,12 @@ pub enum LogFormat {
 
 #[derive(Subcommand, Debug)]
 pub enum Command {
+    Rehearse(rehearse::RehearseArgs),
     Inventory(inventory::InventoryArgs),
+    Catalogue(catalogue::CatalogueArgs),
+    Plan(plan::PlanArgs),
+    Show(show::ShowArgs),
+    Completions(completions::CompletionsArgs),
 }
 
 /// Parses the command line, runs the command, prints its error if it has one, returns the exit code.
@@ -59,8 +70,14 @@ pub fn main() -> u8 {
         }
     };
     let ui = Ui::from_environment(&cli.globals);
+    logging::start(&cli.globals, ui.color_stderr);
     let result: CommandResult = match cli.command {
+        Command::Rehearse(args) => rehearse::run(args, &ui),
         Command::Inventory(args) => inventory::run(args, &ui),
+        Command::Completions(args) => completions::run(args, &ui),
+        Command::Plan(args) => plan::run(args, &ui),
+        Command::Show(args) => show::run(&args, &ui),
+        Command::Catalogue(args) => catalogue::run(args, &ui),
     };
     match result {
         Ok(code) => code,

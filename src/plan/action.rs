@@ -42,7 +42,7 @@ impl Action {
                 Client::Same => format!("Register the redirect URI {redirect_uri} on the client that Nango uses."),
                 Client::Different => format!("Register {redirect_uri} on our other OAuth client."),
                 Client::Unknown => format!(
-                    "Choose the OAuth client, best another one than Nango uses, register {redirect_uri} on it, and name \
+                    "Choose the OAuth client, preferably not the one that Nango uses, register {redirect_uri} on it, and name \
                      the choice in the policy."
                 ),
             },

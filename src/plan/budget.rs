@@ -93,7 +93,7 @@ pub fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
     for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             out.push(',');
         }
         out.push(c);
@@ -124,6 +124,8 @@ pub struct Budget {
     pub minutes_apply: u64,
     /// Minutes of requests for consents and switches, without the people.
     pub minutes_switch: u64,
+    /// Tokens that must change a day, by the rotation schedule.
+    pub rotations_per_day: u64,
     pub kv_reads_per_month: u64,
     pub kv_writes_per_month: u64,
     pub kv_lists_per_month: u64,
@@ -308,6 +310,7 @@ pub fn total(
     Budget {
         minutes_apply,
         minutes_switch,
+        rotations_per_day: patches,
         kv_reads_per_month: kv_reads,
         kv_writes_per_month: kv_writes,
         kv_lists_per_month: kv_lists,

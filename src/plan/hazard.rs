@@ -48,13 +48,15 @@ impl Hazard {
         match self {
             Self::SameClientReconsent { .. }
             | Self::ScopesMissing { .. }
-            | Self::SingleUseRefresh { optional: false, .. } => 3,
+            | Self::SingleUseRefresh { optional: false, .. }
+            | Self::SingleUseRefresh { family_lost: true, .. } => 3,
             Self::FanOut { .. }
             | Self::GrantStillNeeded { .. }
             | Self::SingleUseRefresh { .. }
             | Self::Deadline { .. }
             | Self::FactExpired { .. }
             | Self::ScopesDropped { .. } => 2,
+            Self::GrantCap { cap: ..=5, .. } => 2,
             Self::GrantCap { .. } | Self::GrantLife { .. } | Self::NarrowWindow { .. } => 1,
             Self::Provider(quirk) => quirk.weight(),
         }

@@ -6,11 +6,15 @@
 
 mod action;
 pub mod budget;
+pub mod diff;
 pub mod duration;
+pub mod effects;
 mod hazard;
+pub mod lint;
 pub mod planner;
 pub mod policy;
 mod reason;
+pub mod render;
 mod row;
 pub mod saved;
 mod step;

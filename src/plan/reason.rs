@@ -53,8 +53,8 @@ impl Reason {
     pub fn text(&self) -> String {
         match self {
             Self::ToolkitExists { toolkit } => format!(
-                "Composio has the toolkit `{toolkit}` and takes no refresh token over: mirror during the soak, then \
-                 consent."
+                "Composio has the toolkit `{toolkit}` and cannot take a refresh token over: mirror during the soak, \
+                 then consent."
             ),
             Self::ToolkitProbed { toolkit } => {
                 format!("A probe found the toolkit `{toolkit}`: mirror during the soak, then consent.")

@@ -82,9 +82,9 @@ struct Content<'a> {
     notes: &'a [Note],
 }
 
-fn id_of(plan: &Plan) -> String {
+fn content_digest(plan: &Plan) -> String {
     let Inputs { inventory, policy, catalogue, probes } = &plan.inputs;
-    let content = Content {
+    sha256_of(&Content {
         plan_version: plan.plan_version,
         inventory,
         policy,
@@ -95,21 +95,21 @@ fn id_of(plan: &Plan) -> String {
         waves: &plan.waves,
         budget: &plan.budget,
         notes: &plan.notes,
-    };
-    format!("p-{}", &sha256_of(&content)[..12])
+    })
 }
 
-/// Over every field but the digest itself.
-fn digest_of_plan(plan: &Plan) -> String {
-    let Plan { plan_version, id, created_at, expires_at, inputs, summary, rows, waves, budget, notes, digest: _ } =
-        plan;
-    digest_of(&(plan_version, id, created_at, expires_at, inputs, summary, rows, waves, budget, notes))
+/// The id and the digest that fit the plan. The digest covers the content through its own digest
+/// in full length, and what the id leaves out.
+fn seals(plan: &Plan) -> (String, String) {
+    let content = content_digest(plan);
+    let id = format!("p-{}", &content[..12]);
+    let digest = digest_of(&(content, plan.created_at, plan.expires_at, &plan.inputs.probes));
+    (id, digest)
 }
 
 /// Sets id and digest.
 pub(super) fn seal(plan: &mut Plan) {
-    plan.id = id_of(plan);
-    plan.digest = digest_of_plan(plan);
+    (plan.id, plan.digest) = seals(plan);
 }
 
 /// Why a text is not a plan that may be used.
@@ -130,11 +130,26 @@ pub enum SavedPlanError {
 }
 
 impl Plan {
-    /// The one text form: indented JSON, keys in a fixed order, a newline at the end.
+    /// The one text form: JSON with its keys in a fixed order and one row to a line, so that a
+    /// change of one row is a change of one line.
     pub fn to_json(&self) -> String {
-        let mut text = serde_json::to_string_pretty(self).expect("plain data turns into JSON");
-        text.push('\n');
-        text
+        let Self { plan_version, id, created_at, expires_at, inputs, summary, rows, waves, budget, notes, digest } =
+            self;
+        let mut out = String::from("{\n");
+        field(&mut out, "plan_version", plan_version);
+        field(&mut out, "id", id);
+        field(&mut out, "created_at", created_at);
+        field(&mut out, "expires_at", expires_at);
+        field(&mut out, "inputs", inputs);
+        field(&mut out, "summary", summary);
+        list(&mut out, "rows", rows);
+        list(&mut out, "waves", waves);
+        field(&mut out, "budget", budget);
+        list(&mut out, "notes", notes);
+        field(&mut out, "digest", digest);
+        out.truncate(out.len() - 2);
+        out.push_str("\n}\n");
+        out
     }
 
     /// Reads a plan back and checks that nobody edited it.
@@ -156,15 +171,31 @@ impl Plan {
             return Err(SavedPlanError::Version { found: version.to_string() });
         }
         let plan: Self = serde_json::from_str(text).map_err(|e| SavedPlanError::Shape(e.to_string()))?;
-        let actual = id_of(&plan);
+        let (actual, digest) = seals(&plan);
         if plan.id != actual {
             return Err(SavedPlanError::Id { stated: plan.id, actual });
         }
-        if plan.digest != digest_of_plan(&plan) {
+        if plan.digest != digest {
             return Err(SavedPlanError::Digest { id: plan.id });
         }
         Ok(plan)
     }
+}
+
+fn json_of<T: Serialize>(value: &T) -> String {
+    serde_json::to_string(value).expect("plain data turns into JSON")
+}
+
+fn field<T: Serialize>(out: &mut String, name: &str, value: &T) {
+    let _ = writeln!(out, "  \"{name}\": {},", json_of(value));
+}
+
+fn list<T: Serialize>(out: &mut String, name: &str, items: &[T]) {
+    let _ = write!(out, "  \"{name}\": [");
+    for (i, item) in items.iter().enumerate() {
+        let _ = write!(out, "{}\n    {}", if i == 0 { "" } else { "," }, json_of(item));
+    }
+    out.push_str(if items.is_empty() { "],\n" } else { "\n  ],\n" });
 }
 
 /// An input that is no longer what the plan was made from.

@@ -107,6 +107,8 @@ impl Driver {
             }
         });
         lock(&sandbox).set_shim_url(Some(format!("http://{address}/admin/sync/nango")));
+        // Fails only when somebody installed a provider before, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let webhooks = reqwest::Client::builder()
             .no_proxy()
             .tls_certs_only([])

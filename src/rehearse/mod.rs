@@ -106,7 +106,7 @@ impl Rehearsal {
             .iter()
             .filter(|r| r.route == Route::Blocked)
             .map(|r| {
-                let reasons: Vec<String> = r.reasons.iter().map(ToString::to_string).collect();
+                let reasons: Vec<String> = r.reasons.iter().map(crate::plan::Reason::text).collect();
                 format!("`{}`: {}", r.triplet, reasons.join(", "))
             })
             .collect();

@@ -124,7 +124,7 @@ impl Report {
                 .filter(|r| r.route == Route::Retain)
                 .map(|r| Kept {
                     triplet: r.triplet.to_string(),
-                    reason: r.reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+                    reason: r.reasons.iter().map(crate::plan::Reason::text).collect::<Vec<_>>().join("; "),
                 })
                 .collect(),
             held: w.held.into_iter().map(|(triplet, reason)| Kept { triplet, reason }).collect(),
