@@ -98,7 +98,9 @@ pub fn run(args: RehearseArgs, ui: &Ui) -> CommandResult {
     let mut inventory = load_inventory(&args.inventory, &args.tenant)?;
     if let Some(connections) = args.connections {
         if !(1..=CONNECTIONS_MAX).contains(&connections) {
-            return Err(CommandError::usage(format!("--connections {connections} is not between 1 and {CONNECTIONS_MAX}")));
+            return Err(CommandError::usage(format!(
+                "--connections {connections} is not between 1 and {CONNECTIONS_MAX}"
+            )));
         }
         inventory = grow(&inventory, connections);
     }

@@ -236,11 +236,7 @@ impl Driver {
     }
 
     /// Runs the duties, and nothing else, up to `end`.
-    async fn run_until(
-        &mut self,
-        end: Timestamp,
-        progress: &mut dyn FnMut(Position),
-    ) -> Result<(), RehearsalError> {
+    async fn run_until(&mut self, end: Timestamp, progress: &mut dyn FnMut(Position)) -> Result<(), RehearsalError> {
         while self.now() < end {
             let due = self.step(async |engine, now| engine.run_due(now).await).await?;
             self.pass(due.map_or(end, |due| due.min(end)), progress).await;

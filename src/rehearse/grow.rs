@@ -41,7 +41,8 @@ mod tests {
 
     #[test]
     fn grown_inventories_have_the_asked_size_and_unique_triplets() {
-        let text = "tenant,integration_key,providers,account\nkahuna,google,\"ga4,gsc\",default\nkahuna,slack,slack,default\n";
+        let text =
+            "tenant,integration_key,providers,account\nkahuna,google,\"ga4,gsc\",default\nkahuna,slack,slack,default\n";
         let source = crate::inventory::Source { name: "t.csv", bytes: text.as_bytes(), format: None, tenants: &[] };
         let small = crate::inventory::read(&source).unwrap();
         for n in [1, 2, 3, 101] {

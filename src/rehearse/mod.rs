@@ -96,7 +96,8 @@ impl Rehearsal {
         criteria.delivery_samples_min = criteria.delivery_samples_min.min(rotations / 2);
         criteria.lag_samples_min = criteria.lag_samples_min.min(rotations / 2);
         criteria.smoke_samples_min = criteria.smoke_samples_min.min(self.days * 20);
-        criteria.parity_clean_runs = criteria.parity_clean_runs.min((i64::from(self.days) * DAY_MS / criteria.verify_every.0.max(1)) as u32);
+        criteria.parity_clean_runs =
+            criteria.parity_clean_runs.min((i64::from(self.days) * DAY_MS / criteria.verify_every.0.max(1)) as u32);
         self.policy.reverse_window = self.policy.reverse_window.min(REVERSE_WINDOW);
     }
 

@@ -204,7 +204,12 @@ impl Text<'_> {
         let r = self.report;
         line!(self, "What the world counted");
         line!(self, "  {:>9} rotations at the providers   {:>9} deliveries accepted", r.rotations, r.deliveries);
-        line!(self, "  {:>9} audit rows in D1             {:>9} journal entries, chain verified", r.audit_rows, r.journal_entries);
+        line!(
+            self,
+            "  {:>9} audit rows in D1             {:>9} journal entries, chain verified",
+            r.audit_rows,
+            r.journal_entries
+        );
         let damage = [
             (r.lost, "lost"),
             (r.stale_reads, "stale reads"),
@@ -251,8 +256,7 @@ impl Text<'_> {
     fn custody(&mut self) {
         let r = self.report;
         let order = Stage::ALL.iter().map(|s| s.name()).chain(["held", "retained"]);
-        let stages: Vec<String> =
-            order.filter_map(|name| r.stages.get(name).map(|n| format!("{n} {name}"))).collect();
+        let stages: Vec<String> = order.filter_map(|name| r.stages.get(name).map(|n| format!("{n} {name}"))).collect();
         line!(self, "Custody at the end: {}", stages.join(", "));
         // Tenants share reasons: one line per reason.
         for (title, list) in [("retained", &r.retained), ("held", &r.held)] {
@@ -304,7 +308,12 @@ impl Text<'_> {
         let head = format!("{} (exit {}): ", self.paint(code, word), r.exit_code);
         self.wrapped(&head, &r.reason);
         let wall = r.elapsed_wall_s.map(|s| format!(" in {s:.1} s")).unwrap_or_default();
-        line!(self, "{} of virtual time{wall}, {}", format_duration_ms(r.elapsed_virtual_s * SECOND_MS), &r.digest[..19]);
+        line!(
+            self,
+            "{} of virtual time{wall}, {}",
+            format_duration_ms(r.elapsed_virtual_s * SECOND_MS),
+            &r.digest[..19]
+        );
         if r.exit_code == exit::OK {
             line!(self, "Next: cutover plan --inventory YOUR-INVENTORY.md");
         }

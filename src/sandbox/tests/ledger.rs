@@ -49,6 +49,69 @@ fn a_version_that_reaches_only_one_sink_is_lost_at_the_other() {
 }
 
 #[test]
+fn a_sink_that_begins_with_a_replaced_version_still_waits_for_the_newer_one() {
+    let mut client = Client::new(hubspot());
+    client.set_alarm("disarmed");
+    let old = client.poll();
+    let expiry = client.expiry();
+    client.world.advance_to(expiry.plus_ms(-14 * MINUTE_MS));
+    client.poll();
+    client.mirror("target", &old);
+    client.world.advance_to(expiry.plus_ms(1));
+    assert_eq!(client.world.ledger().lost, 1);
+}
+
+#[test]
+fn a_foreign_token_does_not_pass_for_the_version_that_is_due() {
+    let rows = vec![row("kahuna", "hubspot", &["hubspot"]), row("pointfield", "hubspot", &["hubspot"])];
+    let mut client = Client::new(World::new(config(rows)));
+    let first = client.poll();
+    client.mirror("target", &first);
+    let expiry = client.expiry();
+    client.world.advance_to(expiry.plus_ms(-14 * MINUTE_MS));
+    client.poll();
+    let forced = "/connections/pointfield__hubspot__default?provider_config_key=hubspot&force_refresh=true";
+    let other = client.nango("GET", forced).value();
+    client.mirror("target", other["credentials"]["access_token"].as_str().unwrap());
+    client.world.advance_to(expiry.plus_ms(1));
+    assert_eq!((client.world.ledger().lost, client.world.ledger().regressions), (1, 1));
+}
+
+#[test]
+fn the_bearer_mirror_at_composio_is_a_sink_like_the_others() {
+    let mut client = Client::new(hubspot());
+    client.set_alarm("disarmed");
+    let made = client.composio(
+        "POST",
+        "/auth_configs",
+        &json!({"toolkit": {"slug": "hubspot"}, "auth_config": {"type": "use_custom_auth", "authScheme": "BEARER_TOKEN"}}),
+    );
+    let token = client.poll();
+    let state = json!({"authScheme": "BEARER_TOKEN", "val": {"status": "ACTIVE", "token": token}});
+    let connection = json!({"user_id": "kahuna", "state": state});
+    let body = json!({"auth_config": {"id": made.value()["auth_config"]["id"]}, "connection": connection});
+    let account = client.composio("POST", "/connected_accounts", &body).value();
+    let target = format!("/connected_accounts/{}", account["id"].as_str().unwrap());
+    let expiry = client.expiry();
+    client.world.advance_to(expiry.plus_ms(-14 * MINUTE_MS));
+    client.poll();
+    client.world.advance_to(expiry.plus_ms(1));
+    assert_eq!(client.world.ledger().lost, 1);
+    let next = client.poll();
+    let patch = |token: &str| json!({"connection": {"state": {"authScheme": "BEARER_TOKEN", "val": {"token": token}}}});
+    client.composio("PATCH", &target, &patch(&next));
+    client.composio("PATCH", &target, &patch(&token));
+    assert_eq!(client.world.ledger().regressions, 1);
+    assert_eq!(client.world.ledger().deliveries, 3);
+    // A mirror that was switched off is not a sink any more.
+    client.composio("PATCH", &format!("{target}/status"), &json!({"enabled": false}));
+    client.advance(HOUR_MS);
+    client.poll();
+    client.advance(2 * HOUR_MS);
+    assert_eq!(client.world.ledger().lost, 1);
+}
+
+#[test]
 fn a_newer_version_that_arrives_in_time_makes_up_for_a_skipped_one() {
     let mut client = Client::new(hubspot());
     client.run_a_healthy_mirror(1);
@@ -116,6 +179,7 @@ fn a_deleted_entry_a_revoked_grant_and_a_foreign_token_are_stale_too() {
     foreign.mirror("source", other["credentials"]["access_token"].as_str().unwrap());
     foreign.advance(10 * MINUTE_MS);
     assert!(foreign.world.ledger().stale_reads >= 9, "another tenant's live token is as bad as none");
+    assert_eq!(foreign.world.ledger().regressions, 1);
     assert!(foreign.world.ledger().incidents.iter().any(|i| i.what.contains("not this triplet's")));
 }
 
