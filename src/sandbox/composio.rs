@@ -25,8 +25,6 @@ const LINK_LIFE_MS: i64 = 10 * MINUTE_MS;
 const REFRESH_AHEAD_MS: i64 = 5 * MINUTE_MS;
 /// Words shorter than this occur in many aliases (`cutover`, `mirror`).
 const SHARED_WORD_MIN: usize = 8;
-/// Toolkits whose own OAuth app Composio does not offer (composio.md §6).
-const UNMANAGED: [&str; 2] = ["linkedin_ads", "gong"];
 
 /// How secrets of custom auth configs are shown (composio.md §3.2). Managed ones are always redacted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +106,8 @@ pub(super) struct Composio {
     pub configs: Vec<AuthConfig>,
     pub accounts: Vec<Account>,
     pub by_id: HashMap<String, usize>,
-    pub toolkits: BTreeSet<String>,
+    /// Slug → whether Composio offers its own OAuth app (composio.md §6).
+    pub toolkits: BTreeMap<String, bool>,
     /// Triplets that the gateway serves from an account.
     serves: HashMap<usize, Vec<usize>>,
     window: (i64, u32),
@@ -124,7 +123,7 @@ impl Composio {
             .values()
             .flat_map(|i| i.provider.values())
             .filter(|p| !p.toolkit_unconfirmed)
-            .filter_map(|p| p.toolkit.clone())
+            .filter_map(|p| Some((p.toolkit.clone()?, p.managed_oauth != Some(false))))
             .collect();
         Self {
             configs: Vec::new(),
@@ -151,10 +150,6 @@ impl Composio {
 
     pub fn find_config(&self, id: &str) -> Option<usize> {
         self.configs.iter().position(|c| c.id == id && !c.deleted)
-    }
-
-    fn is_managed(toolkit: &str) -> bool {
-        !UNMANAGED.contains(&toolkit)
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::domain::time::{MINUTE_MS, SECOND_MS, Timestamp, format_duration_ms, parse_duration_ms};
+use crate::domain::time::{MINUTE_MS, SECOND_MS, Timestamp, parse_duration_ms};
 use crate::domain::triplet::Triplet;
 
 use super::draw;
@@ -110,7 +110,9 @@ impl fmt::Display for Fault {
                 write!(f, "{}.{}%", per_mille / 10, per_mille % 10)
             }
             Self::KvLag { max_ms: ms } | Self::NangoOutage { ms } => {
-                f.write_str(&format_duration_ms(*ms).replace(' ', ""))
+                let units = [(24 * 60 * MINUTE_MS, "d"), (60 * MINUTE_MS, "h"), (MINUTE_MS, "m"), (SECOND_MS, "s")];
+                let (scale, unit) = units.into_iter().find(|(scale, _)| ms % scale == 0).unwrap_or((1, "ms"));
+                write!(f, "{}{unit}", ms / scale)
             }
             Self::DoAlarmZombie { count }
             | Self::GrantRevoked { count }

@@ -51,7 +51,7 @@ pub struct LedgerSummary {
     /// Minutes in which the gateway would have served a credential that was absent, expired,
     /// revoked or somebody else's.
     pub stale_reads: u64,
-    /// Writes of a token minted earlier than the one it replaced.
+    /// Writes of a token minted earlier than the one it replaced, or of somebody else's token.
     pub regressions: u64,
     /// Refreshes by a second party while the first one's token had over ten minutes to live, and
     /// rotated refresh tokens presented again.
@@ -149,18 +149,25 @@ impl World {
         self.ledger.counts.deliveries += 1;
         let name = self.triplets[triplet].triplet.clone();
         let token = self.providers.find(text);
-        let own = token.is_some_and(|t| self.providers.grants[t.grant].row == Some(self.triplets[triplet].row));
-        if !own {
-            self.ledger.incident(
-                now,
-                Some(&name),
-                format!("{} was given a token that is not this triplet's", sink.name()),
-            );
-        }
-        let state = &mut self.ledger.accounts[triplet].sinks[sink as usize];
-        state.live = true;
-        let Some(token) = token else { return };
+        let own = |t: &TokenRef| self.providers.grants[t.grant].row == Some(self.triplets[triplet].row);
+        let token = token.filter(own);
+        let account = &mut self.ledger.accounts[triplet];
+        let handed = account.handed;
+        let state = &mut account.sinks[sink as usize];
+        let was_live = std::mem::replace(&mut state.live, true);
+        let Some(token) = token else {
+            // The right version is not there any more, and what replaced it proves nothing.
+            self.ledger.counts.regressions += 1;
+            let what = format!("{} was given a token that is not this triplet's", sink.name());
+            self.ledger.incident(now, Some(&name), what);
+            return;
+        };
         state.pending.retain(|(waiting, _)| token.older_than(waiting));
+        if let Some(newer) = handed.filter(|h| !was_live && token.older_than(h)) {
+            // The sink begins with a version that Nango had already replaced: the newer one is due.
+            let deadline = token.expires_at.unwrap_or(now.plus_ms(HOUR_MS)).max(now.plus_ms(LATE_GRACE_MS));
+            state.pending.push((newer, deadline));
+        }
         let held = state.held.replace(token);
         if held.is_some_and(|h| token.older_than(&h)) {
             self.ledger.counts.regressions += 1;

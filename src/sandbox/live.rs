@@ -1,10 +1,17 @@
 //! The sandbox without a driver: control routes, and a loop that ties virtual to real time.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::faults::Fault;
 use super::http::{Call, Reply};
+use super::serve::Sandbox;
 use super::world::World;
+
+/// How often virtual time catches up with real time.
+const TICK: Duration = Duration::from_millis(100);
 
 /// The longest step of `POST /_sandbox/advance`: a year.
 const ADVANCE_MS_MAX: i64 = 366 * crate::domain::time::DAY_MS;
@@ -42,4 +49,35 @@ pub(super) fn control(world: &mut World, call: &Call) -> Option<Reply> {
         _ => Reply::json(404, &json!({"error": "not_found"})),
     };
     Some(reply)
+}
+
+impl Sandbox {
+    /// Ties the world's clock to the wall clock, `speed` virtual seconds a second (from 0 up; other
+    /// values count as 1), and delivers webhooks through `client`. Runs until the future is dropped.
+    pub async fn run_live(&self, speed: f64, client: &reqwest::Client) {
+        let speed = if speed.is_finite() && speed >= 0.0 { speed } else { 1.0 };
+        let began = Instant::now();
+        let mut ticks = tokio::time::interval(TICK);
+        let mut moved_ms = 0;
+        loop {
+            ticks.tick().await;
+            let target_ms = (began.elapsed().as_secs_f64() * 1_000.0 * speed) as i64;
+            let outbound = {
+                let mut world = self.lock();
+                // Steps, so that the control route may move the clock as well.
+                let to = world.now().plus_ms(target_ms - moved_ms);
+                world.advance_to(to);
+                world.take_outbound()
+            };
+            moved_ms = target_ms;
+            for webhook in outbound {
+                let mut request = client.post(&webhook.url).body(webhook.body);
+                for (name, value) in &webhook.headers {
+                    request = request.header(name, value);
+                }
+                let status = request.send().await.ok().map(|r| r.status().as_u16());
+                self.lock().webhook_answered(webhook.id, status);
+            }
+        }
+    }
 }

@@ -4,6 +4,7 @@
 //! the read refreshes, and no webhook tells anybody. Routes are in `http`, webhooks in `webhooks`.
 
 mod http;
+mod sessions;
 mod views;
 mod webhooks;
 

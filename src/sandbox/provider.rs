@@ -13,7 +13,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::catalogue::{Integration, Reuse, Rotation};
+use crate::catalogue::{Integration, Life, Reuse, Rotation};
 use crate::domain::time::{MINUTE_MS, SECOND_MS, Timestamp};
 
 use super::draw;
@@ -98,6 +98,7 @@ pub(super) struct Grant {
     /// Number of the refresh token in force.
     refresh_number: u32,
     rotated_at: Option<Timestamp>,
+    consented_at: Timestamp,
     last_refresh_at: Timestamp,
     pub revoked_at: Option<Timestamp>,
     /// Number of the newest access token.
@@ -287,6 +288,7 @@ impl Providers {
             rotates: self.rotates(integration),
             refresh_number: 1,
             rotated_at: None,
+            consented_at: at,
             last_refresh_at: at,
             revoked_at: None,
             number: 0,
@@ -387,9 +389,11 @@ impl Providers {
         }
         report.grant = Some(grant);
         let facts = self.integration(g.integration);
-        let (reuse, idle_s) = (facts.reuse, facts.refresh_token_ttl_s);
-        let idle_over = idle_s.is_some_and(|s| now.since(g.last_refresh_at) / SECOND_MS > s as i64);
-        if g.revoked_at.is_some() || idle_over {
+        let reuse = facts.reuse;
+        let life_began_at =
+            if facts.refresh_token_life == Some(Life::Absolute) { g.consented_at } else { g.last_refresh_at };
+        let aged_out = facts.refresh_token_ttl_s.is_some_and(|s| now.since(life_began_at) / SECOND_MS > s as i64);
+        if g.revoked_at.is_some() || aged_out {
             return report;
         }
         report.raced = g
@@ -442,7 +446,9 @@ impl Providers {
     /// Salesforce says nothing about a token's life, so Nango introspects on each read. With one
     /// fixed life for all, the answer does name it.
     pub fn hides_expiry(&self, integration: usize) -> bool {
-        self.key(integration) == "salesforce" && self.fixed_life_ms.is_none()
+        !self.integration(integration).expiry_at_source
+            && self.life_ms(integration).is_some()
+            && self.fixed_life_ms.is_none()
     }
 
     /// Revokes one access token.

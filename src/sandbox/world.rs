@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use serde_json::json;
+
 use crate::catalogue::{Catalogue, Integration};
 use crate::domain::time::{DAY_MS, Timestamp};
 use crate::domain::triplet::Triplet;
@@ -522,14 +524,17 @@ fn unknown_integration(row: &Row) -> Integration {
     let key = &row.integration_key;
     let host: String =
         key.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
-    let auth_mode = row.auth_mode.as_deref().unwrap_or("OAUTH2");
-    let mut facts = format!(
-        "auth_mode = \"{auth_mode}\"\naccess_token_ttl_s = 3600\nrotation = \"never\"\nreuse = \"harmless\"\n\
-         same_client_reconsent = \"keeps-old\"\ntoken_url = \"https://{host}.example/oauth/token\"\n\
-         [whoami]\nmethod = \"GET\"\nurl = \"https://{host}.example/whoami\"\nidentity_fields = [\"id\"]\n"
-    );
-    for provider in &row.providers {
-        facts.push_str(&format!("[provider.\"{provider}\"]\nscopes = []\n"));
-    }
-    toml::from_str(&facts).expect("auth modes, hosts and triplet parts need no escapes")
+    let providers: BTreeMap<&str, serde_json::Value> =
+        row.providers.iter().map(|p| (p.as_str(), json!({"scopes": []}))).collect();
+    let facts = json!({
+        "auth_mode": row.auth_mode.as_deref().unwrap_or("OAUTH2"),
+        "access_token_ttl_s": 3_600,
+        "rotation": "never",
+        "reuse": "harmless",
+        "same_client_reconsent": "keeps-old",
+        "token_url": format!("https://{host}.example/oauth/token"),
+        "whoami": {"method": "GET", "url": format!("https://{host}.example/whoami"), "identity_fields": ["id"]},
+        "provider": providers,
+    });
+    serde_json::from_value(facts).expect("every field without a default is set above")
 }

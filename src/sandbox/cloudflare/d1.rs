@@ -34,6 +34,7 @@ pub(in crate::sandbox) struct Audit {
 }
 
 /// What a statement gave.
+#[derive(Debug)]
 struct Outcome {
     columns: Vec<String>,
     rows: Vec<Vec<Value>>,

@@ -6,8 +6,8 @@ use crate::sandbox::draw;
 use crate::sandbox::http::{Call, Reply};
 use crate::sandbox::world::World;
 
+use super::AuthConfig;
 use super::http::{Outcome, Refused, page};
-use super::{AuthConfig, Composio};
 
 const SCHEMES: [&str; 15] = [
     "OAUTH2",
@@ -48,9 +48,9 @@ impl World {
     pub(super) fn composio_create_config(&mut self, call: &Call) -> Outcome {
         let body = call.json().unwrap_or(Value::Null);
         let toolkit = body["toolkit"]["slug"].as_str().unwrap_or_default().to_ascii_lowercase();
-        if !self.composio.toolkits.contains(&toolkit) {
+        let Some(offers_own_app) = self.composio.toolkits.get(&toolkit).copied() else {
             return Err(Refused::new(404, "Toolkit_NotFound", format!("Toolkit {toolkit} not found")));
-        }
+        };
         let wanted = &body["auth_config"];
         let managed = match wanted["type"].as_str() {
             None | Some("use_composio_managed_auth") => true,
@@ -62,7 +62,7 @@ impl World {
             return Err(bad("auth_config.authScheme is not valid"));
         }
         let credentials = wanted["credentials"].as_object().cloned().unwrap_or_default();
-        if managed && !Composio::is_managed(&toolkit) {
+        if managed && !offers_own_app {
             return Err(bad(format!("Toolkit {toolkit} has no Composio-managed OAuth app, use use_custom_auth")));
         }
         if !managed && scheme == "OAUTH2" {
@@ -207,12 +207,12 @@ impl World {
             return Err(bad("search needs at least 3 characters"));
         }
         let search = call.param("search").unwrap_or_default();
-        let slugs: Vec<String> = self.composio.toolkits.iter().filter(|s| s.contains(search)).cloned().collect();
+        let slugs: Vec<String> = self.composio.toolkits.keys().filter(|s| s.contains(search)).cloned().collect();
         page(call, slugs.iter().map(|s| self.composio_show_toolkit(s)).collect(), 20, 1_000)
     }
 
     pub(super) fn composio_get_toolkit(&mut self, slug: &str) -> Outcome {
-        if !self.composio.toolkits.contains(slug) {
+        if !self.composio.toolkits.contains_key(slug) {
             return Err(Refused::new(404, "Toolkit_NotFound", format!("Toolkit {slug} not found")));
         }
         let mut shown = self.composio_show_toolkit(slug);
@@ -239,7 +239,7 @@ impl World {
     }
 
     fn composio_show_toolkit(&self, slug: &str) -> Value {
-        let managed: Vec<&str> = if Composio::is_managed(slug) { vec!["OAUTH2"] } else { vec![] };
+        let managed: Vec<&str> = if self.composio.toolkits.get(slug) == Some(&true) { vec!["OAUTH2"] } else { vec![] };
         json!({
             "slug": slug, "name": slug, "type": "native", "auth_schemes": ["OAUTH2"],
             "composio_managed_auth_schemes": managed, "no_auth": false, "is_local_toolkit": false,

@@ -58,7 +58,7 @@ impl super::Nango {
     }
 
     /// Both signatures over the exact body (§5.3): HMAC-SHA-256, and the legacy SHA-256(key ‖ body).
-    fn signatures(&self, body: &[u8]) -> (String, String) {
+    pub(in crate::sandbox) fn signatures(&self, body: &[u8]) -> (String, String) {
         let key = self.signing_key.as_bytes();
         let mut legacy = Sha256::new();
         legacy.update(key);

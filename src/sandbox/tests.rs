@@ -1,1 +1,0 @@
-//! What the emulators must do, rule by rule, and what the ledger must notice.
