@@ -21,7 +21,7 @@ use crate::domain::criteria::Note;
 use crate::domain::time::{HOUR_MS, MINUTE_MS, SECOND_MS, Timestamp};
 use crate::plan::Policy;
 use crate::ports::{ApiResult, Outside};
-use crate::store::{Due, Sink, Store, StoreError};
+use crate::store::{Due, Store, StoreError};
 
 pub use evidence::GateReport;
 pub use lifecycle::Progress;
@@ -75,10 +75,15 @@ pub struct Engine<O> {
 struct Known {
     /// When each API last answered, and since when it does not.
     health: BTreeMap<Api, Health>,
-    /// When each periodic duty runs next.
-    periodic: BTreeMap<String, Timestamp>,
+    /// When each periodic duty runs next. Forgotten with the engine: one that starts looks at
+    /// everything first.
+    periodic: BTreeMap<Periodic, Timestamp>,
     /// Foreign entries that were noted, as `{sink}:{triplet}`.
     foreign: BTreeSet<String>,
+    /// The soak clock runs.
+    soak_started: bool,
+    /// When the soak clock last showed that we are there.
+    alive_at: Option<Timestamp>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -106,25 +111,13 @@ pub type EngineResult<T> = Result<T, EngineError>;
 /// The periodic duties, in the order in which they run when several are due.
 const PERIODIC: [Periodic; 5] = [Periodic::Probe, Periodic::Smoke, Periodic::Scan, Periodic::Verify, Periodic::Audit];
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Periodic {
     Probe,
     Smoke,
     Scan,
     Verify,
     Audit,
-}
-
-impl Periodic {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Probe => "probe",
-            Self::Smoke => "smoke",
-            Self::Scan => "scan",
-            Self::Verify => "verify",
-            Self::Audit => "audit",
-        }
-    }
 }
 
 impl<O: Outside> Engine<O> {
@@ -136,10 +129,8 @@ impl<O: Outside> Engine<O> {
         let at = |text: &String| text.parse().ok().map(Timestamp::from_millis);
         let down = store.load_metas("down:").await?;
         let health = Api::ALL.map(|api| (api, Health { last_ok: None, down_since: down.get(api.name()).and_then(at) }));
-        let periodic =
-            store.load_metas("next:").await?.into_iter().filter_map(|(name, text)| Some((name, at(&text)?))).collect();
         let foreign = store.load_metas("foreign:").await?.into_keys().collect();
-        let known = Mutex::new(Known { health: health.into(), periodic, foreign });
+        let known = Mutex::new(Known { health: health.into(), foreign, ..Known::default() });
         Ok(Self { store, outside, catalogue, config, soaking: AtomicBool::new(false), known })
     }
 
@@ -190,7 +181,11 @@ impl<O: Outside> Engine<O> {
         for duty in PERIODIC {
             next.push(self.run_periodic(duty, now).await?);
         }
-        let due = self.store.load_due().await?;
+        let due = if polled || due.deliveries.iter().any(|d| Due::is(d.1, now)) || due.poll_at.is_none() {
+            self.store.load_due().await?
+        } else {
+            due
+        };
         next.extend(due.poll_at);
         next.extend(due.deliveries.iter().filter_map(|d| d.1));
         // What is still due now was put off for a reason that only time mends.
@@ -205,7 +200,7 @@ impl<O: Outside> Engine<O> {
     }
 
     async fn run_periodic(&self, duty: Periodic, now: Timestamp) -> EngineResult<Timestamp> {
-        let known = self.known(|known| known.periodic.get(duty.name()).copied());
+        let known = self.known(|known| known.periodic.get(&duty).copied());
         if let Some(next) = known
             && next > now
         {
@@ -218,8 +213,7 @@ impl<O: Outside> Engine<O> {
             Periodic::Verify => self.verify(now).await?,
             Periodic::Audit => self.flush_audit(now).await?,
         };
-        self.store.save_meta(&format!("next:{}", duty.name()), &next.millis().to_string()).await?;
-        self.known(|known| known.periodic.insert(duty.name().to_owned(), next));
+        self.known(|known| known.periodic.insert(duty, next));
         Ok(next)
     }
 
@@ -262,21 +256,19 @@ impl<O: Outside> Engine<O> {
 
     /// Moves the counts of requests and the clock readings of the clients into the evidence.
     async fn record_traffic(&self) -> EngineResult<()> {
+        let (mut add, mut raise) = (Vec::new(), Vec::new());
         for (api, traffic) in self.outside.take_traffic() {
-            if traffic.requests == 0 {
-                continue;
-            }
             let name = api.name();
-            let counts = [
-                (format!("requests:{name}"), traffic.requests as i64),
-                (format!("limited:{name}"), traffic.limited as i64),
-                (format!("skew_samples:{name}"), i64::from(traffic.skew_ms.is_some())),
-            ];
-            let counts: Vec<(&str, i64)> = counts.iter().map(|(k, v)| (k.as_str(), *v)).collect();
-            self.store.add_counts(&counts).await?;
+            add.push((format!("requests:{name}"), traffic.requests as i64));
+            add.push((format!("limited:{name}"), traffic.limited as i64));
             if let Some(skew) = traffic.skew_ms {
-                self.store.raise_counter(&format!("skew_ms:{name}"), skew.abs()).await?;
+                add.push((format!("skew_samples:{name}"), 1));
+                raise.push((format!("skew_ms:{name}"), skew.abs()));
             }
+        }
+        add.retain(|(_, n)| *n > 0);
+        if !add.is_empty() {
+            self.store.add_and_raise(&add, &raise).await?;
         }
         Ok(())
     }

@@ -90,20 +90,28 @@ impl<O: Outside> Engine<O> {
     /// Starts the soak clock at the first mirrored refresh and takes out the times in which
     /// nothing of ours ran.
     async fn keep_soak_clock(&self, now: Timestamp) -> EngineResult<()> {
-        let parse = |t: Option<String>| t.and_then(|t| t.parse().ok()).map(Timestamp::from_millis);
-        if let Some(alive_at) = parse(self.store.load_meta("alive_at").await?) {
-            let silent = now.since(alive_at);
-            if silent > self.config.policy.criteria.evidence_gap_max.0 {
-                self.store.add_counts(&[("gap_ms", silent)]).await?;
-            }
+        let (alive_at, started) = self.known(|known| (known.alive_at.replace(now), known.soak_started));
+        let alive_at = match alive_at {
+            Some(at) => Some(at),
+            // The first look after a start: how long was nobody here?
+            None => self.store.load_meta("alive_at").await?.and_then(|t| t.parse().ok()).map(Timestamp::from_millis),
+        };
+        let silent = alive_at.map_or(0, |at| now.since(at));
+        if silent > self.config.policy.criteria.evidence_gap_max.0 {
+            self.store.add_counts(&[("gap_ms", silent)]).await?;
         }
         self.store.save_meta("alive_at", &now.millis().to_string()).await?;
-        if self.store.load_meta("soak_from").await?.is_none() {
-            let refreshed = self.store.load_counters().await?.get("rotations_arrived").copied().unwrap_or(0) > 0;
-            let never_expire = self.store.load_connections().await?.iter().all(|c| c.expires_at.is_none());
-            if refreshed || never_expire {
-                self.store.save_meta("soak_from", &now.millis().to_string()).await?;
+        if !started {
+            let mut running = self.store.load_meta("soak_from").await?.is_some();
+            if !running {
+                let refreshed = self.store.load_counters().await?.get("rotations_arrived").copied().unwrap_or(0) > 0;
+                let never_expire = self.store.load_connections().await?.iter().all(|c| c.expires_at.is_none());
+                running = refreshed || never_expire;
+                if running {
+                    self.store.save_meta("soak_from", &now.millis().to_string()).await?;
+                }
             }
+            self.known(|known| known.soak_started = running);
         }
         Ok(())
     }

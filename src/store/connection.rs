@@ -68,15 +68,6 @@ impl Store {
         rows.iter().map(row).collect()
     }
 
-    /// When the next read is due.
-    pub async fn next_poll_at(&self) -> StoreResult<Option<Timestamp>> {
-        let row = sqlx::query("SELECT MIN(poll_at) FROM connection")
-            .fetch_one(&mut *self.lock().await)
-            .await
-            .during("find the next poll")?;
-        Ok(row.get::<Option<i64>, _>(0).map(Timestamp::from_millis))
-    }
-
     pub async fn record_poll_failure(&self, failure: PollFailure) -> StoreResult<()> {
         sqlx::query(
             "UPDATE connection SET failures = failures + ?2, failing_since = COALESCE(failing_since, ?3), poll_at = ?4,

@@ -1,9 +1,9 @@
 //! Where the newest version of each triplet stands on its way to each sink.
 
 use serde_json::json;
-use sqlx::{Connection, Row};
+use sqlx::Row;
 
-use super::{During, Store, StoreError, StoreResult, from_json};
+use super::{During, Store, StoreError, StoreResult, commit_at_once, from_json};
 use crate::domain::custody::Custody;
 use crate::domain::secret::Fingerprint;
 use crate::domain::time::Timestamp;
@@ -64,6 +64,8 @@ pub struct SinkState {
 
 /// All writes of an acknowledgement in one trip to the database.
 const MARK_DELIVERED: &str = "
+BEGIN IMMEDIATE;
+
 UPDATE delivery SET delivered = j.value->>'version', delivered_at = ?1->>'now', delivered_exp = j.value->>'exp',
   delivered_fp = j.value->>'fp', attempts = 0, dead = NULL,
   next_at = CASE WHEN delivery.version > (j.value->>'version') THEN ?1->>'now' ELSE NULL END
@@ -77,6 +79,8 @@ FROM json_each(?1, '$.rows') AS j WHERE true ON CONFLICT (op_id) DO NOTHING;
 
 INSERT INTO counter (name, value) SELECT value->>0, value->>1 FROM json_each(?1, '$.counts') WHERE true
 ON CONFLICT (name) DO UPDATE SET value = value + excluded.value;
+
+COMMIT;
 ";
 
 impl Store {
@@ -120,15 +124,6 @@ impl Store {
             .collect()
     }
 
-    /// When the next delivery to any sink is due.
-    pub async fn next_delivery_at(&self) -> StoreResult<Option<Timestamp>> {
-        let row = sqlx::query("SELECT MIN(next_at) FROM delivery")
-            .fetch_one(&mut *self.lock().await)
-            .await
-            .during("find the next delivery")?;
-        Ok(row.get::<Option<i64>, _>(0).map(Timestamp::from_millis))
-    }
-
     /// Records acknowledged deliveries with their audit rows. A newer version that arrived
     /// meanwhile stays pending.
     pub async fn mark_delivered(&self, sink: Sink, delivered: &[Delivered], now: Timestamp) -> StoreResult<()> {
@@ -152,10 +147,7 @@ impl Store {
         }
         let counts: Vec<(String, i64)> = counts.into_iter().collect();
         let all = json!({"rows": rows, "counts": counts, "now": now.millis(), "sink": sink.name()});
-        let mut connection = self.lock().await;
-        let mut tx = connection.begin().await.during("begin")?;
-        sqlx::query(MARK_DELIVERED).bind(all.to_string()).execute(&mut *tx).await.during("mark deliveries")?;
-        tx.commit().await.during("commit")
+        commit_at_once(&mut *self.lock().await, MARK_DELIVERED, &all, "mark deliveries").await
     }
 
     /// Puts failed deliveries off until `next_at`.

@@ -1,10 +1,12 @@
 //! The journal of token versions: append-only, hash-chained, one commit for many captures.
 
+use std::collections::HashMap;
+
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use sqlx::{Connection, Row};
+use sqlx::Row;
 
-use super::{During, Sink, Store, StoreError, StoreResult};
+use super::{During, Sink, Store, StoreError, StoreResult, commit_at_once};
 use crate::domain::secret::{Fingerprint, hex};
 use crate::domain::time::Timestamp;
 use crate::domain::token::{KvEntry, Writer};
@@ -41,23 +43,24 @@ impl Store {
     /// A version whose token ends before the head's is superseded on arrival: it is counted and dropped.
     pub async fn append_captures(&self, captures: &[Capture], sinks: &[Sink], now: Timestamp) -> StoreResult<()> {
         let mut connection = self.lock().await;
-        let mut tx = connection.begin().await.during("begin")?;
-
         let names: Vec<String> = captures.iter().flat_map(|c| &c.versions).map(|v| v.triplet.to_string()).collect();
-        let heads: std::collections::HashMap<String, (i64, Option<i64>)> =
-            sqlx::query("SELECT key, version, expires_at FROM triplet WHERE key IN (SELECT value FROM json_each(?))")
-                .bind(json!(names).to_string())
-                .fetch_all(&mut *tx)
-                .await
-                .during("load heads")?
-                .into_iter()
-                .map(|r| (r.get(0), (r.get(1), r.get(2))))
-                .collect();
-        let mut previous: Vec<u8> = sqlx::query("SELECT hash FROM journal ORDER BY seq DESC LIMIT 1")
-            .fetch_optional(&mut *tx)
-            .await
-            .during("load the end of the journal")?
-            .map_or_else(|| vec![0; 32], |r| r.get(0));
+        let mut previous = vec![0; 32];
+        let mut heads: HashMap<String, (i64, Option<i64>)> = HashMap::new();
+        // The lock is held until the commit, so nothing can come between this look and the append.
+        let found = sqlx::query(
+            "SELECT key, version, expires_at, NULL FROM triplet WHERE key IN (SELECT value FROM json_each(?1))
+             UNION ALL SELECT '', 0, NULL, hash FROM journal WHERE seq = (SELECT MAX(seq) FROM journal)",
+        )
+        .bind(json!(names).to_string())
+        .fetch_all(&mut *connection)
+        .await
+        .during("load heads")?;
+        for row in found {
+            match row.get::<Option<Vec<u8>>, _>(3) {
+                Some(hash) => previous = hash,
+                None => drop(heads.insert(row.get(0), (row.get(1), row.get(2)))),
+            }
+        }
 
         let (mut rows, mut superseded) = (Vec::new(), 0usize);
         for version in captures.iter().flat_map(|c| &c.versions) {
@@ -105,8 +108,7 @@ impl Store {
             "connections": connections,
             "counts": counts,
         });
-        sqlx::query(APPEND).bind(all.to_string()).execute(&mut *tx).await.during("append to the journal")?;
-        tx.commit().await.during("commit")
+        commit_at_once(&mut connection, APPEND, &all, "append to the journal").await
     }
 
     /// The newest entry of a triplet, decrypted.
@@ -176,6 +178,8 @@ impl Store {
 /// All writes of an append in one trip to the database. One parameter for all of them, since
 /// statements of one text share their numbering.
 const APPEND: &str = "
+BEGIN IMMEDIATE;
+
 INSERT INTO journal (at, triplet, version, epoch, writer, fingerprint, expires_at, payload, digest, hash)
 SELECT value->>'at', value->>'triplet', value->>'version', value->>'epoch', value->>'writer',
        value->>'fp', value->>'exp', unhex(value->>'payload'), unhex(value->>'digest'), unhex(value->>'hash')
@@ -200,6 +204,8 @@ FROM json_each(?1, '$.connections') AS j WHERE connection.id = j.value->>'id';
 
 INSERT INTO counter (name, value) SELECT value->>0, value->>1 FROM json_each(?1, '$.counts') WHERE true
 ON CONFLICT (name) DO UPDATE SET value = value + excluded.value;
+
+COMMIT;
 ";
 
 /// Where a payload belongs; it cannot be opened anywhere else.

@@ -245,8 +245,8 @@ impl<O: Outside> Engine<O> {
         if all {
             return Ok(Progress::Done);
         }
-        let next = self.store.next_delivery_at().await?.unwrap_or(now.plus_ms(RETRY_MS));
-        Ok(Progress::Wait(next.max(now.plus_ms(SECOND_MS))))
+        let next = self.store.load_due().await?.deliveries.iter().filter_map(|d| d.1).min();
+        Ok(Progress::Wait(next.unwrap_or(now.plus_ms(RETRY_MS)).max(now.plus_ms(SECOND_MS))))
     }
 }
 
