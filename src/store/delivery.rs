@@ -3,7 +3,7 @@
 use serde_json::json;
 use sqlx::Row;
 
-use super::{During, Store, StoreError, StoreResult, commit_at_once, from_json};
+use super::{During, Store, StoreError, StoreResult, from_json, procedure::MARK_DELIVERED};
 use crate::domain::custody::Custody;
 use crate::domain::secret::Fingerprint;
 use crate::domain::time::Timestamp;
@@ -61,27 +61,6 @@ pub struct SinkState {
     pub delivered_fp: Option<Fingerprint>,
     pub dead: Option<String>,
 }
-
-/// All writes of an acknowledgement in one trip to the database.
-const MARK_DELIVERED: &str = "
-BEGIN IMMEDIATE;
-
-UPDATE delivery SET delivered = j.value->>'version', delivered_at = ?1->>'now', delivered_exp = j.value->>'exp',
-  delivered_fp = j.value->>'fp', attempts = 0, dead = NULL,
-  next_at = CASE WHEN delivery.version > (j.value->>'version') THEN ?1->>'now' ELSE NULL END
-FROM json_each(?1, '$.rows') AS j
-WHERE delivery.triplet = j.value->>'triplet' AND delivery.sink = ?1->>'sink'
-  AND delivery.delivered < (j.value->>'version');
-
-INSERT INTO audit_outbox (op_id, at, key, action, source, fingerprint)
-SELECT j.value->>'op', ?1->>'now', j.value->>'key', 'put ' || (?1->>'sink'), j.value->>'src', j.value->>'fp'
-FROM json_each(?1, '$.rows') AS j WHERE true ON CONFLICT (op_id) DO NOTHING;
-
-INSERT INTO counter (name, value) SELECT value->>0, value->>1 FROM json_each(?1, '$.counts') WHERE true
-ON CONFLICT (name) DO UPDATE SET value = value + excluded.value;
-
-COMMIT;
-";
 
 impl Store {
     /// Deliveries to `sink` that are due, oldest capture first, at most `limit`.
@@ -147,7 +126,7 @@ impl Store {
         }
         let counts: Vec<(String, i64)> = counts.into_iter().collect();
         let all = json!({"rows": rows, "counts": counts, "now": now.millis(), "sink": sink.name()});
-        commit_at_once(&mut *self.lock().await, MARK_DELIVERED, &all, "mark deliveries").await
+        MARK_DELIVERED.call(&mut *self.lock().await, &all).await
     }
 
     /// Puts failed deliveries off until `next_at`.

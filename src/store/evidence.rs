@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use serde_json::json;
 use sqlx::{Row, SqliteConnection};
 
-use super::{During, Store, StoreResult, commit_at_once};
+use super::{
+    During, Store, StoreResult,
+    procedure::{ADD_AND_RAISE, CLEAR_AUDIT},
+};
 use crate::domain::criteria::Note;
 use crate::domain::time::Timestamp;
 use crate::ports::AuditRow;
@@ -38,23 +41,6 @@ pub(super) async fn add(connection: &mut SqliteConnection, counts: &[(&str, i64)
     Ok(())
 }
 
-const ADD_AND_RAISE: &str = "
-BEGIN IMMEDIATE;
-INSERT INTO counter (name, value) SELECT value->>0, value->>1 FROM json_each(?1, '$.add') WHERE true
-ON CONFLICT (name) DO UPDATE SET value = value + excluded.value;
-INSERT INTO counter (name, value) SELECT value->>0, value->>1 FROM json_each(?1, '$.raise') WHERE true
-ON CONFLICT (name) DO UPDATE SET value = MAX(value, excluded.value);
-COMMIT;
-";
-
-const CLEAR_AUDIT: &str = "
-BEGIN IMMEDIATE;
-DELETE FROM audit_outbox WHERE op_id IN (SELECT value FROM json_each(?1, '$.ids'));
-INSERT INTO counter (name, value) SELECT value->>0, value->>1 FROM json_each(?1, '$.add') WHERE true
-ON CONFLICT (name) DO UPDATE SET value = value + excluded.value;
-COMMIT;
-";
-
 impl Store {
     pub async fn add_counts(&self, counts: &[(&str, i64)]) -> StoreResult<()> {
         add(&mut *self.lock().await, counts).await
@@ -63,7 +49,7 @@ impl Store {
     /// Adds to some counters and raises others to a value that they have not reached, in one commit.
     pub async fn add_and_raise(&self, add: &[(String, i64)], raise: &[(String, i64)]) -> StoreResult<()> {
         let all = json!({"add": add, "raise": raise});
-        commit_at_once(&mut *self.lock().await, ADD_AND_RAISE, &all, "count").await
+        ADD_AND_RAISE.call(&mut *self.lock().await, &all).await
     }
 
     pub async fn set_counter(&self, name: &str, value: i64) -> StoreResult<()> {
@@ -138,6 +124,6 @@ impl Store {
             "ids": rows.iter().map(|r| &r.op_id).collect::<Vec<_>>(),
             "add": [("audit_rows", rows.len())],
         });
-        commit_at_once(&mut *self.lock().await, CLEAR_AUDIT, &all, "clear audit rows").await
+        CLEAR_AUDIT.call(&mut *self.lock().await, &all).await
     }
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use sqlx::Row;
 
-use super::{During, Sink, Store, StoreError, StoreResult, commit_at_once};
+use super::{During, Sink, Store, StoreError, StoreResult, procedure::APPEND_CAPTURES};
 use crate::domain::secret::{Fingerprint, hex};
 use crate::domain::time::Timestamp;
 use crate::domain::token::{KvEntry, Writer};
@@ -108,7 +108,7 @@ impl Store {
             "connections": connections,
             "counts": counts,
         });
-        commit_at_once(&mut connection, APPEND, &all, "append to the journal").await
+        APPEND_CAPTURES.call(&mut connection, &all).await
     }
 
     /// The newest entry of a triplet, decrypted.
@@ -174,39 +174,6 @@ impl Store {
         }
     }
 }
-
-/// All writes of an append in one trip to the database. One parameter for all of them, since
-/// statements of one text share their numbering.
-const APPEND: &str = "
-BEGIN IMMEDIATE;
-
-INSERT INTO journal (at, triplet, version, epoch, writer, fingerprint, expires_at, payload, digest, hash)
-SELECT value->>'at', value->>'triplet', value->>'version', value->>'epoch', value->>'writer',
-       value->>'fp', value->>'exp', unhex(value->>'payload'), unhex(value->>'digest'), unhex(value->>'hash')
-FROM json_each(?1, '$.rows') ORDER BY key;
-
--- The secret of the version before is needed by nobody any more.
-UPDATE journal SET payload = NULL FROM json_each(?1, '$.rows') AS j
-WHERE journal.triplet = j.value->>'triplet' AND journal.version = (j.value->>'version') - 1;
-
-UPDATE triplet SET version = j.value->>'version', fingerprint = j.value->>'fp', expires_at = j.value->>'exp'
-FROM json_each(?1, '$.rows') AS j WHERE triplet.key = j.value->>'triplet';
-
-INSERT INTO delivery (triplet, sink, version, captured_at, next_at)
-SELECT j.value->>'triplet', s.value, j.value->>'version', j.value->>'at', j.value->>'at'
-FROM json_each(?1, '$.rows') AS j, json_each(?1, '$.sinks') AS s WHERE true
-ON CONFLICT (triplet, sink) DO UPDATE SET
-  version = excluded.version, captured_at = excluded.captured_at, next_at = excluded.next_at, attempts = 0, dead = NULL;
-
-UPDATE connection SET fingerprint = j.value->>'fp', expires_at = j.value->>'exp', poll_at = j.value->>'poll',
-  rotation = rotation + (j.value->>'new'), failures = 0, failing_since = NULL, dead_at = NULL, missed = 0
-FROM json_each(?1, '$.connections') AS j WHERE connection.id = j.value->>'id';
-
-INSERT INTO counter (name, value) SELECT value->>0, value->>1 FROM json_each(?1, '$.counts') WHERE true
-ON CONFLICT (name) DO UPDATE SET value = value + excluded.value;
-
-COMMIT;
-";
 
 /// Where a payload belongs; it cannot be opened anywhere else.
 fn place(triplet: &str, version: i64) -> String {

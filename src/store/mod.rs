@@ -9,6 +9,7 @@ mod delivery;
 mod event;
 mod evidence;
 mod journal;
+mod procedure;
 mod triplet;
 mod vault;
 
@@ -118,6 +119,7 @@ impl Store {
         let open = |source| StoreError::Open { path: path.to_owned(), source };
         let mut connection = SqliteConnection::connect_with(&options).await.map_err(open)?;
         sqlx::migrate!("src/store/migrations/sqlite").run(&mut connection).await?;
+        procedure::create_all(&mut connection).await?;
         Ok(Self { connection: Mutex::new(connection), vault })
     }
 
@@ -198,22 +200,6 @@ impl Store {
             .during("delete a value")?;
         Ok(())
     }
-}
-
-/// Runs a text that begins and commits a transaction of its own, in one trip to the database
-/// thread; `?1` is `parameter`. Nothing stays open when a statement of it fails.
-async fn commit_at_once(
-    connection: &mut SqliteConnection,
-    statements: &'static str,
-    parameter: &serde_json::Value,
-    action: &'static str,
-) -> StoreResult<()> {
-    let result = sqlx::query(statements).bind(parameter.to_string()).execute(&mut *connection).await;
-    if result.is_err() {
-        // Fails when the text did not get as far as its BEGIN, which leaves nothing to undo.
-        let _ = sqlx::query("ROLLBACK").execute(&mut *connection).await;
-    }
-    result.map(|_| ()).during(action)
 }
 
 /// Reads a JSON column.
