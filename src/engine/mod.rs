@@ -30,9 +30,6 @@ pub use lifecycle::Progress;
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
     pub policy: Policy,
-    /// Listing both namespaces by key and metadata, which finds foreign writes. Shorter than the
-    /// time between two rotations, or a foreign entry is overwritten before it is seen.
-    pub scan_every_ms: i64,
     /// Sending audit rows to D1.
     pub audit_every_ms: i64,
     /// A difference in KV younger than this is settling, not a finding. Must exceed the
@@ -50,7 +47,6 @@ impl EngineConfig {
     pub fn new(policy: Policy) -> Self {
         Self {
             policy,
-            scan_every_ms: 10 * MINUTE_MS,
             audit_every_ms: 10 * MINUTE_MS,
             settle_ms: 150 * SECOND_MS,
             silence_ms: 2 * HOUR_MS,
@@ -80,6 +76,8 @@ struct Known {
     periodic: BTreeMap<Periodic, Timestamp>,
     /// Foreign entries that were noted, as `{sink}:{triplet}`.
     foreign: BTreeSet<String>,
+    /// Shortest life of a token that was fresh when it was captured, since the engine started.
+    shortest_life_ms: Option<i64>,
     /// The soak clock runs.
     soak_started: bool,
     /// When the soak clock last showed that we are there.

@@ -142,6 +142,11 @@ impl<O: Outside> Engine<O> {
         if !is_new && credential.expires_at.is_none() {
             self.check_unexpiring(connection, fed, now).await?;
         }
+        // The first capture finds a token of unknown age.
+        let fresh = is_new && connection.rotation > 0;
+        if let Some(life) = credential.expires_at.filter(|_| fresh).map(|e| e.since(now)) {
+            self.known(|known| known.shortest_life_ms = Some(known.shortest_life_ms.map_or(life, |ms| ms.min(life))));
+        }
         let draw = spread(&["poll", &connection.connection_id, &connection.integration_key], connection.rotation);
         let scheduled = if is_new { connection.expires_at.map(|old_end| now <= old_end) } else { None };
         let versions = if is_new {

@@ -168,7 +168,14 @@ impl<O: Outside> Engine<O> {
             }
         }
         self.store.add_counts(&[("scans", 1)]).await?;
-        Ok(now.plus_ms(self.config.scan_every_ms))
+        Ok(now.plus_ms(self.scan_every_ms()))
+    }
+
+    /// A foreign write stands until the next rotation overwrites it, and an alarm writes about 4
+    /// minutes after Nango: a third of the shortest token life comes round at least once in between.
+    fn scan_every_ms(&self) -> i64 {
+        let shortest = self.known(|known| known.shortest_life_ms).unwrap_or(30 * MINUTE_MS);
+        (shortest / 3).clamp(5 * MINUTE_MS, 20 * MINUTE_MS)
     }
 
     /// Notes a foreign write once, from when it is seen until the entry is ours again.

@@ -30,6 +30,7 @@ CREATE TABLE connection (
     UNIQUE (integration_key, connection_id)
 );
 CREATE INDEX connection_due ON connection (poll_at);
+CREATE INDEX connection_end ON connection (missed, expires_at);
 
 -- One row per triplet. `custody` is a cache of what replaying its events gives.
 CREATE TABLE triplet (
@@ -89,6 +90,7 @@ CREATE TABLE delivery (
     PRIMARY KEY (triplet, sink)
 ) WITHOUT ROWID;
 CREATE INDEX delivery_due ON delivery (sink, next_at);
+CREATE INDEX delivery_end ON delivery (sink, delivered_exp);
 
 -- Audit rows on their way to D1.
 CREATE TABLE audit_outbox (
