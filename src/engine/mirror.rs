@@ -3,6 +3,8 @@
 //! A sink that fails delays only itself. Older pending versions were superseded when the newer
 //! one was journalled, so nothing old can be sent late.
 
+use std::collections::BTreeMap;
+
 use super::{Engine, EngineResult, spread};
 use crate::domain::api::Api;
 use crate::domain::criteria::Note;
@@ -13,22 +15,31 @@ use crate::domain::triplet::Triplet;
 use crate::ports::{ApiError, ApiErrorKind, KvPut, KvWrite, Namespace, Outside, TargetCustody};
 use crate::store::{Delivered, PendingDelivery, Sink};
 
-/// Entries in one bulk put: gentle on the API, which allows 10,000 (Cloudflare contract §2.4).
-const BULK_MAX: u32 = 1_000;
+/// Deliveries in one round. A bulk put takes 10,000 entries (Cloudflare contract §2.4); fewer are
+/// gentler on the API and keep a round's payloads small in memory.
+const ROUND_MAX: u32 = 1_000;
 
 impl<O: Outside> Engine<O> {
-    /// Delivers what is due to one sink.
-    pub(super) async fn mirror(&self, sink: Sink, now: Timestamp) -> EngineResult<()> {
+    /// Delivers what is due.
+    pub(super) async fn mirror(&self, now: Timestamp) -> EngineResult<()> {
         loop {
-            let pending = self.store.load_pending(sink, now, BULK_MAX).await?;
-            if pending.is_empty() {
-                return Ok(());
+            let pending = self.store.load_pending(now, ROUND_MAX).await?;
+            let full = pending.len() == ROUND_MAX as usize;
+            let mut by_sink: BTreeMap<Sink, Vec<PendingDelivery>> = BTreeMap::new();
+            for p in pending {
+                by_sink.entry(p.sink).or_default().push(p);
             }
-            let full = pending.len() == BULK_MAX as usize;
-            match sink {
-                Sink::KvSource => self.put_all(sink, Namespace::Source, pending, now).await?,
-                Sink::KvTarget => self.put_all(sink, Namespace::Target, pending, now).await?,
-                Sink::Composio => self.patch_all(pending, now).await?,
+            // Both namespaces are written in one go and acknowledged in one commit; Composio,
+            // which is slower and limited, on its own.
+            let mut written = Vec::new();
+            for (sink, namespace) in [(Sink::KvSource, Namespace::Source), (Sink::KvTarget, Namespace::Target)] {
+                if let Some(pending) = by_sink.remove(&sink) {
+                    written.extend(self.put_all(sink, namespace, pending, now).await?);
+                }
+            }
+            self.store.mark_delivered(&written, now).await?;
+            if let Some(pending) = by_sink.remove(&Sink::Composio) {
+                self.patch_all(pending, now).await?;
             }
             if !full {
                 return Ok(());
@@ -42,7 +53,7 @@ impl<O: Outside> Engine<O> {
         namespace: Namespace,
         pending: Vec<PendingDelivery>,
         now: Timestamp,
-    ) -> EngineResult<()> {
+    ) -> EngineResult<Vec<Delivered>> {
         let puts: Vec<KvPut> = pending
             .iter()
             .map(|p| KvPut {
@@ -57,16 +68,17 @@ impl<O: Outside> Engine<O> {
             Ok(unwritten) => {
                 let (failed, written): (Vec<_>, Vec<_>) =
                     pending.into_iter().partition(|p| unwritten.contains(&p.triplet.kv_key()));
-                let written: Vec<Delivered> = written.into_iter().map(delivered).collect();
-                self.store.mark_delivered(sink, &written, now).await?;
                 if !failed.is_empty() {
                     let error = ApiErrorKind::RateLimited { retry_after_ms: None };
                     self.put_off(sink, &failed, &error, now).await?;
                 }
+                Ok(written.into_iter().map(delivered).collect())
             }
-            Err(error) => self.put_off(sink, &pending, &error.kind, now).await?,
+            Err(error) => {
+                self.put_off(sink, &pending, &error.kind, now).await?;
+                Ok(Vec::new())
+            }
         }
-        Ok(())
     }
 
     async fn patch_all(&self, pending: Vec<PendingDelivery>, now: Timestamp) -> EngineResult<()> {
@@ -93,7 +105,7 @@ impl<O: Outside> Engine<O> {
                 Err(error) => failed.push((vec![p], error.kind)),
             }
         }
-        self.store.mark_delivered(Sink::Composio, &done, now).await?;
+        self.store.mark_delivered(&done, now).await?;
         for (pending, kind) in failed {
             self.put_off(Sink::Composio, &pending, &kind, now).await?;
         }
@@ -138,5 +150,5 @@ impl<O: Outside> Engine<O> {
 }
 
 fn delivered(p: PendingDelivery) -> Delivered {
-    Delivered { triplet: p.triplet, metadata: p.metadata, captured_at: p.captured_at }
+    Delivered { sink: p.sink, triplet: p.triplet, metadata: p.metadata, captured_at: p.captured_at }
 }

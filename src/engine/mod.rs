@@ -170,22 +170,17 @@ impl<O: Outside> Engine<O> {
         if polled {
             self.poll(now).await?;
         }
-        for (sink, at) in due.deliveries {
-            if polled || Due::is(at, now) {
-                self.mirror(sink, now).await?;
-            }
+        let delivered = polled || Due::is(due.delivery_at, now);
+        if delivered {
+            self.mirror(now).await?;
         }
         let mut next = Vec::new();
         for duty in PERIODIC {
             next.push(self.run_periodic(duty, now).await?);
         }
-        let due = if polled || due.deliveries.iter().any(|d| Due::is(d.1, now)) || due.poll_at.is_none() {
-            self.store.load_due().await?
-        } else {
-            due
-        };
+        let due = if delivered { self.store.load_due().await? } else { due };
         next.extend(due.poll_at);
-        next.extend(due.deliveries.iter().filter_map(|d| d.1));
+        next.extend(due.delivery_at);
         // What is still due now was put off for a reason that only time mends.
         Ok(next.into_iter().map(|at| at.max(now.plus_ms(SECOND_MS))).min())
     }

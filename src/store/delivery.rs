@@ -1,5 +1,7 @@
 //! Where the newest version of each triplet stands on its way to each sink.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 use sqlx::Row;
 
@@ -33,6 +35,7 @@ impl Sink {
 /// The newest version of a triplet that a sink does not have yet.
 #[derive(Clone, Debug)]
 pub struct PendingDelivery {
+    pub sink: Sink,
     pub triplet: Triplet,
     pub metadata: KvMetadata,
     pub entry: KvEntry,
@@ -45,6 +48,7 @@ pub struct PendingDelivery {
 /// A delivery that the sink acknowledged.
 #[derive(Clone, Debug)]
 pub struct Delivered {
+    pub sink: Sink,
     pub triplet: Triplet,
     pub metadata: KvMetadata,
     pub captured_at: Timestamp,
@@ -63,29 +67,43 @@ pub struct SinkState {
 }
 
 impl Store {
-    /// Deliveries to `sink` that are due, oldest capture first, at most `limit`.
-    pub async fn load_pending(&self, sink: Sink, now: Timestamp, limit: u32) -> StoreResult<Vec<PendingDelivery>> {
+    /// Deliveries that are due, by sink, oldest capture first, at most `limit` in all.
+    pub async fn load_pending(&self, now: Timestamp, limit: u32) -> StoreResult<Vec<PendingDelivery>> {
         let rows = sqlx::query(
             "SELECT d.triplet, d.version, d.attempts, d.captured_at, j.payload, j.fingerprint, j.epoch, j.writer,
-                    j.expires_at, t.mirror_account
+                    j.expires_at, t.mirror_account, d.sink
              FROM delivery d
              JOIN journal j ON j.triplet = d.triplet AND j.version = d.version
              JOIN triplet t ON t.key = d.triplet
-             WHERE d.sink = ? AND d.next_at <= ? ORDER BY d.captured_at, d.triplet LIMIT ?",
+             WHERE d.next_at <= ? ORDER BY d.captured_at, d.triplet, d.sink LIMIT ?",
         )
-        .bind(sink.name())
         .bind(now.millis())
         .bind(limit)
         .fetch_all(&mut *self.lock().await)
         .await
         .during("load pending deliveries")?;
+        // The sinks of a triplet come one after the other: its entry is decrypted once.
+        let mut opened: Option<(String, i64, KvEntry)> = None;
         rows.into_iter()
             .map(|r| {
                 let name: String = r.get(0);
                 let version: i64 = r.get(1);
-                let entry = self.open_entry(&name, version, &r.get::<Vec<u8>, _>(4))?;
+                let entry = match &opened {
+                    Some((n, v, entry)) if *n == name && *v == version => entry.clone(),
+                    _ => {
+                        let entry = self.open_entry(&name, version, &r.get::<Vec<u8>, _>(4))?;
+                        opened = Some((name.clone(), version, entry.clone()));
+                        entry
+                    }
+                };
+                let sink: String = r.get(10);
+                let sink = Sink::ALL
+                    .into_iter()
+                    .find(|s| s.name() == sink)
+                    .ok_or(StoreError::Corrupt { what: "sink", detail: sink })?;
                 let writer: Writer = from_json("writer", &format!("\"{}\"", r.get::<String, _>(7)))?;
                 Ok(PendingDelivery {
+                    sink,
                     triplet: parse_triplet(&name)?,
                     metadata: KvMetadata {
                         v: version as u64,
@@ -105,27 +123,27 @@ impl Store {
 
     /// Records acknowledged deliveries with their audit rows. A newer version that arrived
     /// meanwhile stays pending.
-    pub async fn mark_delivered(&self, sink: Sink, delivered: &[Delivered], now: Timestamp) -> StoreResult<()> {
+    pub async fn mark_delivered(&self, delivered: &[Delivered], now: Timestamp) -> StoreResult<()> {
         if delivered.is_empty() {
             return Ok(());
+        }
+        let mut counts: BTreeMap<String, i64> = BTreeMap::new();
+        for d in delivered {
+            *counts.entry(format!("deliveries:{}", d.sink.name())).or_default() += 1;
+            *counts.entry(super::evidence::lag_counter(now.since(d.captured_at))).or_default() += 1;
         }
         let rows: Vec<_> = delivered
             .iter()
             .map(|d| {
                 json!({
-                    "triplet": d.triplet, "version": d.metadata.v, "fp": d.metadata.fp,
-                    "exp": d.metadata.exp.map(|s| s * 1000), "key": d.triplet.kv_key(),
-                    "op": format!("{}#{}@{}", d.triplet, d.metadata.v, sink.name()), "src": d.metadata.src,
+                    "triplet": d.triplet, "sink": d.sink.name(), "version": d.metadata.v, "fp": d.metadata.fp,
+                    "exp": d.metadata.exp.map(|s| s * 1000), "key": d.triplet.kv_key(), "src": d.metadata.src,
+                    "op": format!("{}#{}@{}", d.triplet, d.metadata.v, d.sink.name()),
                 })
             })
             .collect();
-        let mut counts =
-            std::collections::BTreeMap::from([(format!("deliveries:{}", sink.name()), delivered.len() as i64)]);
-        for d in delivered {
-            *counts.entry(super::evidence::lag_counter(now.since(d.captured_at))).or_default() += 1;
-        }
         let counts: Vec<(String, i64)> = counts.into_iter().collect();
-        let all = json!({"rows": rows, "counts": counts, "now": now.millis(), "sink": sink.name()});
+        let all = json!({"rows": rows, "counts": counts, "now": now.millis()});
         MARK_DELIVERED.call(&mut *self.lock().await, &all).await
     }
 

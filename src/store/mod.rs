@@ -50,8 +50,8 @@ pub struct Store {
 pub struct Due {
     /// The next read of a connection.
     pub poll_at: Option<Timestamp>,
-    /// The next delivery to each sink.
-    pub deliveries: [(Sink, Option<Timestamp>); 3],
+    /// The next delivery to any sink.
+    pub delivery_at: Option<Timestamp>,
     /// The first end of a token that KV serves.
     pub served_until: Option<Timestamp>,
     /// The first end of a connection's token: a rotation must arrive before.
@@ -141,9 +141,7 @@ impl Store {
     pub async fn load_due(&self) -> StoreResult<Due> {
         let row = sqlx::query(
             "SELECT (SELECT MIN(poll_at) FROM connection),
-                    (SELECT MIN(next_at) FROM delivery WHERE sink = 'kv.source'),
-                    (SELECT MIN(next_at) FROM delivery WHERE sink = 'kv.target'),
-                    (SELECT MIN(next_at) FROM delivery WHERE sink = 'composio'),
+                    (SELECT MIN(next_at) FROM delivery),
                     (SELECT MIN(delivered_exp) FROM delivery WHERE sink = 'kv.source'),
                     (SELECT MIN(expires_at) FROM connection WHERE missed = 0 AND poll_at IS NOT NULL)",
         )
@@ -151,12 +149,7 @@ impl Store {
         .await
         .during("look for what is due")?;
         let at = |i: usize| row.get::<Option<i64>, _>(i).map(Timestamp::from_millis);
-        Ok(Due {
-            poll_at: at(0),
-            deliveries: [(Sink::KvSource, at(1)), (Sink::KvTarget, at(2)), (Sink::Composio, at(3))],
-            served_until: at(4),
-            rotation_by: at(5),
-        })
+        Ok(Due { poll_at: at(0), delivery_at: at(1), served_until: at(2), rotation_by: at(3) })
     }
 
     /// A single remembered value.

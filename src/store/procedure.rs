@@ -78,11 +78,11 @@ UPDATE delivery SET delivered = j.value->>'version', delivered_at = NEW.paramete
   delivered_fp = j.value->>'fp', attempts = 0, dead = NULL,
   next_at = CASE WHEN delivery.version > (j.value->>'version') THEN NEW.parameter->>'now' ELSE NULL END
 FROM json_each(NEW.parameter, '$.rows') AS j
-WHERE delivery.triplet = j.value->>'triplet' AND delivery.sink = NEW.parameter->>'sink'
+WHERE delivery.triplet = j.value->>'triplet' AND delivery.sink = j.value->>'sink'
   AND delivery.delivered < (j.value->>'version');
 
 INSERT INTO audit_outbox (op_id, at, key, action, source, fingerprint)
-SELECT j.value->>'op', NEW.parameter->>'now', j.value->>'key', 'put ' || (NEW.parameter->>'sink'), j.value->>'src', j.value->>'fp'
+SELECT j.value->>'op', NEW.parameter->>'now', j.value->>'key', 'put ' || (j.value->>'sink'), j.value->>'src', j.value->>'fp'
 FROM json_each(NEW.parameter, '$.rows') AS j WHERE true ON CONFLICT (op_id) DO NOTHING;
 
 INSERT INTO counter (name, value) SELECT value->>0, value->>1 FROM json_each(NEW.parameter, '$.counts') WHERE true

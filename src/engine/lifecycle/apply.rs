@@ -34,9 +34,7 @@ impl<O: Outside> Engine<O> {
             return Ok(Progress::Wait(at));
         }
         self.store.save_meta("soaking", "1").await?;
-        for sink in Sink::ALL {
-            self.mirror(sink, now).await?;
-        }
+        self.mirror(now).await?;
         self.enter_mirroring(now).await
     }
 
@@ -245,7 +243,7 @@ impl<O: Outside> Engine<O> {
         if all {
             return Ok(Progress::Done);
         }
-        let next = self.store.load_due().await?.deliveries.iter().filter_map(|d| d.1).min();
+        let next = self.store.load_due().await?.delivery_at;
         Ok(Progress::Wait(next.unwrap_or(now.plus_ms(RETRY_MS)).max(now.plus_ms(SECOND_MS))))
     }
 }

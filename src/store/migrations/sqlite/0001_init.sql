@@ -89,7 +89,7 @@ CREATE TABLE delivery (
     dead          TEXT,                 -- dead letter: why
     PRIMARY KEY (triplet, sink)
 ) WITHOUT ROWID;
-CREATE INDEX delivery_due ON delivery (sink, next_at);
+CREATE INDEX delivery_due ON delivery (next_at);
 CREATE INDEX delivery_end ON delivery (sink, delivered_exp);
 
 -- Audit rows on their way to D1.
