@@ -63,7 +63,9 @@ fn the_same_seed_gives_the_same_bytes_and_another_seed_does_not() {
 
 #[test]
 fn noise_is_survived_without_a_loss() {
-    for faults in ["webhook-loss=100%", "kv-lag", "composio-429=20%", "crash=8", "crash=8,kv-lag,composio-429,webhook-loss"] {
+    for faults in
+        ["webhook-loss=100%", "kv-lag", "composio-429=20%", "crash=8", "crash=8,kv-lag,composio-429,webhook-loss"]
+    {
         let (code, report) = report(&["--days", "1", "--faults", faults]);
         assert_eq!(code, 0, "{faults}: {report:#}");
         for name in DAMAGE {
@@ -189,7 +191,8 @@ fn no_planted_secret_is_printed_or_stored() {
     assert!(canary.len() >= 6);
     let leaks = |what: &str, bytes: &[u8]| {
         if let Some(at) = bytes.windows(canary.len()).position(|w| w == canary) {
-            let around = String::from_utf8_lossy(&bytes[at.saturating_sub(200)..(at + 80).min(bytes.len())]).into_owned();
+            let around =
+                String::from_utf8_lossy(&bytes[at.saturating_sub(200)..(at + 80).min(bytes.len())]).into_owned();
             panic!("{what} leaks a secret: …{around}…");
         }
     };

@@ -213,8 +213,11 @@ impl<O: Outside> Engine<O> {
             let (Ok(left), Ok(right)) = (left, right) else { return Ok(now.plus_ms(RETRY_MS)) };
             self.store.add_counts(&[("kv_reads", 2 * keys.len() as i64)]).await?;
             for (state, key) in chunk.iter().zip(&keys) {
-                let young = |s: &SinkState| s.delivered_at.is_none_or(|at| now.since(at) <= self.config.settle_ms);
-                if young(state) || targets.get(&state.triplet).is_none_or(young) {
+                // A delivery on its way may have arrived without its acknowledgement: it is sent again.
+                let settling = |s: &SinkState| {
+                    s.delivered < s.version || s.delivered_at.is_none_or(|at| now.since(at) <= self.config.settle_ms)
+                };
+                if settling(state) || targets.get(&state.triplet).is_none_or(settling) {
                     continue;
                 }
                 compared += 1;
