@@ -219,6 +219,19 @@ pub struct ConsentLink {
     pub expires_at: Timestamp,
 }
 
+/// A question to a provider that changes nothing there: who does this token belong to?
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProviderCall {
+    /// `GET` or `POST`.
+    pub method: String,
+    /// An absolute `https` address.
+    pub url: String,
+    /// Beside the credential, which the caller's side adds.
+    pub headers: BTreeMap<String, String>,
+    /// JSON, for a `POST` that needs one.
+    pub body: Option<Value>,
+}
+
 /// The inner answer of a proxied call: Composio answers 200 even when the provider refuses.
 #[derive(Clone, Debug)]
 pub struct ProxyAnswer {
@@ -236,14 +249,8 @@ pub trait TargetRead: Send + Sync {
     fn get_account(&self, account_id: &str) -> impl Future<Output = ApiResult<ConnectedAccount>> + Send;
     /// Whether the toolkit exists.
     fn find_toolkit(&self, slug: &str) -> impl Future<Output = ApiResult<bool>> + Send;
-    /// A GET or POST through the account at the provider (whoami).
-    fn proxy(
-        &self,
-        account_id: &str,
-        method: &str,
-        url: &str,
-        headers: &BTreeMap<String, String>,
-    ) -> impl Future<Output = ApiResult<ProxyAnswer>> + Send;
+    /// A call through the account at the provider (whoami).
+    fn proxy(&self, account_id: &str, call: &ProviderCall) -> impl Future<Output = ApiResult<ProxyAnswer>> + Send;
 }
 
 /// Composio with writes.
@@ -416,13 +423,7 @@ pub trait GatewayAdmin: GatewayRead {
 /// A provider's own API, called with a token that is ours to use.
 pub trait ProviderRead: Send + Sync {
     /// Calls a whoami URL with a bearer token. 401/403 come back as `Unauthorized`.
-    fn whoami(
-        &self,
-        method: &str,
-        url: &str,
-        token: &Secret,
-        headers: &BTreeMap<String, String>,
-    ) -> impl Future<Output = ApiResult<Value>> + Send;
+    fn whoami(&self, token: &Secret, call: &ProviderCall) -> impl Future<Output = ApiResult<Value>> + Send;
 }
 
 /// Everything the engine talks to, and the wall clock skew that each API's `Date` header showed.

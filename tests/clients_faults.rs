@@ -20,7 +20,8 @@ use cutover::domain::time::Timestamp;
 use cutover::domain::triplet::Triplet;
 use cutover::ports::{
     AlarmMode, ApiError, ApiErrorKind, ApiResult, AuditRow, AuditSink, GatewayAdmin, GatewayRead, KvPut, KvRead,
-    KvWrite, Namespace, Outside, ProviderRead, SourceCustody, SourceRead, TargetCustody, TargetRead, TargetScheme,
+    KvWrite, Namespace, Outside, ProviderCall, ProviderRead, SourceCustody, SourceRead, TargetCustody, TargetRead,
+    TargetScheme,
 };
 use reqwest::Url;
 use serde_json::json;
@@ -197,6 +198,10 @@ fn put(key: &str) -> KvPut {
     KvPut { key: key.to_owned(), value: token(), metadata: Some(json!({"v": 1})) }
 }
 
+fn asked(url: &str) -> ProviderCall {
+    ProviderCall { method: "GET".into(), url: url.into(), headers: BTreeMap::new(), body: None }
+}
+
 fn calls() -> Vec<Call> {
     calls! {
         "nango list": |o| o.source().list_connections();
@@ -209,7 +214,7 @@ fn calls() -> Vec<Call> {
         "composio accounts of": |o| o.target().list_accounts_of("canary-user");
         "composio account": |o| o.target().get_account("ca_canary");
         "composio toolkit": |o| o.target().find_toolkit("canary");
-        "composio proxy": |o| o.target().proxy("ca_canary", "GET", "https://a.example/canary", &BTreeMap::new());
+        "composio proxy": |o| o.target().proxy("ca_canary", &asked("https://a.example/canary"));
         "composio create auth config": |o|
             o.target().create_auth_config("canary", "canary", TargetScheme::Oauth2, &["canary".to_owned()]);
         "composio create account": |o| o.target().create_bearer_account("ac_canary", "canary", "canary", &token());
@@ -237,7 +242,7 @@ fn calls() -> Vec<Call> {
         "gateway mode": |o| o.gateway().set_alarm_mode(&triplet(), AlarmMode::Disarmed);
         "gateway whoami": |o| o.gateway().fetch_whoami(&triplet());
         "provider whoami": |o|
-            o.provider().whoami("GET", "https://api.example.com/canary?canary=1", &token(), &BTreeMap::new());
+            o.provider().whoami(&token(), &asked("https://api.example.com/canary?canary=1"));
     }
 }
 

@@ -18,7 +18,8 @@ use cutover::domain::time::Timestamp;
 use cutover::domain::triplet::Triplet;
 use cutover::ports::{
     AccountStatus, AlarmMode, Api, ApiErrorKind, AuditRow, AuditSink, GatewayAdmin, GatewayRead, KvPut, KvRead,
-    KvWrite, Namespace, Outside, ProviderRead, SourceCustody, SourceRead, TargetCustody, TargetRead, TargetScheme,
+    KvWrite, Namespace, Outside, ProviderCall, ProviderRead, SourceCustody, SourceRead, TargetCustody, TargetRead,
+    TargetScheme,
 };
 use reqwest::Url;
 use serde_json::{Value, json};
@@ -118,6 +119,10 @@ async fn world(script: impl Fn(usize, &Seen) -> (u16, Value) + Send + Sync + 'st
 fn connection(id: usize) -> Value {
     json!({"id": id, "connection_id": format!("c{id}"), "provider_config_key": "k", "provider": "p", "errors": [],
            "end_user": null, "tags": {}, "metadata": null, "created": "2026-09-14T08:02:11.4+00:00"})
+}
+
+fn asked(method: &str, url: &str, headers: &BTreeMap<String, String>) -> ProviderCall {
+    ProviderCall { method: method.into(), url: url.into(), headers: headers.clone(), body: None }
 }
 
 #[tokio::test]
@@ -318,15 +323,16 @@ async fn composio_writes_follow_the_schema_of_each_call() {
 async fn a_provider_refusing_inside_composios_200_is_an_answer() {
     let (server, outside) = world(|_, _| (200, json!({"data": {"error": "x"}, "status": 401, "headers": {}}))).await;
     let headers = BTreeMap::from([("linkedin-version".to_owned(), "202601".to_owned())]);
-    let answer = outside.target().proxy("ca_1", "GET", "https://api.linkedin.com/v2/userinfo", &headers).await.unwrap();
+    let answer =
+        outside.target().proxy("ca_1", &asked("GET", "https://api.linkedin.com/v2/userinfo", &headers)).await.unwrap();
     assert_eq!(answer.status, 401);
     let expected = json!({"connected_account_id": "ca_1", "endpoint": "https://api.linkedin.com/v2/userinfo", "method": "GET",
                           "parameters": [{"name": "linkedin-version", "value": "202601", "type": "header"}]});
     assert_eq!(server.last().json(), expected);
 
     let own = BTreeMap::from([("Authorization".to_owned(), "Bearer x".to_owned())]);
-    assert!(outside.target().proxy("ca_1", "GET", "https://a.example", &own).await.is_err());
-    assert!(outside.target().proxy("ca_1", "DELETE", "https://a.example", &BTreeMap::new()).await.is_err());
+    assert!(outside.target().proxy("ca_1", &asked("GET", "https://a.example", &own)).await.is_err());
+    assert!(outside.target().proxy("ca_1", &asked("DELETE", "https://a.example", &BTreeMap::new())).await.is_err());
     assert_eq!(server.seen().len(), 1, "refused before sending");
 }
 
@@ -487,7 +493,8 @@ async fn a_provider_is_called_with_the_token_and_the_headers_it_asks_for() {
     let (server, outside) = world(|_, _| (200, json!({"sub": "42"}))).await;
     let headers = BTreeMap::from([("developer-token".to_owned(), "d".to_owned())]);
     let token = Secret::new("ya29");
-    let found = outside.provider().whoami("POST", "https://api.example.com/me?fields=id", &token, &headers).await;
+    let found =
+        outside.provider().whoami(&token, &asked("POST", "https://api.example.com/me?fields=id", &headers)).await;
     assert_eq!(found, Ok(json!({"sub": "42"})));
     let seen = server.last();
     assert_eq!((seen.method.as_str(), seen.target.as_str()), ("POST", "/base/api.example.com/me?fields=id"));
@@ -501,7 +508,7 @@ async fn a_provider_is_called_with_the_token_and_the_headers_it_asks_for() {
         ("GET", "https://a.example", "t\n", BTreeMap::new()),
         ("GET", "https://a.example", "t", BTreeMap::from([("AUTHORIZATION".to_owned(), "x".to_owned())])),
     ] {
-        let error = outside.provider().whoami(method, url, &Secret::new(token), &headers).await.unwrap_err();
+        let error = outside.provider().whoami(&Secret::new(token), &asked(method, url, &headers)).await.unwrap_err();
         assert!(matches!(error.kind, ApiErrorKind::Rejected { status: 0, .. }), "{error}");
     }
     assert_eq!(server.seen().len(), 1, "refused before sending");

@@ -201,7 +201,8 @@ fn waves_keep_their_window_and_say_when_it_is_too_short() {
 #[test]
 fn a_tier_that_is_too_small_shows_before_the_soak_does() {
     let rows = (0..2_000).map(|n| connection(&format!("t{n}"), "hubspot", &["hubspot"])).collect();
-    let policy = Policy::from_toml("[rates]\nnango_tier = \"free\"").unwrap();
+    let policy =
+        Policy::from_toml("[rates]\nnango_tier = \"free\"\n[prices]\nnango_per_connection_month = 0.29").unwrap();
     let plan = plan(&Inventory { rows }, &Catalogue::built_in(), &policy, &[], now());
     assert!(plan.notes.iter().any(|n| matches!(n, Note::RateTooLow { api, .. } if api == "nango")), "{:?}", plan.notes);
     assert!(plan.notes.iter().any(|n| matches!(n, Note::TooExpensive { .. })), "{:?}", plan.notes);

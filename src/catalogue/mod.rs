@@ -4,6 +4,7 @@
 
 pub mod classify;
 mod extend;
+pub mod identity;
 mod quirk;
 
 use std::collections::BTreeMap;
@@ -183,6 +184,9 @@ pub struct Whoami {
     pub url: String,
     /// Paths such as `elements[].account` that may be compared between two OAuth clients.
     pub identity_fields: Vec<String>,
+    /// Identity fields that mean something only within one OAuth client when another field is there.
+    #[serde(default)]
+    pub client_scoped: BTreeMap<String, String>,
     /// What the call needs beside the token. `{placeholders}` as in `url`.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,

@@ -24,8 +24,8 @@ use super::{ComposioEndpoint, OauthApp, SetupError, key_header};
 use crate::domain::secret::Secret;
 use crate::domain::time::Timestamp;
 use crate::ports::{
-    AccountStatus, Api, ApiErrorKind, ApiResult, AuthConfig, ConnectedAccount, ConsentLink, ProxyAnswer, TargetCustody,
-    TargetRead, TargetScheme,
+    AccountStatus, Api, ApiErrorKind, ApiResult, AuthConfig, ConnectedAccount, ConsentLink, ProviderCall, ProxyAnswer,
+    TargetCustody, TargetRead, TargetScheme,
 };
 
 /// Where every route starts.
@@ -210,15 +210,10 @@ impl TargetRead for ComposioClient {
         }
     }
 
-    async fn proxy(
-        &self,
-        account_id: &str,
-        method: &str,
-        url: &str,
-        headers: &BTreeMap<String, String>,
-    ) -> ApiResult<ProxyAnswer> {
+    async fn proxy(&self, account_id: &str, call: &ProviderCall) -> ApiResult<ProxyAnswer> {
         let request = self.request(Method::POST, PROXY, PROXY);
-        if !matches!(method, "GET" | "POST") {
+        let ProviderCall { method, url, headers, body } = call;
+        if !matches!(method.as_str(), "GET" | "POST") {
             return Err(request.line().error(refused("method_not_allowed")));
         }
         // Composio adds the account's own; another would be a second credential.
@@ -227,13 +222,16 @@ impl TargetRead for ComposioClient {
         }
         let parameters: Vec<Value> =
             headers.iter().map(|(name, value)| json!({"name": name, "value": value, "type": "header"})).collect();
-        let body = json!({
+        let mut wire = json!({
             "connected_account_id": account_id,
             "endpoint": url,
             "method": method,
             "parameters": parameters,
         });
-        let answer: WireProxy = self.call(request.json(&body)).await?;
+        if let Some(body) = body {
+            wire["body"] = body.clone();
+        }
+        let answer: WireProxy = self.call(request.json(&wire)).await?;
         Ok(ProxyAnswer { status: answer.status, data: answer.data })
     }
 }

@@ -1,6 +1,5 @@
 //! The providers' own APIs: asking who a token belongs to, with a token that is ours to use.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use reqwest::header::{AUTHORIZATION, HeaderName, HeaderValue};
@@ -11,7 +10,7 @@ use super::ProviderEndpoint;
 use super::http::{Http, Request, RequestLine, is_loopback, join, judged, secret_header};
 use super::reply::{Failure, NO_CODE, Reply, readable_code, refused};
 use crate::domain::secret::Secret;
-use crate::ports::{Api, ApiErrorKind, ApiResult, ProviderRead};
+use crate::ports::{Api, ApiErrorKind, ApiResult, ProviderCall, ProviderRead};
 
 /// Any provider, at its real address or where the sandbox stands in for it.
 pub struct ProviderClient {
@@ -24,20 +23,15 @@ impl ProviderClient {
         Self { http, base_override: endpoint.base_override }
     }
 
-    fn request(
-        &self,
-        method: &str,
-        url: &str,
-        token: &Secret,
-        headers: &BTreeMap<String, String>,
-    ) -> ApiResult<Request> {
+    fn request(&self, token: &Secret, call: &ProviderCall) -> ApiResult<Request> {
+        let ProviderCall { method, url, headers, body } = call;
         let parsed = Url::parse(url).ok().filter(Url::has_host);
         // The path may hold an account id and the query anything: the host is all that errors name.
         let host = parsed.as_ref().and_then(Url::host_str).unwrap_or("{host}");
         let (http_method, name) = if method == "POST" { (Method::POST, "POST") } else { (Method::GET, "GET") };
         let line = RequestLine { api: Api::Provider, method: name, path: format!("/{host}/…").into() };
 
-        if !matches!(method, "GET" | "POST") {
+        if !matches!(method.as_str(), "GET" | "POST") {
             return Err(line.error(refused("method_not_allowed")));
         }
         let Some(url) = parsed else { return Err(line.error(refused("unusable_url"))) };
@@ -59,19 +53,16 @@ impl ProviderClient {
             }
             request = request.header(name, value);
         }
+        if let Some(body) = body {
+            request = request.json(body);
+        }
         Ok(request)
     }
 }
 
 impl ProviderRead for ProviderClient {
-    async fn whoami(
-        &self,
-        method: &str,
-        url: &str,
-        token: &Secret,
-        headers: &BTreeMap<String, String>,
-    ) -> ApiResult<Value> {
-        let request = self.request(method, url, token, headers)?;
+    async fn whoami(&self, token: &Secret, call: &ProviderCall) -> ApiResult<Value> {
+        let request = self.request(token, call)?;
         let line = request.line();
         let reply = self.http.send(request).await?;
         judged(&line, judge(&reply))

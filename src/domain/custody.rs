@@ -9,7 +9,38 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::time::Timestamp;
-use crate::plan::Route;
+
+/// How custody of one triplet moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Route {
+    /// Bearer mirror during the soak, then the user consents at Composio.
+    Reconsent,
+    /// A long-lived secret, copied once and verified.
+    Static,
+    /// Stays with the gateway.
+    Retain,
+    /// A person must decide first; `apply` refuses.
+    Blocked,
+}
+
+impl Route {
+    pub const ALL: [Self; 4] = [Self::Reconsent, Self::Static, Self::Retain, Self::Blocked];
+
+    /// Whether custody leaves Nango on this route.
+    pub const fn moves(self) -> bool {
+        matches!(self, Self::Reconsent | Self::Static)
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Reconsent => "reconsent",
+            Self::Static => "static",
+            Self::Retain => "retain",
+            Self::Blocked => "blocked",
+        }
+    }
+}
 
 /// Where a triplet stands (design: planned → mirroring → consented → verified → switched → settled → retired).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

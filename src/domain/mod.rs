@@ -6,7 +6,7 @@
 pub mod api;
 pub mod criteria;
 pub mod custody;
-pub mod identity;
+pub mod duration;
 pub mod schedule;
 pub mod secret;
 pub mod time;

@@ -4,13 +4,14 @@
 use serde_json::Value;
 
 use super::{Engine, EngineResult, spread};
+use crate::catalogue::Whoami;
 use crate::domain::api::Api;
 use crate::domain::criteria::Note;
 use crate::domain::schedule::{poll_at, poll_retry_after_ms};
 use crate::domain::time::{MINUTE_MS, Timestamp};
 use crate::domain::token::{KvEntry, Writer};
 use crate::domain::webhook::AuthWebhook;
-use crate::ports::{ApiError, ApiErrorKind, Outside, ProviderRead, SourceCredential, SourceCustody};
+use crate::ports::{ApiError, ApiErrorKind, Outside, ProviderCall, ProviderRead, SourceCredential, SourceCustody};
 use crate::store::{Capture, ConnectionRow, NewVersion, PollFailure, Sink, TripletRow};
 
 /// Reads in one round: enough for one commit to carry many, few enough that the first token of a
@@ -273,10 +274,11 @@ impl<O: Outside> Engine<O> {
         token: &crate::domain::secret::Secret,
         now: Timestamp,
     ) -> EngineResult<Result<Value, Option<ApiErrorKind>>> {
-        let Some(integration) = self.catalogue.integration(&connection.integration_key) else { return Ok(Err(None)) };
-        let Some(url) = fill_url(&integration.whoami.url, &connection.config) else { return Ok(Err(None)) };
-        let answer =
-            self.outside.provider().whoami(&integration.whoami.method, &url, token, &integration.whoami.headers).await;
+        let facts = self.catalogue.integration(&connection.integration_key);
+        let Some(call) = facts.and_then(|facts| whoami_call(&facts.whoami, &connection.config)) else {
+            return Ok(Err(None));
+        };
+        let answer = self.outside.provider().whoami(token, &call).await;
         self.observe(Api::Provider, now, &answer).await?;
         Ok(answer.map_err(|e| Some(e.kind)))
     }
@@ -293,8 +295,29 @@ fn entry_of(credential: &SourceCredential) -> KvEntry {
     }
 }
 
-/// Fills `{placeholders}` of a catalogue URL from connection values; `None` when one is missing.
-pub(super) fn fill_url(template: &str, config: &serde_json::Map<String, Value>) -> Option<String> {
+/// The whoami call of the catalogue with its placeholders filled; `None` when a value is missing
+/// or the call must be signed with keys that are not ours.
+pub(super) fn whoami_call(whoami: &Whoami, config: &serde_json::Map<String, Value>) -> Option<ProviderCall> {
+    if whoami.signed {
+        return None;
+    }
+    Some(ProviderCall {
+        method: whoami.method.clone(),
+        url: fill(&whoami.url, config)?,
+        headers: whoami
+            .headers
+            .iter()
+            .map(|(name, value)| Some((name.clone(), fill(value, config)?)))
+            .collect::<Option<_>>()?,
+        body: match &whoami.body {
+            Some(text) => Some(serde_json::from_str(text).ok()?),
+            None => None,
+        },
+    })
+}
+
+/// Fills `{placeholders}` of a catalogue text from connection values; `None` when one is missing.
+fn fill(template: &str, config: &serde_json::Map<String, Value>) -> Option<String> {
     let mut url = String::with_capacity(template.len());
     let mut rest = template;
     while let Some((before, after)) = rest.split_once('{') {
@@ -314,9 +337,9 @@ mod tests {
     #[test]
     fn urls_are_filled_or_not_used() {
         let config = serde_json::json!({"instance_url": "https://x.example/"}).as_object().cloned().unwrap();
-        assert_eq!(fill_url("{instance_url}/userinfo", &config).as_deref(), Some("https://x.example/userinfo"));
-        assert_eq!(fill_url("https://a/b", &config).as_deref(), Some("https://a/b"));
-        assert_eq!(fill_url("{region}/x", &config), None);
-        assert_eq!(fill_url("{instance_url/x", &config), None);
+        assert_eq!(fill("{instance_url}/userinfo", &config).as_deref(), Some("https://x.example/userinfo"));
+        assert_eq!(fill("https://a/b", &config).as_deref(), Some("https://a/b"));
+        assert_eq!(fill("{region}/x", &config), None);
+        assert_eq!(fill("{instance_url/x", &config), None);
     }
 }

@@ -232,7 +232,7 @@ pub fn total(
         patches += grant.cadence.rotations * grant.triplets;
         reconsents += grant.reconsents;
     }
-    let runs = |every: super::duration::Millis| (DAY_S * 1000).div_ceil(every.0.max(1) as u64);
+    let runs = |every: crate::domain::duration::Millis| (DAY_S * 1000).div_ceil(every.0.max(1) as u64);
     let (verifies, smokes) = (runs(policy.criteria.verify_every), runs(policy.criteria.smoke_every));
     let kv_pages = moving.div_ceil(KV_LIST_PAGE) * KV_SINKS;
     let left = |limit: u64| ((limit as f64 * (1.0 - policy.rates.reserved_share)) as u64).max(1);

@@ -43,7 +43,7 @@ pub fn lint(policy: &Policy, evidence: Evidence) -> Vec<Finding> {
         }
     };
     let days = u64::from(c.soak_days);
-    let runs = |every: super::duration::Millis| days * DAY_MS as u64 / every.0.max(1) as u64;
+    let runs = |every: crate::domain::duration::Millis| days * DAY_MS as u64 / every.0.max(1) as u64;
     let expected = evidence.rotations_per_day * days;
     let moving = evidence.moving > 0;
 

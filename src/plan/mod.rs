@@ -7,7 +7,6 @@
 mod action;
 pub mod budget;
 pub mod diff;
-pub mod duration;
 pub mod effects;
 mod hazard;
 pub mod lint;
@@ -33,6 +32,8 @@ pub use reason::Reason;
 pub use saved::{Moved, SavedPlanError, staleness};
 pub use step::Step;
 
+pub use crate::domain::custody::Route;
+use crate::domain::duration::Millis;
 use crate::domain::time::Timestamp;
 use crate::domain::triplet::Triplet;
 
@@ -41,38 +42,6 @@ pub const PLAN_VERSION: u32 = 1;
 
 /// Where consent at Composio comes back to; it must be registered on the OAuth client.
 pub const REDIRECT_URI: &str = "https://backend.composio.dev/api/v3/toolkits/auth/callback";
-
-/// How custody of one triplet moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Route {
-    /// Bearer mirror during the soak, then the user consents at Composio.
-    Reconsent,
-    /// A long-lived secret, copied once and verified.
-    Static,
-    /// Stays with the gateway.
-    Retain,
-    /// A person must decide first; `apply` refuses.
-    Blocked,
-}
-
-impl Route {
-    pub const ALL: [Self; 4] = [Self::Reconsent, Self::Static, Self::Retain, Self::Blocked];
-
-    /// Whether custody leaves Nango on this route.
-    pub const fn moves(self) -> bool {
-        matches!(self, Self::Reconsent | Self::Static)
-    }
-
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Reconsent => "reconsent",
-            Self::Static => "static",
-            Self::Retain => "retain",
-            Self::Blocked => "blocked",
-        }
-    }
-}
 
 /// A saved plan. Its id is a digest of its content; it holds no secrets and is applied once.
 ///
@@ -176,7 +145,7 @@ pub struct PlanRow {
     pub scopes: Vec<String>,
     pub granted: Granted,
     /// No step while the token has less than this left; `None`: it has no scheduled expiry.
-    pub quiet_window: Option<duration::Millis>,
+    pub quiet_window: Option<Millis>,
     pub reversible_until: ReversibleUntil,
     pub cost: Cost,
 }
@@ -209,7 +178,7 @@ pub enum ReversibleUntil {
     /// The consent itself may end the old grant: the switch follows at once.
     Consent,
     /// So long after the switch, and never past the end of the untouched old grant.
-    AfterSwitch { window: duration::Millis, grant_life_days: Option<u32> },
+    AfterSwitch { window: Millis, grant_life_days: Option<u32> },
     /// The secret stays valid on both sides until someone rotates it.
     Rotated,
 }

@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::budget::{self, Cadence, MovingGrant};
-use super::duration::Millis;
 use super::policy::Policy;
 use super::row::{Context, Details, Siblings, Verdict};
 use super::waves::{self, MovingUnit};
@@ -16,6 +15,7 @@ use super::{
     Fact, Inputs, Note, PLAN_VERSION, Plan, PlanRow, Probe, ReversibleUntil, Route, Step, Summary, Wave, saved,
 };
 use crate::catalogue::Catalogue;
+use crate::domain::duration::Millis;
 use crate::domain::time::Timestamp;
 use crate::domain::triplet::{Part, Triplet};
 use crate::inventory::{Inventory, Row};

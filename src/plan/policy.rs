@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::Route;
-use super::duration::Millis;
+pub use crate::domain::criteria::{CriteriaPolicy, Denominator};
+use crate::domain::duration::Millis;
 use crate::domain::time::{DAY_MS, MINUTE_MS, Timestamp};
 use crate::domain::triplet::{Part, Triplet};
 
@@ -59,95 +60,6 @@ impl Default for Policy {
             decision: Vec::new(),
         }
     }
-}
-
-/// Thresholds of the exit criteria.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct CriteriaPolicy {
-    /// `soak-duration`: days of evidence since the first mirrored refresh.
-    pub soak_days: u32,
-    /// `invalid-grant`: dead grants allowed; lost races are not counted.
-    pub invalid_grant_max: u32,
-    /// `missed-refresh`: instants at which a served token was past its expiry.
-    pub missed_refresh_max: u32,
-    /// `delivery-rate`: arrived over expected events, 0 to 1.
-    pub delivery_rate_min: f64,
-    /// What `delivery-rate` divides by.
-    pub delivery_denominator: Denominator,
-    /// `outage`: longest minutes that one custodian may be out of reach.
-    pub outage_max_minutes: u32,
-    /// `smoke-staleness`: stale tokens allowed in smoke tests.
-    pub smoke_stale_max: u32,
-    /// `cost`: USD a month.
-    pub cost_usd_max: f64,
-    /// `parity`: how many of the last verifications must be clean.
-    pub parity_clean_runs: u32,
-    /// `mirror-lag`: 99th percentile from observing a token to its last sink, seconds.
-    pub mirror_lag_p99_s: u32,
-    /// `dead-letters`
-    pub dead_letters_max: u32,
-    /// `foreign-writes`
-    pub foreign_writes_max: u32,
-    /// `ambiguous`
-    pub ambiguous_max: u32,
-    /// `clock-skew`: seconds against every API's `Date`.
-    pub clock_skew_max_s: u32,
-    /// `reverse-rehearsed`: each wave must have been reversed once.
-    pub reverse_rehearsed: bool,
-    /// Fewest expected events before `delivery-rate` is judged.
-    pub delivery_samples_min: u32,
-    /// Fewest deliveries before `mirror-lag` is judged.
-    pub lag_samples_min: u32,
-    /// Fewest smoke tests of a triplet before `smoke-staleness` is judged.
-    pub smoke_samples_min: u32,
-    /// How often each custodian is probed; `outage` cannot see anything shorter.
-    pub probe_every: Millis,
-    /// How often both sides are compared.
-    pub verify_every: Millis,
-    /// How often each triplet is smoke-tested through the gateway.
-    pub smoke_every: Millis,
-    /// Longest silence of our own evidence before the soak clock pauses.
-    pub evidence_gap_max: Millis,
-}
-
-impl Default for CriteriaPolicy {
-    fn default() -> Self {
-        Self {
-            soak_days: 30,
-            invalid_grant_max: 0,
-            missed_refresh_max: 0,
-            delivery_rate_min: 0.99,
-            delivery_denominator: Denominator::RotationSchedule,
-            outage_max_minutes: 15,
-            smoke_stale_max: 0,
-            cost_usd_max: 200.0,
-            parity_clean_runs: 3,
-            mirror_lag_p99_s: 120,
-            dead_letters_max: 0,
-            foreign_writes_max: 0,
-            ambiguous_max: 0,
-            clock_skew_max_s: 60,
-            reverse_rehearsed: true,
-            delivery_samples_min: 100,
-            lag_samples_min: 100,
-            smoke_samples_min: 24,
-            probe_every: Millis(5 * MINUTE_MS),
-            verify_every: Millis(DAY_MS / 4),
-            smoke_every: Millis(DAY_MS / 24),
-            evidence_gap_max: Millis(15 * MINUTE_MS),
-        }
-    }
-}
-
-/// What a delivery rate is a share of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Denominator {
-    /// The refreshes that must have happened, from token lifetimes.
-    RotationSchedule,
-    /// The webhooks that arrived. Refused: Nango sends none for a successful refresh.
-    Webhooks,
 }
 
 /// How moving triplets are grouped.
@@ -301,6 +213,7 @@ pub struct PriceTable {
     /// `YYYY-MM-DD`
     pub as_of: String,
     pub nango_minimum_per_month: f64,
+    /// 0 until somebody fills it in: the public figure is unconfirmed, and a verdict must not hang on it.
     pub nango_per_connection_month: f64,
     pub composio_base_per_month: f64,
     pub composio_per_account_month: f64,
@@ -318,7 +231,7 @@ impl Default for PriceTable {
         Self {
             as_of: "2026-11-21".to_owned(),
             nango_minimum_per_month: 50.0,
-            nango_per_connection_month: 0.29,
+            nango_per_connection_month: 0.0,
             composio_base_per_month: 0.0,
             composio_per_account_month: 0.0,
             kv_reads_per_million: 0.5,

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::budget::{self, Cadence};
-use super::duration::Millis;
 use super::planner::Probes;
 use super::policy::{Client, Decision, Policy};
 use super::{Action, Cost, Granted, Hazard, REDIRECT_URI, Reason, ReversibleUntil, Route};
 use crate::catalogue::{self, Catalogue, Integration, Provider, Quirk, Reconsent, Reuse, Rotation};
+use crate::domain::duration::Millis;
 use crate::domain::time::{DAY_MS, Timestamp};
 use crate::domain::triplet::{Part, Triplet};
 use crate::inventory::Row;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::duration::Millis;
+use crate::domain::duration::Millis;
 
 /// One step of a wave. Each leaves the executor no choice; what it must know is in the row.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -13,10 +13,10 @@ use std::path::PathBuf;
 
 use crate::catalogue::Catalogue;
 use crate::domain::criteria::Verdict;
+use crate::domain::duration::Millis;
 use crate::domain::time::{DAY_MS, HOUR_MS, Timestamp};
 use crate::engine::{EngineConfig, EngineError};
 use crate::inventory::Inventory;
-use crate::plan::duration::Millis;
 use crate::plan::{Plan, Policy, Route};
 use crate::sandbox::Fault;
 

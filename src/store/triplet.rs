@@ -4,8 +4,8 @@ use serde_json::json;
 use sqlx::{Connection, Row};
 
 use super::{During, Store, StoreError, StoreResult, from_json, to_json};
+use crate::catalogue::identity::Identity;
 use crate::domain::custody::Custody;
-use crate::domain::secret::Fingerprint;
 use crate::domain::time::Timestamp;
 use crate::domain::triplet::Triplet;
 use crate::plan::Route;
@@ -36,7 +36,7 @@ pub struct TripletRow {
     pub version: u64,
     pub expires_at: Option<Timestamp>,
     pub mirror_account: Option<String>,
-    pub old_identity: Option<Fingerprint>,
+    pub old_identity: Option<Identity>,
     /// The upstream account of the consent was the same (`equal`) or another (`different`).
     pub identity: Option<String>,
     /// The consent granted `enough`, or which scopes were missing.
@@ -152,9 +152,9 @@ impl Store {
         Ok(())
     }
 
-    pub async fn save_old_identity(&self, triplet: &Triplet, identity: &Fingerprint) -> StoreResult<()> {
+    pub async fn save_old_identity(&self, triplet: &Triplet, identity: &Identity) -> StoreResult<()> {
         sqlx::query("UPDATE triplet SET old_identity = ? WHERE key = ?")
-            .bind(identity.to_string())
+            .bind(to_json(identity))
             .bind(triplet.to_string())
             .execute(&mut *self.lock().await)
             .await
@@ -212,7 +212,7 @@ fn row(r: &sqlx::sqlite::SqliteRow) -> StoreResult<TripletRow> {
         version: r.get::<i64, _>(7) as u64,
         expires_at: at(8),
         mirror_account: r.get(9),
-        old_identity: r.get::<Option<String>, _>(10).map(|t| super::delivery::parse_fingerprint(&t)).transpose()?,
+        old_identity: r.get::<Option<String>, _>(10).map(|t| from_json("identity", &t)).transpose()?,
         identity: r.get(11),
         granted: r.get(12),
         consent_attempts: r.get::<i64, _>(13) as u32,

@@ -3,13 +3,12 @@
 
 use super::super::{Engine, EngineResult};
 use super::{ACTOR, Progress, alias, retry_at};
+use crate::catalogue::identity::Identity;
 use crate::domain::api::Api;
 use crate::domain::custody::{Event, Stage};
-use crate::domain::identity::Identity;
-use crate::domain::secret::Fingerprint;
 use crate::domain::time::{SECOND_MS, Timestamp};
 use crate::domain::token::scope_set;
-use crate::engine::poll::fill_url;
+use crate::engine::poll::whoami_call;
 use crate::plan::Route;
 use crate::ports::{
     AccountStatus, ApiError, ApiErrorKind, ConnectedAccount, Outside, TargetCustody, TargetRead, TargetScheme,
@@ -171,8 +170,8 @@ impl<O: Outside> Engine<O> {
         let answer = self.whoami(connection, &entry.access_token, now).await?;
         match answer {
             Ok(answer) => match self.identity_of(row, &answer) {
-                Ok(digest) => {
-                    self.store.save_old_identity(&row.triplet, &digest).await?;
+                Ok(identity) => {
+                    self.store.save_old_identity(&row.triplet, &identity).await?;
                     Ok(None)
                 }
                 Err(reason) => {
@@ -189,14 +188,9 @@ impl<O: Outside> Engine<O> {
         }
     }
 
-    fn identity_of(&self, row: &TripletRow, answer: &serde_json::Value) -> Result<Fingerprint, String> {
-        let fields = self
-            .catalogue
-            .integration(&row.integration_key)
-            .map(|i| i.whoami.identity_fields.clone())
-            .unwrap_or_default();
-        let identity = Identity::extract(answer, &fields).map_err(|e| e.to_string())?;
-        Ok(self.store.vault().fingerprints().identity_digest(&identity.canonical()))
+    fn identity_of(&self, row: &TripletRow, answer: &serde_json::Value) -> Result<Identity, String> {
+        let facts = self.catalogue.integration(&row.integration_key).ok_or("the catalogue does not know it")?;
+        Identity::extract(answer, &facts.whoami, self.store.vault().fingerprints()).map_err(|e| e.to_string())
     }
 
     /// Compares what was connected with the old grant: same upstream account, scopes not smaller.
@@ -207,12 +201,12 @@ impl<O: Outside> Engine<O> {
         else {
             return Ok(Compared::Rejected("nothing to compare".to_owned()));
         };
-        let Some(url) = fill_url(&integration.whoami.url, &connection.config) else {
+        let Some(call) = whoami_call(&integration.whoami, &connection.config) else {
             return Ok(Compared::Rejected(
                 "the whoami address needs a connection value that Nango does not have".into(),
             ));
         };
-        let answer = target.proxy(account, &integration.whoami.method, &url, &integration.whoami.headers).await;
+        let answer = target.proxy(account, &call).await;
         self.observe(Api::Composio, now, &answer).await?;
         let answer = match answer {
             Ok(answer) if answer.status < 300 => answer.data,
@@ -232,7 +226,9 @@ impl<O: Outside> Engine<O> {
         };
 
         let identity = match self.identity_of(row, &answer) {
-            Ok(new) if Some(new) == row.old_identity => "equal",
+            Ok(new) if row.old_identity.as_ref().is_some_and(|old| new.continues(old, integration.whoami.rule)) => {
+                "equal"
+            }
             Ok(_) => "different",
             Err(reason) => return Ok(Compared::Rejected(reason)),
         };

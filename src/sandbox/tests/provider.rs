@@ -31,7 +31,12 @@ fn every_whoami_of_the_catalogue_answers_with_its_identity_fields() {
         let reply = client.ask(Api::Provider, &call);
         assert_eq!(reply.status, 200, "{key}: {}", reply.value());
         assert!(
-            crate::domain::identity::Identity::extract(&reply.value(), &facts.whoami.identity_fields).is_ok(),
+            crate::catalogue::identity::Identity::extract(
+                &reply.value(),
+                &facts.whoami,
+                &crate::domain::secret::FingerprintKey::new([7; 32])
+            )
+            .is_ok(),
             "{key}"
         );
         let unknown = Call::new(&facts.whoami.method, &target).with_header("authorization", "Bearer nope");

@@ -46,7 +46,7 @@ CREATE TABLE triplet (
     fingerprint      TEXT,
     expires_at       INTEGER,
     mirror_account   TEXT,              -- ca_… of the bearer mirror
-    old_identity     TEXT,              -- keyed digest of the source grant's upstream account
+    old_identity     TEXT,              -- JSON: keyed digests of the source grant's upstream account
     identity         TEXT,              -- last comparison: equal, different
     granted          TEXT,              -- last comparison of scopes: enough, or what is missing
     consent_attempts INTEGER NOT NULL DEFAULT 0,
