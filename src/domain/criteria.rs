@@ -208,7 +208,7 @@ pub fn judge(policy: &CriteriaPolicy, e: &Evidence) -> Vec<Judged> {
         judge_none("invalid-grant", "dead grants", &e.dead_grants, policy.invalid_grant_max.into(), e.refreshes, 1),
         judge_none(
             "missed-refresh",
-            "expired tokens served",
+            "instants",
             &e.missed_refreshes,
             policy.missed_refresh_max.into(),
             e.rotations_expected,
@@ -237,13 +237,13 @@ pub fn judge(policy: &CriteriaPolicy, e: &Evidence) -> Vec<Judged> {
         ),
         judge_none(
             "foreign-writes",
-            "foreign writes",
+            "writes",
             &e.foreign_writes,
             policy.foreign_writes_max.into(),
             e.scans,
             SAMPLES_MIN,
         ),
-        judge_none("ambiguous", "unknown outcomes", &e.ambiguous, policy.ambiguous_max.into(), 1, 1),
+        judge_none("ambiguous", "outcomes", &e.ambiguous, policy.ambiguous_max.into(), 1, 1),
         judge_proofs("identity", "triplets", &e.identity),
         judge_proofs("scopes", "triplets", &e.scopes),
         judge_skew(policy, e),
@@ -323,7 +323,8 @@ fn judge_none(id: &'static str, unit: &'static str, notes: &[Note], max: u64, sa
     } else if samples < needed {
         sheet.say(Verdict::Inconclusive, format!("{samples} of the {needed} observations that it needs"))
     } else {
-        sheet.say(Verdict::Pass, format!("{count} in {samples} observations"))
+        let s = if samples == 1 { "" } else { "s" };
+        sheet.say(Verdict::Pass, format!("{count} in {samples} observation{s}"))
     }
 }
 

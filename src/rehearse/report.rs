@@ -241,7 +241,7 @@ impl Text<'_> {
             };
             let observed = c.observed.map_or("-".to_owned(), number);
             let head = format!(
-                "  {}  {:<18} {:>9} of {:<6} {:<12} ",
+                "  {}  {:<17} {:>9} of {:<5} {:<12} ",
                 self.paint(code, mark),
                 c.id,
                 observed,
@@ -284,15 +284,25 @@ impl Text<'_> {
             }
             line!(self);
         }
-        if !r.incidents.is_empty() {
+        // The same thing hour after hour is one line with a count.
+        let mut kinds: Vec<(&Incident, String, usize)> = Vec::new();
+        for incident in &r.incidents {
+            let kind: String = incident.what.chars().filter(|c| !c.is_ascii_digit()).collect();
+            match kinds.iter_mut().find(|(first, k, _)| *k == kind && first.triplet == incident.triplet) {
+                Some((_, _, times)) => *times += 1,
+                None => kinds.push((incident, kind, 1)),
+            }
+        }
+        if !kinds.is_empty() {
             line!(self, "What the world saw");
-            for incident in r.incidents.iter().take(10) {
+            for (incident, _, times) in kinds.iter().take(10) {
                 let head = format!("  {}  ", incident.at.to_minute());
                 let triplet = incident.triplet.as_ref().map(|t| format!("{t}: ")).unwrap_or_default();
-                self.wrapped(&head, &format!("{triplet}{}", incident.what));
+                let more = if *times > 1 { format!(", and {} more times", times - 1) } else { String::new() };
+                self.wrapped(&head, &format!("{triplet}{}{more}", incident.what));
             }
-            if r.incidents.len() > 10 {
-                line!(self, "  and {} more (--format json has them)", r.incidents.len() - 10);
+            if kinds.len() > 10 {
+                line!(self, "  and {} more (--format json has them)", kinds.len() - 10);
             }
             line!(self);
         }
@@ -367,5 +377,7 @@ fn shortened(names: &[&str]) -> String {
 }
 
 fn number(n: f64) -> String {
-    if n.fract() == 0.0 { format!("{n}") } else { format!("{n:.3}").trim_end_matches('0').to_owned() }
+    // Cut, not rounded: 0.99995 must not read as 1.
+    let cut = (n * 10_000.0).trunc() / 10_000.0;
+    format!("{cut}")
 }
