@@ -14,7 +14,7 @@ use crate::clients::{
 };
 use crate::domain::criteria::Verdict;
 use crate::domain::secret::{Secret, hmac_sha256};
-use crate::domain::time::{DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS, Timestamp};
+use crate::domain::time::{DAY_MS, HOUR_MS, SECOND_MS, Timestamp};
 use crate::engine::{Engine, EngineError, EngineResult, GateReport, Progress};
 use crate::plan::{Plan, Route};
 use crate::sandbox::{Sandbox, TokenLife, World, WorldConfig};
@@ -420,6 +420,3 @@ fn failed(gate: &GateReport) -> String {
 fn lock(sandbox: &Sandbox) -> std::sync::MutexGuard<'_, World> {
     sandbox.world.lock().expect("no panic happens while this lock is held")
 }
-
-/// A phase that is shorter than this is shown as an instant.
-pub(super) const INSTANT_MS: i64 = MINUTE_MS;

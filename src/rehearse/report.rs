@@ -6,16 +6,18 @@ use std::fmt::Write;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::driver::INSTANT_MS;
 use super::{Outcome, Phase, Rehearsal, START};
 use crate::domain::criteria::{Judged, Verdict};
 use crate::domain::custody::Stage;
 use crate::domain::secret::hex;
-use crate::domain::time::{SECOND_MS, Timestamp, format_duration_ms};
+use crate::domain::time::{MINUTE_MS, SECOND_MS, Timestamp, format_duration_ms};
 use crate::engine::GateReport;
 use crate::exit;
 use crate::plan::{Plan, Route};
 use crate::sandbox::{FaultNote, Incident, LedgerSummary};
+
+/// A phase that is shorter than this is shown as an instant.
+const INSTANT_MS: i64 = MINUTE_MS;
 
 /// What goes into a report.
 pub(super) struct Written<'a> {
@@ -298,7 +300,8 @@ impl Text<'_> {
             for (incident, _, times) in kinds.iter().take(10) {
                 let head = format!("  {}  ", incident.at.to_minute());
                 let triplet = incident.triplet.as_ref().map(|t| format!("{t}: ")).unwrap_or_default();
-                let more = if *times > 1 { format!(", and {} more times", times - 1) } else { String::new() };
+                // The list of incidents is bounded, so its counts are lower bounds.
+                let more = if *times > 1 { format!(", and at least {} more times", times - 1) } else { String::new() };
                 self.wrapped(&head, &format!("{triplet}{}{more}", incident.what));
             }
             if kinds.len() > 10 {

@@ -114,9 +114,16 @@ pub(super) struct Composio {
     /// How often the same request came at this instant, for keyed faults.
     seen_now: (Timestamp, HashMap<u64, u64>),
     pub subscription: Option<hooks::Subscription>,
+    /// A consent link was made.
+    links: bool,
 }
 
 impl Composio {
+    /// Whether the consent campaign has begun.
+    pub fn has_links(&self) -> bool {
+        self.links
+    }
+
     pub fn new(catalogue: &Catalogue) -> Self {
         let toolkits = catalogue
             .integrations
@@ -134,6 +141,7 @@ impl Composio {
             window: (i64::MIN, 0),
             seen_now: (Timestamp::default(), HashMap::new()),
             subscription: None,
+            links: false,
         }
     }
 
@@ -251,6 +259,7 @@ impl World {
         let wait =
             draw::between(self.seed(), &labels, self.now().millis().unsigned_abs(), 20 * SECOND_MS, 6 * MINUTE_MS);
         let now = self.now();
+        self.composio.links = true;
         self.schedule(now.plus_ms(wait), Event::Consent { account: place });
         self.schedule(now.plus_ms(LINK_LIFE_MS), Event::LinkExpiry { account: place });
     }

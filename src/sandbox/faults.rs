@@ -1,5 +1,6 @@
 //! What goes wrong on purpose: the list of faults, how they are written, and who they hit.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
@@ -181,8 +182,8 @@ pub(super) struct FaultPlan {
     pub wrong_account: Vec<usize>,
     /// Triplets (by index) whose consent grants fewer scopes.
     pub scope_loss: Vec<usize>,
-    /// Request numbers, counted from the window's begin, that crash the client; sorted.
-    pub crashes: Vec<u64>,
+    /// Crashes of the client, by act.
+    pub crashes: BTreeMap<Act, Crashes>,
     pub notes: Vec<FaultNote>,
 }
 
@@ -197,15 +198,62 @@ impl FaultPlan {
     }
 }
 
-/// The request numbers at which `count` crashes happen: gaps of 30 to 600 requests.
-pub(super) fn crash_numbers(seed: u64, count: u32) -> Vec<u64> {
-    let mut at = 0;
-    (0..u64::from(count))
-        .map(|n| {
-            at += draw::between(seed, &["crash"], n, 30, 600).unsigned_abs();
+/// The parts of a cutover that differ in what a crash can interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Act {
+    /// Up to the fault window: alarms, auth configs, accounts, the first copy.
+    Opening,
+    /// In the fault window: rotations and their mirroring.
+    Soak,
+    /// From the first consent link on: consent, switch, retirement.
+    Closing,
+}
+
+/// When the client dies within one act.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Crashes {
+    /// Requests of the act so far.
+    seen: u64,
+    /// Request numbers at which it dies; sorted.
+    at: Vec<u64>,
+}
+
+/// Where in a request the client dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CrashAt {
+    BeforeEffect,
+    AfterEffect,
+}
+
+impl Crashes {
+    /// Counts a request and says whether the client dies in it: before and after the effect in turn.
+    pub fn next(&mut self) -> Option<CrashAt> {
+        self.seen += 1;
+        let nth = self.at.binary_search(&self.seen).ok()?;
+        Some(if nth.is_multiple_of(2) { CrashAt::BeforeEffect } else { CrashAt::AfterEffect })
+    }
+}
+
+/// Spreads `count` crashes over the acts: half of them in the soak, which is most of the run,
+/// with gaps of 30 to 600 requests; the rest at both ends, where requests are few, with gaps of
+/// 5 to 60.
+pub(super) fn crashes(seed: u64, count: u32) -> BTreeMap<Act, Crashes> {
+    let ends = count / 4;
+    [
+        (Act::Opening, "opening", ends, 5, 60),
+        (Act::Soak, "soak", count - 2 * ends, 30, 600),
+        (Act::Closing, "closing", ends, 5, 60),
+    ]
+    .into_iter()
+    .map(|(act, label, count, least, most)| {
+        let mut at = 0;
+        let numbers = (0..u64::from(count)).map(|n| {
+            at += draw::between(seed, &["crash", label], n, least, most).unsigned_abs();
             at
-        })
-        .collect()
+        });
+        (act, Crashes { seen: 0, at: numbers.collect() })
+    })
+    .collect()
 }
 
 /// `count` different members of `candidates`, chosen by `label`.

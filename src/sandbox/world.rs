@@ -16,7 +16,7 @@ use crate::ports::Api;
 use super::cloudflare::Cloudflare;
 use super::composio::Composio;
 use super::draw;
-use super::faults::{self, Fault, FaultNote, FaultPlan};
+use super::faults::{self, Act, CrashAt, Fault, FaultNote, FaultPlan};
 use super::gateway::Gateway;
 use super::http::{Call, Reply, http_date};
 use super::keys::SandboxKeys;
@@ -177,7 +177,6 @@ pub struct World {
     pub(super) faults: FaultPlan,
     queue: BTreeMap<(Timestamp, u64), Event>,
     next_event: u64,
-    requests_in_window: u64,
     requests_total: u64,
 }
 
@@ -232,7 +231,6 @@ impl World {
             faults: FaultPlan { window: (fault_from, fault_until), ..FaultPlan::default() },
             queue: BTreeMap::new(),
             next_event: 0,
-            requests_in_window: 0,
             requests_total: 0,
             options,
             keys,
@@ -372,7 +370,7 @@ impl World {
                 }
                 Fault::Crash { count } => {
                     note(from, None, format!("the client is killed {count} times"));
-                    self.faults.crashes = faults::crash_numbers(seed, count);
+                    self.faults.crashes = faults::crashes(seed, count);
                 }
             }
         }
@@ -504,19 +502,17 @@ impl World {
     }
 
     fn crash_now(&mut self) -> Option<CrashAt> {
-        if self.faults.crashes.is_empty() || !self.faults.in_window(self.now) {
+        let act = if self.composio.has_links() {
+            Act::Closing
+        } else if self.now < self.faults.window.0 {
+            Act::Opening
+        } else if self.faults.in_window(self.now) {
+            Act::Soak
+        } else {
             return None;
-        }
-        self.requests_in_window += 1;
-        let nth = self.faults.crashes.binary_search(&self.requests_in_window).ok()?;
-        Some(if nth.is_multiple_of(2) { CrashAt::BeforeEffect } else { CrashAt::AfterEffect })
+        };
+        self.faults.crashes.get_mut(&act)?.next()
     }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum CrashAt {
-    BeforeEffect,
-    AfterEffect,
 }
 
 /// Facts for an integration key that the catalogue does not know: an hour of life, no rotation.

@@ -128,7 +128,8 @@ fn serving_somebody_else_s_account_counts_as_stale() {
 
 #[test]
 fn crashes_alternate_between_before_and_after_the_effect() {
-    let mut client = world_with(&["crash=4"]);
+    // A quarter of them in the opening, a quarter after the first consent link.
+    let mut client = world_with(&["crash=8"]);
     let mut effects = Vec::new();
     for n in 0..3_000 {
         let body = json!({"provider_config_key": "hubspot", "connection_id": format!("c{n}"),
