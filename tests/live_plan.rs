@@ -24,7 +24,7 @@ fn seeding() -> Inventory {
 struct Live {
     // Before the runtime that serves it.
     sandbox: Sandbox,
-    _runtime: tokio::runtime::Runtime,
+    runtime: tokio::runtime::Runtime,
     dir: tempfile::TempDir,
 }
 
@@ -48,7 +48,7 @@ impl Live {
         });
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let sandbox = runtime.block_on(Sandbox::start(world)).unwrap();
-        Self { sandbox, _runtime: runtime, dir: tempfile::tempdir().unwrap() }
+        Self { sandbox, runtime, dir: tempfile::tempdir().unwrap() }
     }
 
     fn ledger(&self) -> LedgerSummary {
@@ -79,6 +79,21 @@ impl Live {
             ("CUTOVER_GATEWAY_KEY", keys.gateway_key),
             ("CUTOVER_PROVIDER_URL", urls.provider.clone()),
         ]
+    }
+
+    fn keys_in_target(&self) -> usize {
+        let keys = self.sandbox.lock().keys();
+        let (cloudflare, account) = (&self.sandbox.urls.cloudflare, &keys.cloudflare_account_id);
+        let url = format!(
+            "{cloudflare}/client/v4/accounts/{account}/storage/kv/namespaces/{}/keys?prefix=tokens:",
+            keys.kv_target
+        );
+        let listing: Value = self.runtime.block_on(async {
+            let _ = rustls::crypto::ring::default_provider().install_default();
+            let http = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
+            http.get(url).bearer_auth(&keys.cloudflare_token).send().await.unwrap().json().await.unwrap()
+        });
+        listing["result"].as_array().unwrap().len()
     }
 
     fn run(&self, args: &[&str]) -> (i32, String, String) {
@@ -206,9 +221,13 @@ fn a_plan_is_applied_once_and_no_other_plan_beside_it() {
     assert_eq!((code, error.as_str()), (0, ""), "{out}");
     assert!(out.contains("kv.target   holds the current token of 24 of 24 triplets"), "{out}");
     let ledger = live.ledger();
-    assert_eq!((ledger.deliveries, ledger.kv_writes), (72, 48));
+    // 24 triplets to three sinks, and at Composio once more: an account is made with a token.
+    assert_eq!((ledger.deliveries, ledger.kv_writes), (24 * 4, 24 * 2));
+    assert_eq!(live.keys_in_target(), 24);
+    assert_eq!(ledger.requests["gateway"]["POST"], 24);
     assert_eq!((ledger.lost, ledger.regressions, ledger.double_refreshes, ledger.foreign_writes), (0, 0, 0, 0));
     assert_eq!(ledger.incidents, []);
+    let asked = live.ledger().requests;
 
     let (code, _, error) = live.run(&[&apply[..], &["--yes"]].concat());
     assert!(code == 7 && error.contains("is already applied"), "{error}");
@@ -220,7 +239,25 @@ fn a_plan_is_applied_once_and_no_other_plan_beside_it() {
     std::fs::rename(live.path("cutover.key"), live.path("moved.key")).unwrap();
     let (code, _, error) = live.run(&["apply", &other, "--policy", &policy, "--yes"]);
     assert!(code == 2 && error.contains("no key file `cutover.key`"), "{error}");
-    assert_eq!(live.ledger().requests, ledger.requests);
+    assert_eq!(live.ledger().requests, asked);
+}
+
+#[test]
+fn a_run_that_was_cut_off_is_taken_up_where_it_stopped() {
+    let live = Live::start();
+    let plan = live.plan(&[]);
+    let mut wrong = live.environment();
+    wrong.iter_mut().filter(|(name, _)| *name == "CUTOVER_COMPOSIO_KEY").for_each(|(_, key)| *key = "ak_canary".into());
+    let (code, out, error) = run(&["apply", &plan, "--yes"], &wrong, live.dir.path());
+    assert_eq!((code, out.as_str()), (7, ""));
+    assert!(error.contains("refused the key") && !error.contains("canary"), "{error}");
+    let before = live.ledger();
+    assert_eq!((before.deliveries, before.refreshing_reads), (0, 16));
+
+    assert_eq!(live.run(&["apply", &plan, "--yes"]).0, 0);
+    let after = live.ledger();
+    assert_eq!((after.requests["gateway"]["POST"], after.refreshing_reads), (24, 16), "nothing was done twice");
+    assert_eq!((after.deliveries, after.incidents_total), (24 * 4, 0));
 }
 
 #[test]
