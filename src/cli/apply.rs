@@ -222,7 +222,7 @@ async fn carry_out(engine: &Engine<HttpOutside>, plan: &Plan, clock: &Clock, ui:
                 let down = engine.store().load_metas("down:").await.map_err(|error| explain(error.into()))?;
                 let down: Vec<String> = down.into_keys().collect();
                 let why = if down.is_empty() {
-                    "waiting for a repeated request".to_owned()
+                    "waiting to ask again".to_owned()
                 } else {
                     format!("waiting for {}, out of reach", down.join(", "))
                 };
@@ -284,22 +284,23 @@ impl Work {
 
 /// From the plan alone: no state is opened and nobody is asked.
 fn dry_run(plan: &Plan, catalogue: &Catalogue) -> String {
-    let mut out = format!("Plan {}, dry run: nothing was asked and nothing written.\n", plan.id);
+    let mut out = format!(
+        "Plan {}, dry run: nothing was asked and nothing written.\n\
+         Triplet, mode of its alarm, toolkit of its mirror, connection to read:\n",
+        plan.id
+    );
+    let width = |cell: fn(&PlanRow) -> usize| moving(plan).map(cell).max().unwrap_or_default();
+    let triplets = width(|row| row.triplet.to_string().len());
+    let toolkits = width(|row| row.toolkit.as_deref().unwrap_or_default().len());
     for wave in &plan.waves {
         let canary = if wave.canary { ", canary" } else { "" };
         let _ = writeln!(out, "\nWave {}{canary}", wave.n);
         for row in moving(plan).filter(|row| row.wave == Some(wave.n)) {
             let harmless =
                 catalogue.integration(&row.integration_key).is_some_and(|facts| facts.tolerates_second_refresher());
-            let _ = writeln!(
-                out,
-                "  {:<36}  alarm to {:<7}  read {} ({}), mirror as {}",
-                row.triplet.to_string(),
-                if harmless { "standby" } else { "report" },
-                row.connection_id,
-                row.integration_key,
-                row.toolkit.as_deref().unwrap_or("?"),
-            );
+            let (triplet, alarm) = (row.triplet.to_string(), if harmless { "standby" } else { "report" });
+            let (toolkit, connection) = (row.toolkit.as_deref().unwrap_or_default(), &row.connection_id);
+            let _ = writeln!(out, "  {triplet:<triplets$}  {alarm:<7}  {toolkit:<toolkits$}  {connection}");
         }
     }
     let _ = writeln!(

@@ -2,7 +2,7 @@
 //!
 //! Secrets come from the environment or from files of their own. They are never flags, which
 //! every user of the machine can see, and never stand in the configuration file, which ends up
-//! in git. No error quotes a value: one that was put into the wrong place may be a secret.
+//! in git. No error quotes a value other than a path: what was put into the wrong place may be a secret.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -408,10 +408,11 @@ pub fn run(args: &ConfigArgs, ui: &Ui) -> CommandResult {
     let code = if problems.is_empty() { exit::OK } else { exit::USAGE };
     match args.format {
         ConfigFormat::Text => {
-            let mut out = String::new();
+            let from_width = lines.iter().map(|line| line.from.chars().count()).max().unwrap_or_default();
+            let mut out = format!("{:<28}{:<from_width$}  VALUE\n", "SETTING", "FROM");
             for Line { setting, value, from, .. } in &lines {
                 let value = value.as_deref().unwrap_or("-");
-                let _ = writeln!(out, "{:<27}{value:<32}  {from}", setting.variable);
+                let _ = writeln!(out, "{:<28}{from:<from_width$}  {value}", setting.variable);
             }
             ui.print(&out);
             problems.iter().for_each(|problem| ui.note(&format!("error: {problem}")));
