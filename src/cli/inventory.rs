@@ -1,24 +1,34 @@
-//! `cutover inventory`: read, check and convert inventories.
+//! `cutover inventory`: read, check and convert inventories, from files and from Nango.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::json;
 
+use super::config::Config;
+use super::plan::wall_clock;
 use super::{CommandError, CommandResult, Ui};
+use crate::catalogue::Catalogue;
+use crate::clients;
 use crate::domain::triplet::Part;
 use crate::exit;
-use crate::inventory::{self, Diagnostics, Disagreement, Inventory, Source};
+use crate::inventory::{self, Diagnostics, Disagreement, Inventory, LIVE_NAME, Source};
+use crate::ports::{ApiError, ApiErrorKind, ApiResult, SourceRead};
 
 /// The largest inventory that is read, in bytes. 100,000 connections are about 10 MB; what is far
 /// beyond that is the wrong file, and reading it would only use up the memory.
 const INVENTORY_BYTES_MAX: u64 = 512 * 1024 * 1024;
 
+/// How often a list is asked for at Nango when it limits the rate.
+const ATTEMPTS_MAX: u32 = 5;
+
 /// Read, check and convert inventories
 ///
 /// An inventory lists which Nango connection feeds which triplets: as a Markdown table inside a
-/// larger document, as CSV, or as JSON. Several files become one: the first one given wins, and
+/// larger document, as CSV, or as JSON. The name `nango` stands for what Nango itself lists. Several files become one: the first one given wins, and
 /// where they disagree is told.
 #[derive(clap::Args, Debug)]
 pub struct InventoryArgs {
@@ -43,7 +53,8 @@ Examples:
 Examples:
   cutover inventory check fixtures/inventories/adr-038.md
   cutover inventory check --format json prod.csv
-  cutover inventory check prod.csv adr-038.md")]
+  cutover inventory check prod.csv adr-038.md
+  cutover inventory check nango prod.csv")]
     Check(CheckArgs),
     /// Write an inventory in another format
     #[command(after_help = "\
@@ -56,7 +67,7 @@ Examples:
 
 #[derive(clap::Args, Debug)]
 struct Input {
-    /// Files to read, `-` for standard input; the first one wins where they disagree
+    /// Files to read, `-` for standard input, `nango` for Nango; the first one wins where they disagree
     #[arg(required = true, value_name = "FILE")]
     files: Vec<String>,
     /// Tenant of rows in an inventory that has no tenant column (can be repeated)
@@ -139,7 +150,7 @@ pub fn run(args: InventoryArgs, ui: &Ui) -> CommandResult {
             (code, format!("{}{}: {verdict}\n", lines.concat(), summary(&loaded.inventory)))
         }),
         InventoryCommand::Convert(ConvertArgs { input, format, out }) => {
-            let loaded = load(&input.files, &input.tenants, input.input_format.map(Into::into))?;
+            let loaded = input.load(ui)?.map_err(|diagnostics| CommandError::usage(diagnostics.to_string()))?;
             loaded.disagreements.iter().for_each(|d| ui.note(&format!("note: {d}")));
             let text = match format {
                 FileFormat::Markdown => inventory::to_markdown(&loaded.inventory),
@@ -165,40 +176,59 @@ pub struct Loaded {
     pub disagreements: Vec<Disagreement>,
 }
 
-/// Reads and merges inventory files, the first one winning. `-` is standard input; `tenants` are
-/// those of inventories without a tenant column.
+/// What the source `nango` needs beside its name.
+#[derive(Clone, Copy, Debug)]
+pub struct Live<'a> {
+    /// Says which providers an integration feeds.
+    pub catalogue: &'a Catalogue,
+    /// The configuration file, when one was named.
+    pub config: Option<&'a Path>,
+}
+
+impl Input {
+    /// The outer error is a source that cannot be read, the inner one a source that is not an inventory.
+    fn load(&self, ui: &Ui) -> Result<Result<Loaded, Diagnostics>, CommandError> {
+        let live = Live { catalogue: &Catalogue::built_in(), config: ui.config.as_deref() };
+        load(&self.files, &self.tenants, self.input_format.map(Into::into), live)
+    }
+}
+
+/// Reads and merges inventories, the first one winning. `-` is standard input, `nango` is Nango;
+/// `tenants` are those of inventories without a tenant column.
 ///
 /// # Errors
-/// Exit code 2 with every diagnostic of every file, or when a file cannot be read.
+/// Exit code 2 with every diagnostic of every file, or when a file cannot be read; 1 when Nango
+/// does not answer.
 pub fn load_files(
     paths: &[String],
     tenants: &[Part],
     format: Option<inventory::Format>,
+    live: Live<'_>,
 ) -> Result<Inventory, CommandError> {
-    Ok(load(paths, tenants, format)?.inventory)
+    match load(paths, tenants, format, live)? {
+        Ok(loaded) => Ok(loaded.inventory),
+        Err(diagnostics) => Err(CommandError::usage(diagnostics.to_string())),
+    }
 }
 
-/// As [`load_files`], with the disagreements.
-///
-/// # Errors
-/// As [`load_files`].
-pub fn load(paths: &[String], tenants: &[Part], format: Option<inventory::Format>) -> Result<Loaded, CommandError> {
-    try_load(paths, tenants, format)?.map_err(|diagnostics| CommandError::usage(diagnostics.to_string()))
-}
-
-/// The outer error is a file that cannot be read, the inner one a file that is not an inventory.
-fn try_load(
+fn load(
     paths: &[String],
     tenants: &[Part],
     format: Option<inventory::Format>,
+    live: Live<'_>,
 ) -> Result<Result<Loaded, Diagnostics>, CommandError> {
     let mut sources = Vec::with_capacity(paths.len());
     let mut wrong: Option<Diagnostics> = None;
     for path in paths {
-        let place = Place::of(path);
-        let bytes = place.read()?;
-        let name = place.name();
-        match inventory::read(&Source { name: &name, bytes: &bytes, format, tenants }) {
+        let (name, read) = if path == LIVE_NAME {
+            (LIVE_NAME.to_owned(), read_live(live)?)
+        } else {
+            let place = Place::of(path);
+            let (name, bytes) = (place.name(), place.read()?);
+            let read = inventory::read(&Source { name: &name, bytes: &bytes, format, tenants });
+            (name, read)
+        };
+        match read {
             Ok(inventory) => sources.push((name, inventory)),
             Err(diagnostics) => match &mut wrong {
                 Some(all) => all.append(diagnostics),
@@ -213,6 +243,35 @@ fn try_load(
             Ok(Loaded { inventory, disagreements })
         }
     })
+}
+
+/// Asks Nango for its lists of connections and integrations.
+fn read_live(live: Live<'_>) -> Result<Result<Inventory, Diagnostics>, CommandError> {
+    let cannot = || CommandError::failed("cannot read the inventory from Nango");
+    let endpoint = Config::load(live.config)?.nango()?;
+    let nango = clients::source_read(endpoint, Arc::new(wall_clock))
+        .map_err(|error| CommandError::usage("cannot use the settings of Nango").because(&error))?;
+    super::runtime()?.block_on(async {
+        let hint = "`cutover config` shows where `CUTOVER_NANGO_URL` and `CUTOVER_NANGO_KEY` come from";
+        let failed = |error| cannot().because(&error).hint(hint);
+        let connections = patiently(async || nango.list_connections().await).await.map_err(failed)?;
+        let integrations = patiently(async || nango.list_integrations().await).await.map_err(failed)?;
+        Ok(inventory::from_live(&connections, &integrations, live.catalogue))
+    })
+}
+
+/// Asks again while Nango limits the rate, as long as it says when, a minute at most each time.
+async fn patiently<T>(ask: impl AsyncFn() -> ApiResult<T>) -> ApiResult<T> {
+    for _ in 1..ATTEMPTS_MAX {
+        match ask().await {
+            Err(ApiError { kind: ApiErrorKind::RateLimited { retry_after_ms }, .. }) => {
+                let wait = retry_after_ms.unwrap_or(0).clamp(1_000, 60_000);
+                tokio::time::sleep(Duration::from_millis(wait.unsigned_abs())).await;
+            }
+            other => return other,
+        }
+    }
+    ask().await
 }
 
 /// Where an inventory comes from.
@@ -237,7 +296,7 @@ impl<'a> Place<'a> {
         let unreadable = |error: io::Error| {
             CommandError::usage(format!("cannot read inventory `{}`", self.name()))
                 .because(&error)
-                .hint("give a Markdown, CSV or JSON file, or `-` for standard input")
+                .hint("give a Markdown, CSV or JSON file, `-` for standard input, or `nango`")
         };
         let mut bytes = Vec::new();
         let read = match self {
@@ -257,7 +316,7 @@ impl<'a> Place<'a> {
 
 /// Runs a command whose result can be text or JSON; errors become JSON too when that was asked for.
 fn report(input: &Input, format: ReportFormat, ui: &Ui, text: impl FnOnce(&Loaded) -> (u8, String)) -> CommandResult {
-    let result = try_load(&input.files, &input.tenants, input.input_format.map(Into::into));
+    let result = input.load(ui);
     if format == ReportFormat::Text {
         let loaded = result?.map_err(|diagnostics| CommandError::usage(diagnostics.to_string()))?;
         let (code, text) = text(&loaded);

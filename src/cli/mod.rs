@@ -1,13 +1,16 @@
 //! The command line: one file per command, each an `Args` struct whose doc comments are the
 //! help text, and a `run` that returns the exit code. Results go to stdout, the rest to stderr.
 
+pub mod apply;
 pub mod catalogue;
 pub mod completions;
+pub mod config;
 mod error;
 pub mod inventory;
 mod logging;
 pub mod plan;
 pub mod rehearse;
+pub mod sandbox;
 pub mod show;
 mod ui;
 
@@ -32,6 +35,9 @@ pub struct Globals {
     /// Never colour the output (also: NO_COLOR)
     #[arg(long, global = true)]
     pub no_color: bool,
+    /// Configuration file (TOML); variables go over it, see `cutover config`
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<std::path::PathBuf>,
     /// Log more to stderr (can be repeated up to -vvv)
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     pub verbose: u8,
@@ -54,6 +60,9 @@ pub enum Command {
     Catalogue(catalogue::CatalogueArgs),
     Plan(plan::PlanArgs),
     Show(show::ShowArgs),
+    Apply(apply::ApplyArgs),
+    Sandbox(sandbox::SandboxArgs),
+    Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
 }
 
@@ -77,6 +86,9 @@ pub fn main() -> u8 {
         Command::Completions(args) => completions::run(args, &ui),
         Command::Plan(args) => plan::run(args, &ui),
         Command::Show(args) => show::run(&args, &ui),
+        Command::Apply(args) => apply::run(&args, &ui),
+        Command::Sandbox(args) => sandbox::run(args, &ui),
+        Command::Config(args) => config::run(&args, &ui),
         Command::Catalogue(args) => catalogue::run(args, &ui),
     };
     match result {
@@ -86,4 +98,12 @@ pub fn main() -> u8 {
             error.code()
         }
     }
+}
+
+/// Runs futures on this thread.
+fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CommandError::failed("cannot start the runtime").because(&error))
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::inventory::{load_files, parse_tenant, write_whole};
+use super::inventory::{Live, load_files, parse_tenant, write_whole};
 use super::{CommandError, CommandResult, Format, Ui};
 use crate::catalogue::Catalogue;
 use crate::domain::time::Timestamp;
@@ -21,6 +21,7 @@ use crate::plan::{self, Plan, Policy, Probe, diff, effects, lint};
     after_help = "\
 Examples:
   cutover plan --inventory fixtures/inventories/adr-038.md
+  cutover plan --inventory nango --out plans/prod.json
   cutover plan --inventory prod.csv --policy plans/policy.toml --out plans/prod.json
   cutover plan --inventory prod.csv --format markdown | gh pr comment --body-file -
   cutover plan diff plans/before.json plans/after.json"
@@ -72,7 +73,7 @@ enum DiffFormat {
 /// What a plan is made from
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct Inputs {
-    /// Inventory to read: Markdown, CSV or JSON, `-` for stdin (can be repeated, the first wins)
+    /// Inventory to read: Markdown, CSV or JSON, `-` for stdin, or `nango` to ask Nango (can be repeated, the first wins)
     #[arg(long = "inventory", value_name = "FILE", num_args = 1..)]
     pub inventory: Vec<String>,
     /// Tenant of rows in an inventory that has no tenant column (can be repeated)
@@ -98,13 +99,14 @@ fn parse_time(text: &str) -> Result<Timestamp, String> {
 
 impl Inputs {
     /// # Errors
-    /// Exit code 2 when no inventory was named or one cannot be read.
-    pub fn load_inventory(&self) -> Result<Inventory, CommandError> {
+    /// Exit code 2 when no inventory was named or one cannot be read, 1 when Nango does not answer.
+    pub fn load_inventory(&self, ui: &Ui) -> Result<Inventory, CommandError> {
         if self.inventory.is_empty() {
             return Err(CommandError::usage("no inventory was named")
                 .hint("name one with `--inventory FILE`, such as fixtures/inventories/adr-038.md"));
         }
-        load_files(&self.inventory, &self.tenants, None)
+        let live = Live { catalogue: &self.load_catalogue()?, config: ui.config.as_deref() };
+        load_files(&self.inventory, &self.tenants, None, live)
     }
 
     /// # Errors
@@ -149,9 +151,14 @@ impl Inputs {
             return Timestamp::parse(&text)
                 .map_err(|error| CommandError::usage("`CUTOVER_NOW` is not a time").because(&error));
         }
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        Ok(Timestamp::from_millis(since.map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))))
+        Ok(wall_clock())
     }
+}
+
+/// What the machine's clock shows.
+pub(super) fn wall_clock() -> Timestamp {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    Timestamp::from_millis(since.map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX)))
 }
 
 pub(super) fn read_text(path: &Path) -> Result<String, CommandError> {
@@ -175,7 +182,7 @@ pub fn run(args: PlanArgs, ui: &Ui) -> CommandResult {
     if let Some(PlanCommand::Diff(args)) = args.command {
         return run_diff(&args, ui);
     }
-    let inventory = args.inputs.load_inventory()?;
+    let inventory = args.inputs.load_inventory(ui)?;
     let policy = args.inputs.load_policy()?;
     let catalogue = args.inputs.load_catalogue()?;
     let probes = args.inputs.load_probes()?;

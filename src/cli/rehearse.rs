@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::inventory::{Live, load_files};
 use super::{CommandError, CommandResult, Ui};
 use crate::catalogue::Catalogue;
 use crate::domain::triplet::Part;
@@ -82,11 +83,11 @@ enum ReportFormat {
     Json,
 }
 
-fn tenant(text: &str) -> Result<Part, String> {
+pub(super) fn tenant(text: &str) -> Result<Part, String> {
     Part::new(text).map_err(|e| e.to_string())
 }
 
-fn fault(text: &str) -> Result<Fault, String> {
+pub(super) fn fault(text: &str) -> Result<Fault, String> {
     Fault::parse(text).map_err(|e| e.to_string())
 }
 
@@ -95,7 +96,7 @@ fn fault(text: &str) -> Result<Fault, String> {
 pub fn run(args: RehearseArgs, ui: &Ui) -> CommandResult {
     let began = Instant::now();
     let policy = load_policy(args.policy.as_deref())?;
-    let mut inventory = load_inventory(&args.inventory, &args.tenant)?;
+    let mut inventory = load_inventory(&args.inventory, &args.tenant, ui)?;
     if let Some(connections) = args.connections {
         if !(1..=CONNECTIONS_MAX).contains(&connections) {
             return Err(CommandError::usage(format!(
@@ -145,9 +146,11 @@ fn stay_on_one_core() {
 #[cfg(not(target_os = "linux"))]
 fn stay_on_one_core() {}
 
-fn load_inventory(paths: &[String], tenants: &[Part]) -> Result<Inventory, CommandError> {
+/// The inventory that was named, or ADR-038's.
+pub(super) fn load_inventory(paths: &[String], tenants: &[Part], ui: &Ui) -> Result<Inventory, CommandError> {
     if !paths.is_empty() {
-        return super::inventory::load_files(paths, tenants, None);
+        let live = Live { catalogue: &Catalogue::built_in(), config: ui.config.as_deref() };
+        return load_files(paths, tenants, None, live);
     }
     let source = Source { name: "adr-038.md", bytes: ADR_038.as_bytes(), format: None, tenants };
     inventory::read(&source).map_err(|diagnostics| CommandError::usage(diagnostics.to_string()))

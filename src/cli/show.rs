@@ -29,7 +29,7 @@ pub struct ShowArgs {
 
 pub fn run(args: &ShowArgs, ui: &Ui) -> CommandResult {
     let plan = load_plan(&args.plan)?;
-    let moved = moved(&plan, &args.inputs)?;
+    let moved = moved(&plan, &args.inputs, ui)?;
     print_plan(&plan, args.format, ui);
     for moved in &moved {
         ui.note(&format!("warning: stale: {moved}"));
@@ -40,10 +40,10 @@ pub fn run(args: &ShowArgs, ui: &Ui) -> CommandResult {
     Ok(exit::OK)
 }
 
-fn moved(plan: &Plan, inputs: &Inputs) -> Result<Vec<Moved>, CommandError> {
+fn moved(plan: &Plan, inputs: &Inputs, ui: &Ui) -> Result<Vec<Moved>, CommandError> {
     let now = inputs.now()?;
     if !inputs.inventory.is_empty() {
-        let (inventory, catalogue) = (inputs.load_inventory()?, inputs.load_catalogue()?);
+        let (inventory, catalogue) = (inputs.load_inventory(ui)?, inputs.load_catalogue()?);
         let (policy, probes) = (inputs.load_policy()?, inputs.load_probes()?);
         return Ok(staleness(plan, &inventory, &catalogue, &policy, &probes, now));
     }

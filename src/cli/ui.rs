@@ -1,6 +1,7 @@
-//! Where output goes and whether it may be coloured.
+//! Where output goes and whether it may be coloured, and the options that every command takes.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
 
 use super::{CommandError, Globals};
 
@@ -13,13 +14,15 @@ pub enum Format {
     Csv,
 }
 
-/// What the terminal allows.
+/// What the terminal allows and the global options say.
 #[derive(Clone, Debug)]
 pub struct Ui {
     pub color_stdout: bool,
     pub color_stderr: bool,
     /// Progress may be drawn (stderr is a terminal).
     pub progress: bool,
+    /// The configuration file that was named.
+    pub config: Option<PathBuf>,
 }
 
 impl Ui {
@@ -31,6 +34,7 @@ impl Ui {
             color_stdout: !no_color && io::stdout().is_terminal(),
             color_stderr: !no_color && io::stderr().is_terminal(),
             progress: io::stderr().is_terminal(),
+            config: globals.config.clone(),
         }
     }
 

@@ -25,7 +25,7 @@ pub use self::http::{Clock, Timeouts};
 pub use self::nango::NangoClient;
 pub use self::provider::ProviderClient;
 use crate::domain::secret::Secret;
-use crate::ports::{Api, Outside, Traffic};
+use crate::ports::{Api, Outside, SourceRead, Traffic};
 
 /// Where the five systems are, and the keys for them.
 #[derive(Clone, Debug)]
@@ -218,6 +218,18 @@ impl HttpOutside {
             http,
         })
     }
+}
+
+/// Nango's lists and nothing else, for planners: what this gives cannot ask for a credential,
+/// which is what makes Nango refresh.
+///
+/// # Errors
+/// As [`HttpOutside::new`].
+pub fn source_read(endpoint: NangoEndpoint, clock: Clock) -> Result<impl SourceRead, SetupError> {
+    check_base(Api::Nango, &endpoint.base, false)?;
+    let needs_remote = endpoint.base.scheme() == "https" || !http::is_loopback(&endpoint.base);
+    let http = Arc::new(http::Http::new(clock, Timeouts::default(), needs_remote).map_err(SetupError::Tls)?);
+    NangoClient::new(http, endpoint)
 }
 
 impl fmt::Debug for HttpOutside {

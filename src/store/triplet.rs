@@ -125,6 +125,15 @@ impl Store {
         tx.commit().await.during("commit")
     }
 
+    /// The plan that is applied here, or is being applied.
+    pub async fn load_plan_id(&self) -> StoreResult<Option<String>> {
+        let row = sqlx::query("SELECT id FROM plan LIMIT 1")
+            .fetch_optional(&mut *self.lock().await)
+            .await
+            .during("look for an applied plan")?;
+        Ok(row.map(|r| r.get(0)))
+    }
+
     /// All triplets, sorted.
     pub async fn load_triplets(&self) -> StoreResult<Vec<TripletRow>> {
         let rows =

@@ -1,0 +1,336 @@
+//! `cutover apply`: carries out a saved plan up to the soak, in real time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::io::{BufRead, IsTerminal};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::config::Config;
+use super::plan::{Inputs, load_plan, wall_clock};
+use super::{CommandError, CommandResult, Ui};
+use crate::catalogue::Catalogue;
+use crate::clients::{Clock, HttpOutside};
+use crate::domain::custody::Stage;
+use crate::domain::time::Timestamp;
+use crate::engine::{Engine, EngineConfig, EngineError, Progress};
+use crate::exit;
+use crate::plan::saved::{digest_of, staleness};
+use crate::plan::{Moved, Plan, PlanRow, Policy, Route};
+use crate::store::{Durability, Sink, Store, StoreError, TripletRow, Vault};
+
+/// Carry out a saved plan up to the soak
+///
+/// Puts the TokenManager alarms on stand-by, makes auth configs and bearer accounts at Composio, and
+/// copies the current token of every moving triplet to both KV namespaces and to Composio. Reads of the
+/// gateway stay where they are. Call it again after a crash: it goes on where it was.
+///
+/// Exits with 5 when the plan is stale and 7 when it is already applied, another one is, rows are
+/// blocked, or nobody said yes.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cutover apply plans/prod.json --inventory prod.csv --dry-run
+  cutover apply plans/prod.json --inventory nango --policy plans/policy.toml
+  cutover apply plans/prod.json --inventory prod.csv --state sqlite:/var/lib/cutover/prod.db --yes")]
+pub struct ApplyArgs {
+    #[arg(value_name = "PLAN")]
+    plan: PathBuf,
+    #[command(flatten)]
+    inputs: Inputs,
+    #[command(flatten)]
+    state: StateArgs,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Where the state is kept
+#[derive(clap::Args, Clone, Debug)]
+pub struct StateArgs {
+    /// State database
+    #[arg(long = "state", value_name = "URL", default_value = "sqlite:cutover.db", value_parser = state_path)]
+    path: PathBuf,
+    /// Key that the state is encrypted with; made when there is neither key nor state
+    #[arg(long, value_name = "FILE", default_value = "cutover.key")]
+    key_file: PathBuf,
+}
+
+fn state_path(url: &str) -> Result<PathBuf, String> {
+    match url.strip_prefix("sqlite:") {
+        Some("" | ":memory:") => {
+            Err("name a file, as in `sqlite:cutover.db`: the state must outlive the run".to_owned())
+        }
+        Some(path) => Ok(PathBuf::from(path.strip_prefix("//").unwrap_or(path))),
+        None => Err("only `sqlite:PATH` is known".to_owned()),
+    }
+}
+
+impl StateArgs {
+    /// Opens the state, or makes it.
+    ///
+    /// # Errors
+    /// Exit code 2 when there is a state and no key for it, 1 when either cannot be opened.
+    pub async fn open(&self) -> Result<Store, CommandError> {
+        let (path, key_file) = (self.path.display(), self.key_file.display());
+        if self.exists() && !self.key_file.exists() {
+            return Err(CommandError::usage(format!("there is a state `{path}` but no key file `{key_file}`"))
+                .hint("name the key file that the state was made with as `--key-file`: no other opens it"));
+        }
+        let cannot = || CommandError::failed(format!("cannot open the state `{path}`"));
+        let vault = Vault::load_or_create(&self.key_file).map_err(|error| cannot().because(&error))?;
+        Store::open(&self.path, Durability::PowerLoss, vault).await.map_err(|error| cannot().because(&error))
+    }
+
+    /// Whether anything was ever kept there.
+    pub fn exists(&self) -> bool {
+        self.path.exists()
+    }
+}
+
+/// # Errors
+/// Exit code 2 for bad input and missing settings, 5 for a stale plan, 7 when a guard refuses, 1
+/// when it could not be carried out.
+pub fn run(args: &ApplyArgs, ui: &Ui) -> CommandResult {
+    let plan = load_plan(&args.plan)?;
+    let (policy, catalogue) = (args.inputs.load_policy()?, args.inputs.load_catalogue()?);
+    let start = args.inputs.now()?;
+    refuse_stale(&plan, &args.inputs, &policy, &catalogue, start, ui)?;
+    refuse_blocked(&plan)?;
+    if args.dry_run {
+        ui.print(&dry_run(&plan, &catalogue));
+        return Ok(exit::OK);
+    }
+    let endpoints = Config::load(ui.config.as_deref())?.endpoints()?;
+    // Real time from here on, also when it was told to start at another time.
+    let ahead_ms = start.since(wall_clock());
+    let clock: Clock = Arc::new(move || wall_clock().plus_ms(ahead_ms));
+    let outside = HttpOutside::new(endpoints, Arc::clone(&clock))
+        .map_err(|error| CommandError::usage("cannot use the settings").because(&error))?;
+    super::runtime()?.block_on(async {
+        // A state that is not there yet is made only after somebody agreed.
+        let store = if args.state.exists() { Some(args.state.open().await?) } else { None };
+        if let Some(store) = &store {
+            refuse_applied(&plan, store).await?;
+        }
+        if !args.yes {
+            ask(&plan, ui)?;
+        }
+        let store = match store {
+            Some(store) => store,
+            None => args.state.open().await?,
+        };
+        let engine = Engine::new(store, outside, catalogue, EngineConfig::new(policy)).await.map_err(explain)?;
+        carry_out(&engine, &plan, &clock, ui).await?;
+        ui.print(&done(&engine, &plan, &args.state.path).await.map_err(|e| explain(e.into()))?);
+        engine.into_store().close().await.map_err(|error| explain(error.into()))?;
+        Ok(exit::OK)
+    })
+}
+
+/// Without `--inventory` the inventory is not compared; policy and catalogue always are, since the
+/// engine works by those that were given.
+fn refuse_stale(
+    plan: &Plan,
+    inputs: &Inputs,
+    policy: &Policy,
+    catalogue: &Catalogue,
+    now: Timestamp,
+    ui: &Ui,
+) -> Result<(), CommandError> {
+    let mut moved = Vec::new();
+    if inputs.inventory.is_empty() {
+        if digest_of(policy) != plan.inputs.policy {
+            moved.push(Moved::Policy);
+        }
+        if digest_of(catalogue) != plan.inputs.catalogue {
+            moved.push(Moved::Catalogue);
+        }
+        if now >= plan.expires_at {
+            moved.push(Moved::Expired { at: plan.expires_at });
+        }
+    } else {
+        let inventory = inputs.load_inventory(ui)?;
+        // What was probed for the plan holds until somebody probes again.
+        let probes = if inputs.probes.is_some() { inputs.load_probes()? } else { plan.inputs.probes.clone() };
+        moved = staleness(plan, &inventory, catalogue, policy, &probes, now);
+    }
+    if moved.is_empty() {
+        return Ok(());
+    }
+    let mut error = CommandError::new(exit::STALE, format!("plan `{}` is stale", plan.id));
+    for reason in &moved {
+        error = error.because(reason);
+    }
+    if moved.contains(&Moved::Policy) && inputs.policy.is_none() {
+        error = error.hint("name the policy that the plan was made with as `--policy`");
+    }
+    Err(error.hint("make a new plan with `cutover plan --out`, and see what changed with `cutover plan diff`"))
+}
+
+fn refuse_blocked(plan: &Plan) -> Result<(), CommandError> {
+    let blocked: Vec<String> =
+        plan.rows.iter().filter(|row| row.route == Route::Blocked).map(|row| format!("`{}`", row.triplet)).collect();
+    if blocked.is_empty() {
+        return Ok(());
+    }
+    let message = format!("plan `{}` has blocked rows: {}", plan.id, blocked.join(", "));
+    Err(CommandError::new(exit::REFUSED, message)
+        .hint("decide each of them in the policy file, as `[[decision]]` with a route and a reason, and plan again"))
+}
+
+async fn refuse_applied(plan: &Plan, store: &Store) -> Result<(), CommandError> {
+    let look = async || Ok::<_, StoreError>((store.load_plan_id().await?, store.load_triplets().await?));
+    let (applied, triplets) = look().await.map_err(|error| explain(error.into()))?;
+    match applied {
+        None => Ok(()),
+        Some(applied) if applied != plan.id => {
+            Err(explain(StoreError::OtherPlan { applied, given: plan.id.clone() }.into()))
+        }
+        Some(_) if triplets.iter().any(|row| row.moves() && row.custody.stage == Stage::Planned) => Ok(()),
+        Some(id) => Err(CommandError::new(exit::REFUSED, format!("plan `{id}` is already applied"))),
+    }
+}
+
+fn ask(plan: &Plan, ui: &Ui) -> Result<(), CommandError> {
+    let refused = |message: &str| {
+        CommandError::new(exit::REFUSED, message)
+            .hint("look at the steps with `--dry-run`, then agree with `--yes` or on a terminal")
+    };
+    let stdin = std::io::stdin();
+    if !stdin.is_terminal() {
+        return Err(refused("nobody can be asked: standard input is not a terminal, and `--yes` was not given"));
+    }
+    let work = Work::of(plan);
+    ui.note(&format!("Plan {}: {}.\nCarry it out? Only `yes` does.", plan.id, work.text()));
+    let mut answer = String::new();
+    stdin.lock().read_line(&mut answer).map_err(|error| refused("the answer cannot be read").because(&error))?;
+    if answer.trim() == "yes" { Ok(()) } else { Err(refused("the answer was not `yes`")) }
+}
+
+/// Calls the engine until it is done, and waits in between.
+async fn carry_out(engine: &Engine<HttpOutside>, plan: &Plan, clock: &Clock, ui: &Ui) -> Result<(), CommandError> {
+    let mut told = None;
+    loop {
+        match engine.apply(plan, clock()).await.map_err(explain)? {
+            Progress::Done => return Ok(()),
+            Progress::Wait(until) => {
+                let down = engine.store().load_metas("down:").await.map_err(|error| explain(error.into()))?;
+                let down: Vec<String> = down.into_keys().collect();
+                let why = if down.is_empty() {
+                    "waiting to ask again".to_owned()
+                } else {
+                    format!("waiting for {}, out of reach", down.join(", "))
+                };
+                // Once for each reason: an outage may last for hours.
+                if told.as_ref() != Some(&why) {
+                    ui.note(&format!("{why}; next try at {}", until.to_rfc3339()));
+                    told = Some(why);
+                }
+                let wait_ms = until.since(clock()).max(0);
+                tokio::time::sleep(Duration::from_millis(wait_ms.unsigned_abs())).await;
+            }
+        }
+    }
+}
+
+fn explain(error: EngineError) -> CommandError {
+    match &error {
+        EngineError::Refused(reason) => CommandError::new(exit::REFUSED, reason.clone()),
+        EngineError::Store(StoreError::OtherPlan { .. }) => CommandError::new(exit::REFUSED, error.to_string())
+            .hint("one state holds one plan; name another as `--state` only when the first one is over"),
+        _ => CommandError::failed("the plan could not be carried out")
+            .because(&error)
+            .hint("run the same command again: it goes on where it was"),
+    }
+}
+
+/// What a plan asks of `apply`, counted.
+struct Work {
+    triplets: usize,
+    connections: usize,
+    toolkits: usize,
+    staying: usize,
+}
+
+fn moving(plan: &Plan) -> impl Iterator<Item = &PlanRow> {
+    plan.rows.iter().filter(|row| row.route.moves())
+}
+
+impl Work {
+    fn of(plan: &Plan) -> Self {
+        let triplets = moving(plan).count();
+        Self {
+            triplets,
+            connections: moving(plan).map(PlanRow::grant).collect::<BTreeSet<_>>().len(),
+            toolkits: moving(plan).filter_map(|row| row.toolkit.as_deref()).collect::<BTreeSet<_>>().len(),
+            staying: plan.rows.len() - triplets,
+        }
+    }
+
+    fn text(&self) -> String {
+        let Self { triplets, connections, toolkits, staying } = self;
+        format!(
+            "{triplets} alarms to stand by or report, {connections} connections to read at Nango,\n\
+             {toolkits} auth configs and {triplets} bearer accounts to make at Composio,\n\
+             {triplets} tokens to copy to each of kv.source, kv.target and composio; {staying} triplets stay"
+        )
+    }
+}
+
+/// From the plan alone: no state is opened and nobody is asked.
+fn dry_run(plan: &Plan, catalogue: &Catalogue) -> String {
+    let mut out = format!(
+        "Plan {}, dry run: nothing was asked and nothing written.\n\
+         Triplet, mode of its alarm, toolkit of its mirror, connection to read:\n",
+        plan.id
+    );
+    let width = |cell: fn(&PlanRow) -> usize| moving(plan).map(cell).max().unwrap_or_default();
+    let triplets = width(|row| row.triplet.to_string().len());
+    let toolkits = width(|row| row.toolkit.as_deref().unwrap_or_default().len());
+    for wave in &plan.waves {
+        let canary = if wave.canary { ", canary" } else { "" };
+        let _ = writeln!(out, "\nWave {}{canary}", wave.n);
+        for row in moving(plan).filter(|row| row.wave == Some(wave.n)) {
+            let harmless =
+                catalogue.integration(&row.integration_key).is_some_and(|facts| facts.tolerates_second_refresher());
+            let (triplet, alarm) = (row.triplet.to_string(), if harmless { "standby" } else { "report" });
+            let (toolkit, connection) = (row.toolkit.as_deref().unwrap_or_default(), &row.connection_id);
+            let _ = writeln!(out, "  {triplet:<triplets$}  {alarm:<7}  {toolkit:<toolkits$}  {connection}");
+        }
+    }
+    let _ = writeln!(
+        out,
+        "\nIn all: {}.\n\nAll waves enter the soak together; consents and switches are later commands. A read at Nango\n\
+         refreshes a token that is in its last 15 minutes. What an earlier run did is not done again.",
+        Work::of(plan).text()
+    );
+    out
+}
+
+/// What is so now, from the state.
+async fn done(engine: &Engine<HttpOutside>, plan: &Plan, state: &Path) -> Result<String, StoreError> {
+    let store = engine.store();
+    let rows: Vec<TripletRow> = store.load_triplets().await?.into_iter().filter(TripletRow::moves).collect();
+    let mut out = format!("Plan {} is applied.\n\n", plan.id);
+    let mut waves: BTreeMap<u32, BTreeMap<&'static str, usize>> = BTreeMap::new();
+    for row in &rows {
+        *waves.entry(row.wave.unwrap_or_default()).or_default().entry(row.custody.stage.name()).or_default() += 1;
+    }
+    for (wave, stages) in waves {
+        let stages: Vec<String> = stages.into_iter().map(|(stage, n)| format!("{n} {stage}")).collect();
+        let _ = writeln!(out, "  wave {wave:<4}{}", stages.join(", "));
+    }
+    out.push('\n');
+    for sink in Sink::ALL {
+        let states = store.load_sink(sink).await?;
+        let current = states.iter().filter(|state| state.delivered == state.version).count();
+        let _ = writeln!(out, "  {:<11} holds the current token of {current} of {} triplets", sink.name(), rows.len());
+    }
+    let _ = writeln!(out, "\n{} triplets stay. The state is in {}.", plan.rows.len() - rows.len(), state.display());
+    Ok(out)
+}

@@ -1,0 +1,566 @@
+//! Where the five systems are and the keys for them: environment over file over defaults.
+//!
+//! Secrets come from the environment or from files of their own. They are never flags, which
+//! every user of the machine can see, and never stand in the configuration file, which ends up
+//! in git. No error quotes a value other than a path: what was put into the wrong place may be a secret.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use reqwest::Url;
+use serde_json::json;
+
+use super::plan::read_text;
+use super::{CommandError, CommandResult, Ui};
+use crate::clients::{
+    CloudflareEndpoint, ComposioEndpoint, Endpoints, GatewayEndpoint, NangoEndpoint, ProviderEndpoint,
+};
+use crate::domain::secret::Secret;
+use crate::exit;
+
+/// The largest secret file that is read, in bytes. Keys are shorter than 100.
+const SECRET_BYTES_MAX: u64 = 16 * 1024;
+
+/// One thing that can be set.
+#[derive(Debug)]
+struct Setting {
+    /// In the environment; a secret also as `{variable}_FILE`.
+    variable: &'static str,
+    /// Table and key in the file; a secret only as `{key}_file`.
+    table: &'static str,
+    key: &'static str,
+    kind: Kind,
+    default: Option<&'static str>,
+    /// What it is and where to find it.
+    what: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Text,
+    Url,
+    Secret,
+}
+
+impl Setting {
+    fn is_secret(&self) -> bool {
+        self.kind == Kind::Secret
+    }
+
+    fn file_key(&self) -> String {
+        if self.is_secret() { format!("{}_file", self.key) } else { self.key.to_owned() }
+    }
+}
+
+macro_rules! settings {
+    ($($id:ident: $variable:literal, $table:literal, $key:literal, $kind:ident, $default:expr, $what:literal;)*) => {
+        $(static $id: Setting = Setting {
+            variable: $variable, table: $table, key: $key, kind: Kind::$kind, default: $default, what: $what,
+        };)*
+        /// In the order in which they are shown.
+        static ALL: &[&Setting] = &[$(&$id),*];
+    };
+}
+
+settings! {
+    NANGO_URL: "CUTOVER_NANGO_URL", "nango", "url", Url, Some("https://api.nango.dev"),
+        "Nango's address";
+    NANGO_KEY: "CUTOVER_NANGO_KEY", "nango", "key", Secret, None,
+        "the secret key of the environment at Nango (Environment Settings)";
+    COMPOSIO_URL: "CUTOVER_COMPOSIO_URL", "composio", "url", Url, Some("https://backend.composio.dev"),
+        "Composio's address, without `/api/v3.1`";
+    COMPOSIO_KEY: "CUTOVER_COMPOSIO_KEY", "composio", "key", Secret, None,
+        "the project key at Composio (`ak_…`)";
+    CLOUDFLARE_URL: "CUTOVER_CLOUDFLARE_URL", "cloudflare", "url", Url, None,
+        "the account's address; by default that of CUTOVER_CLOUDFLARE_ACCOUNT at api.cloudflare.com";
+    CLOUDFLARE_ACCOUNT: "CUTOVER_CLOUDFLARE_ACCOUNT", "cloudflare", "account", Text, None,
+        "the account id at Cloudflare (32 hex digits)";
+    CLOUDFLARE_TOKEN: "CUTOVER_CLOUDFLARE_TOKEN", "cloudflare", "token", Secret, None,
+        "an API token that may write Workers KV and D1";
+    KV_SOURCE: "CUTOVER_KV_SOURCE", "cloudflare", "kv_source", Text, None,
+        "the id of the KV namespace that the gateway reads today";
+    KV_TARGET: "CUTOVER_KV_TARGET", "cloudflare", "kv_target", Text, None,
+        "the id of the KV namespace of the new custody";
+    D1: "CUTOVER_D1", "cloudflare", "d1", Text, None,
+        "the id of the D1 database with `kv_audit`";
+    GATEWAY_URL: "CUTOVER_GATEWAY_URL", "gateway", "url", Url, None,
+        "the gateway's address";
+    GATEWAY_ADMIN_KEY: "CUTOVER_GATEWAY_ADMIN_KEY", "gateway", "admin_key", Secret, None,
+        "the key of the gateway's admin routes";
+    GATEWAY_KEY: "CUTOVER_GATEWAY_KEY", "gateway", "key", Secret, None,
+        "the key of the gateway's hot path";
+    PROVIDER_URL: "CUTOVER_PROVIDER_URL", "provider", "url", Url, None,
+        "a sandbox that stands in for every provider; leave it out to reach the real ones";
+}
+
+/// A value that was found. A secret in a file is read when it is needed.
+#[derive(Clone, Debug)]
+enum Value {
+    Text(String),
+    Secret(Secret),
+    SecretFile(PathBuf),
+}
+
+#[derive(Clone, Debug)]
+struct Found {
+    value: Value,
+    /// For people.
+    from: String,
+}
+
+/// The effective configuration.
+#[derive(Debug, Default)]
+pub struct Config {
+    found: BTreeMap<&'static str, Found>,
+}
+
+impl Config {
+    /// Reads the environment and, when one was named, the configuration file.
+    ///
+    /// # Errors
+    /// Exit code 2 when the file cannot be read, holds an unknown key or a secret, or when a
+    /// variable is set in two ways.
+    pub fn load(file: Option<&Path>) -> Result<Self, CommandError> {
+        let text = file.map(read_text).transpose()?;
+        Self::resolve(variable, file.zip(text.as_deref()))
+    }
+
+    fn resolve(
+        environment: impl Fn(&str) -> Result<Option<String>, CommandError>,
+        file: Option<(&Path, &str)>,
+    ) -> Result<Self, CommandError> {
+        let mut found = BTreeMap::new();
+        for setting in ALL {
+            if let Some(default) = setting.default {
+                let value = Value::Text(default.to_owned());
+                found.insert(setting.variable, Found { value, from: "default".to_owned() });
+            }
+        }
+        if let Some((path, text)) = file {
+            read_file(path, text, &mut found)?;
+        }
+        for setting in ALL {
+            let by_value = environment(setting.variable)?;
+            let file_variable = format!("{}_FILE", setting.variable);
+            let by_file = if setting.is_secret() { environment(&file_variable)? } else { None };
+            let (value, from) = match (by_value, by_file) {
+                (Some(_), Some(_)) => {
+                    let message = format!("`{}` and `{file_variable}` are both set", setting.variable);
+                    return Err(CommandError::usage(message).hint("unset one of them"));
+                }
+                (Some(text), None) if setting.is_secret() => {
+                    (Value::Secret(Secret::new(text)), "environment".to_owned())
+                }
+                (Some(text), None) => (Value::Text(text), "environment".to_owned()),
+                (None, Some(path)) => (Value::SecretFile(PathBuf::from(&path)), format!("{file_variable} ({path})")),
+                (None, None) => continue,
+            };
+            found.insert(setting.variable, Found { value, from });
+        }
+        Ok(Self { found })
+    }
+
+    /// What reading the inventory at Nango needs.
+    ///
+    /// # Errors
+    /// Exit code 2 naming every setting that is missing or cannot be used.
+    pub fn nango(&self) -> Result<NangoEndpoint, CommandError> {
+        let mut asked = Asked { config: self, missing: Vec::new() };
+        let endpoint = asked.nango()?;
+        asked.finish()?;
+        Ok(endpoint)
+    }
+
+    /// What carrying out a plan needs: all five systems.
+    ///
+    /// # Errors
+    /// As [`Config::nango`].
+    pub fn endpoints(&self) -> Result<Endpoints, CommandError> {
+        let mut asked = Asked { config: self, missing: Vec::new() };
+        let endpoints = Endpoints {
+            nango: asked.nango()?,
+            composio: ComposioEndpoint {
+                base: asked.url(&COMPOSIO_URL)?,
+                key: asked.secret(&COMPOSIO_KEY)?,
+                oauth_apps: BTreeMap::new(),
+            },
+            cloudflare: CloudflareEndpoint {
+                base: asked.cloudflare_base()?,
+                token: asked.secret(&CLOUDFLARE_TOKEN)?,
+                kv_source: asked.text(&KV_SOURCE),
+                kv_target: asked.text(&KV_TARGET),
+                d1: asked.text(&D1),
+            },
+            gateway: GatewayEndpoint {
+                base: asked.url(&GATEWAY_URL)?,
+                admin_key: asked.secret(&GATEWAY_ADMIN_KEY)?,
+                gateway_key: asked.secret(&GATEWAY_KEY)?,
+            },
+            provider: ProviderEndpoint {
+                base_override: self.text(&PROVIDER_URL).map(|_| asked.url(&PROVIDER_URL)).transpose()?,
+            },
+            allow_insecure_http: false,
+        };
+        asked.finish()?;
+        Ok(endpoints)
+    }
+
+    fn text(&self, setting: &Setting) -> Option<&str> {
+        match &self.found.get(setting.variable)?.value {
+            Value::Text(text) => Some(text),
+            Value::Secret(_) | Value::SecretFile(_) => None,
+        }
+    }
+
+    fn secret(&self, setting: &Setting) -> Result<Option<Secret>, CommandError> {
+        match self.found.get(setting.variable).map(|found| &found.value) {
+            Some(Value::Secret(secret)) => Ok(Some(secret.clone())),
+            Some(Value::SecretFile(path)) => read_secret(setting, path).map(Some),
+            Some(Value::Text(_)) | None => Ok(None),
+        }
+    }
+}
+
+/// An empty variable counts as not set: that is how CI systems pass a secret that is not there.
+fn variable(name: &str) -> Result<Option<String>, CommandError> {
+    match std::env::var_os(name).map(std::ffi::OsString::into_string) {
+        None => Ok(None),
+        Some(Ok(text)) if text.is_empty() => Ok(None),
+        Some(Ok(text)) => Ok(Some(text)),
+        Some(Err(_)) => Err(CommandError::usage(format!("`{name}` is not UTF-8"))),
+    }
+}
+
+fn read_file(path: &Path, text: &str, found: &mut BTreeMap<&'static str, Found>) -> Result<(), CommandError> {
+    let shown = path.display().to_string();
+    let bad = |problem: String| CommandError::usage(format!("`{shown}` is not a configuration file: {problem}"));
+    let document: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+        // The error's own text shows the line, and the line may hold a secret.
+        let start = error.span().map_or(0, |span| span.start);
+        let line = text.bytes().take(start).filter(|byte| *byte == b'\n').count() + 1;
+        bad(format!("line {line} is not TOML"))
+    })?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    for (table, value) in document {
+        let known: Vec<&&Setting> = ALL.iter().filter(|setting| setting.table == table).collect();
+        if known.is_empty() {
+            return Err(bad(format!("unknown table `[{table}]`")).hint("docs/config.md lists every key"));
+        }
+        let toml::Value::Table(keys) = value else { return Err(bad(format!("`{table}` is not a table"))) };
+        for (key, value) in keys {
+            let Some(setting) = known.iter().find(|setting| setting.file_key() == key) else {
+                let error = bad(if known.iter().any(|setting| setting.key == key) {
+                    format!("`{table}.{key}` is a secret and must not stand in it")
+                } else {
+                    format!("unknown key `{table}.{key}`")
+                });
+                let keys: Vec<String> = known.iter().map(|setting| format!("`{}`", setting.file_key())).collect();
+                return Err(error.hint(format!("`[{table}]` takes {}", keys.join(", "))));
+            };
+            let toml::Value::String(text) = value else {
+                return Err(bad(format!("`{table}.{key}` is not a string")));
+            };
+            if text.is_empty() {
+                return Err(bad(format!("`{table}.{key}` is empty")));
+            }
+            let value = if setting.is_secret() { Value::SecretFile(folder.join(text)) } else { Value::Text(text) };
+            found.insert(setting.variable, Found { value, from: shown.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// Reads a secret and drops the newline that editors put at its end.
+fn read_secret(setting: &Setting, path: &Path) -> Result<Secret, CommandError> {
+    let cannot = |problem: &str| {
+        CommandError::usage(format!("the file of `{}`, `{}`, {problem}", setting.variable, path.display()))
+            .hint(format!("it must hold {} and nothing else", setting.what))
+    };
+    let mut text = String::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(SECRET_BYTES_MAX + 1).read_to_string(&mut text));
+    if let Err(error) = read {
+        return Err(cannot("cannot be read").because(&error));
+    }
+    if text.len() as u64 > SECRET_BYTES_MAX {
+        return Err(cannot("is too large for a secret"));
+    }
+    match text.trim_end_matches(['\r', '\n']) {
+        "" => Err(cannot("is empty")),
+        secret => Ok(Secret::new(secret)),
+    }
+}
+
+/// Takes what a command needs and notes all that is missing, so that one run names everything.
+struct Asked<'a> {
+    config: &'a Config,
+    missing: Vec<&'static Setting>,
+}
+
+impl Asked<'_> {
+    fn text(&mut self, setting: &'static Setting) -> String {
+        match self.config.text(setting) {
+            Some(text) => text.to_owned(),
+            None => {
+                self.missing.push(setting);
+                String::new()
+            }
+        }
+    }
+
+    fn secret(&mut self, setting: &'static Setting) -> Result<Secret, CommandError> {
+        Ok(self.config.secret(setting)?.unwrap_or_else(|| {
+            self.missing.push(setting);
+            Secret::new("")
+        }))
+    }
+
+    fn url(&mut self, setting: &'static Setting) -> Result<Url, CommandError> {
+        match self.config.text(setting) {
+            Some(text) => parse_url(setting, text),
+            None => {
+                self.missing.push(setting);
+                parse_url(setting, PLACEHOLDER)
+            }
+        }
+    }
+
+    fn nango(&mut self) -> Result<NangoEndpoint, CommandError> {
+        Ok(NangoEndpoint { base: self.url(&NANGO_URL)?, key: self.secret(&NANGO_KEY)? })
+    }
+
+    fn cloudflare_base(&mut self) -> Result<Url, CommandError> {
+        if self.config.text(&CLOUDFLARE_URL).is_some() {
+            return self.url(&CLOUDFLARE_URL);
+        }
+        let account = self.text(&CLOUDFLARE_ACCOUNT);
+        if !account.chars().all(|c| c.is_ascii_alphanumeric()) {
+            let message = format!("`{}` is not an account id", CLOUDFLARE_ACCOUNT.variable);
+            return Err(CommandError::usage(message).hint(format!("set it to {}", CLOUDFLARE_ACCOUNT.what)));
+        }
+        parse_url(&CLOUDFLARE_URL, &format!("https://api.cloudflare.com/client/v4/accounts/{account}"))
+    }
+
+    fn finish(self) -> Result<(), CommandError> {
+        if self.missing.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<String> = self.missing.iter().map(|setting| format!("`{}`", setting.variable)).collect();
+        let verb = if names.len() == 1 { "is" } else { "are" };
+        let mut error = CommandError::usage(format!("{} {verb} not set", names.join(", ")));
+        for setting in self.missing {
+            let file = if setting.is_secret() {
+                format!(", or `{}_FILE` to the path of a file that holds it", setting.variable)
+            } else {
+                String::new()
+            };
+            error = error.hint(format!("set `{}` to {}{file}", setting.variable, setting.what));
+        }
+        Err(error)
+    }
+}
+
+/// Stands for a URL that is missing until [`Asked::finish`] refuses; nothing is ever sent there.
+const PLACEHOLDER: &str = "http://127.0.0.1";
+
+fn parse_url(setting: &Setting, text: &str) -> Result<Url, CommandError> {
+    Url::parse(text).map_err(|error| {
+        CommandError::usage(format!("`{}` is not a URL", setting.variable))
+            .because(&error)
+            .hint(format!("set it to {}", setting.what))
+    })
+}
+
+/// Show the effective configuration, with every secret left out
+///
+/// Says for each setting where it came from: the environment, the file that `--config` names, or the
+/// default. Exits with 2 when something that is set cannot be used.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cutover config
+  cutover config --config cutover.toml --format json")]
+pub struct ConfigArgs {
+    /// Shape of the report
+    #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
+    format: ConfigFormat,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum ConfigFormat {
+    Text,
+    Json,
+}
+
+/// A setting as it is shown.
+struct Line {
+    setting: &'static Setting,
+    value: Option<String>,
+    from: String,
+    problem: Option<String>,
+}
+
+pub fn run(args: &ConfigArgs, ui: &Ui) -> CommandResult {
+    let config = Config::load(ui.config.as_deref())?;
+    let lines: Vec<Line> = ALL.iter().map(|setting| line(&config, setting)).collect();
+    let problems: Vec<&str> = lines.iter().filter_map(|line| line.problem.as_deref()).collect();
+    let code = if problems.is_empty() { exit::OK } else { exit::USAGE };
+    match args.format {
+        ConfigFormat::Text => {
+            let from_width = lines.iter().map(|line| line.from.chars().count()).max().unwrap_or_default();
+            let mut out = format!("{:<28}{:<from_width$}  VALUE\n", "SETTING", "FROM");
+            for Line { setting, value, from, .. } in &lines {
+                let value = value.as_deref().unwrap_or("-");
+                let _ = writeln!(out, "{:<28}{from:<from_width$}  {value}", setting.variable);
+            }
+            ui.print(&out);
+            problems.iter().for_each(|problem| ui.note(&format!("error: {problem}")));
+        }
+        ConfigFormat::Json => {
+            let settings: Vec<_> = lines
+                .iter()
+                .map(|Line { setting, value, from, problem }| {
+                    json!({
+                        "variable": setting.variable,
+                        "key": format!("{}.{}", setting.table, setting.file_key()),
+                        "secret": setting.is_secret(),
+                        "value": value,
+                        "from": from,
+                        "problem": problem,
+                    })
+                })
+                .collect();
+            let reason = if problems.is_empty() { "no problems" } else { "a setting cannot be used" };
+            let report = json!({"exit_code": code, "reason": reason, "settings": settings});
+            ui.print(&format!("{report:#}\n"));
+        }
+    }
+    Ok(code)
+}
+
+fn line(config: &Config, setting: &'static Setting) -> Line {
+    let Some(Found { value, from }) = config.found.get(setting.variable) else {
+        return Line { setting, value: None, from: "not set".to_owned(), problem: None };
+    };
+    let (shown, problem) = match (value, setting.kind) {
+        (Value::Text(text), Kind::Url) => match parse_url(setting, text) {
+            Ok(url) => (shown_url(&url), None),
+            Err(error) => ("[not a URL]".to_owned(), Some(error.to_string())),
+        },
+        (Value::Text(text), _) => (text.clone(), None),
+        (Value::Secret(_), _) => ("[set]".to_owned(), None),
+        (Value::SecretFile(path), _) => match read_secret(setting, path) {
+            Ok(_) => ("[set]".to_owned(), None),
+            Err(error) => ("[unusable]".to_owned(), Some(error.to_string())),
+        },
+    };
+    Line { setting, value: Some(shown), from: from.clone(), problem }
+}
+
+/// Without what may be a secret in it.
+fn shown_url(url: &Url) -> String {
+    let mut shown = url.clone();
+    let hidden = !url.username().is_empty() || url.password().is_some() || url.query().is_some();
+    // These fail only for addresses without a host, which have nothing to hide there.
+    let _ = shown.set_username("").and_then(|()| shown.set_password(None));
+    shown.set_query(None);
+    shown.set_fragment(None);
+    let text = shown.as_str().trim_end_matches('/');
+    if hidden { format!("{text} [more hidden]") } else { text.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(environment: &[(&str, &str)], file: Option<&str>) -> Result<Config, CommandError> {
+        let of = |name: &str| Ok(environment.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned()));
+        Config::resolve(of, file.map(|text| (Path::new("conf/cutover.toml"), text)))
+    }
+
+    #[test]
+    fn the_environment_goes_over_the_file_and_the_file_over_the_default() {
+        let file = "[nango]\nurl = \"https://nango.example\"\n[gateway]\nurl = \"https://gw.example\"\n";
+        let config = resolve(&[("CUTOVER_GATEWAY_URL", "https://other.example")], Some(file)).unwrap();
+        assert_eq!(config.text(&NANGO_URL), Some("https://nango.example"));
+        assert_eq!(config.text(&GATEWAY_URL), Some("https://other.example"));
+        assert_eq!(config.text(&COMPOSIO_URL), Some("https://backend.composio.dev"));
+        assert_eq!(config.found["CUTOVER_GATEWAY_URL"].from, "environment");
+    }
+
+    #[test]
+    fn every_missing_setting_is_named_at_once_with_what_to_do() {
+        let error = resolve(&[], None).unwrap().endpoints().unwrap_err();
+        let text = error.to_string();
+        assert_eq!(error.code(), exit::USAGE);
+        for setting in ALL.iter().filter(|s| s.default.is_none()) {
+            let optional = ["CUTOVER_CLOUDFLARE_URL", "CUTOVER_PROVIDER_URL"].contains(&setting.variable);
+            let hint = format!("set `{}` to", setting.variable);
+            assert_eq!(text.contains(&hint), !optional, "{} in {text}", setting.variable);
+        }
+        let text = resolve(&[], None).unwrap().nango().unwrap_err().to_string();
+        assert!(text.starts_with("`CUTOVER_NANGO_KEY` is not set\n") && !text.contains("COMPOSIO"), "{text}");
+    }
+
+    #[test]
+    fn a_bad_file_is_refused_by_name_and_never_quoted() {
+        for (text, expected) in [
+            ("[nango]\nkey = \"canary\"\n", "`nango.key` is a secret and must not stand in it"),
+            ("[nango]\nkye_file = \"canary\"\n", "unknown key `nango.kye_file`"),
+            ("[nagno]\nurl = \"canary\"\n", "unknown table `[nagno]`"),
+            ("nango = \"canary\"\n", "`nango` is not a table"),
+            ("[nango]\nurl = 7\n", "`nango.url` is not a string"),
+            ("[nango]\nurl = \"\"\n", "`nango.url` is empty"),
+            ("[nango]\n\nurl = \"canary\n", "line 3 is not TOML"),
+        ] {
+            let error = resolve(&[], Some(text)).unwrap_err();
+            let shown = error.to_string();
+            assert!(error.code() == 2 && shown.contains(expected) && !shown.contains("canary"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_secret_comes_from_one_place() {
+        let both = [("CUTOVER_NANGO_KEY", "canary"), ("CUTOVER_NANGO_KEY_FILE", "x")];
+        let error = resolve(&both, None).unwrap_err().to_string();
+        assert!(error.contains("are both set") && !error.contains("canary"), "{error}");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let name = path.display().to_string();
+        std::fs::write(&path, "canary\r\n").unwrap();
+        let config = resolve(&[("CUTOVER_NANGO_KEY_FILE", &name)], None).unwrap();
+        assert_eq!(config.nango().unwrap().key.expose(), "canary");
+        std::fs::write(&path, "\n").unwrap();
+        assert!(config.nango().unwrap_err().to_string().contains("is empty"));
+        // A path in the file is beside the file.
+        let config = resolve(&[], Some("[nango]\nkey_file = \"keys/nango\"\n")).unwrap();
+        assert!(config.nango().unwrap_err().to_string().contains("`conf/keys/nango`, cannot be read"));
+    }
+
+    #[test]
+    fn shown_values_hold_no_secret() {
+        let url = "https://user:canary@gw.example/x?key=canary";
+        let config = resolve(
+            &[("CUTOVER_GATEWAY_URL", url), ("CUTOVER_NANGO_KEY", "canary"), ("CUTOVER_NANGO_URL", "canary")],
+            None,
+        )
+        .unwrap();
+        for setting in ALL {
+            let Line { value, problem, from, .. } = line(&config, setting);
+            assert!(!format!("{value:?}{problem:?}{from}").contains("canary"), "{}", setting.variable);
+        }
+        assert_eq!(line(&config, &GATEWAY_URL).value.as_deref(), Some("https://gw.example/x [more hidden]"));
+        assert!(!format!("{config:?}").contains("CUTOVER_NANGO_KEY: canary"));
+    }
+
+    #[test]
+    fn cloudflare_s_address_comes_from_the_account() {
+        let account = [("CUTOVER_CLOUDFLARE_ACCOUNT", "00ff")];
+        let config = resolve(&account, None).unwrap();
+        let mut asked = Asked { config: &config, missing: Vec::new() };
+        assert_eq!(asked.cloudflare_base().unwrap().as_str(), "https://api.cloudflare.com/client/v4/accounts/00ff");
+        let config = resolve(&[("CUTOVER_CLOUDFLARE_ACCOUNT", "../x")], None).unwrap();
+        assert!(config.endpoints().unwrap_err().to_string().contains("is not an account id"));
+    }
+}

@@ -1,0 +1,156 @@
+//! `cutover sandbox`: the emulated outside world, live on loopback.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use super::plan::wall_clock;
+use super::rehearse::{fault, load_inventory, tenant};
+use super::{CommandError, CommandResult, Ui};
+use crate::catalogue::Catalogue;
+use crate::domain::time::DAY_MS;
+use crate::domain::triplet::Part;
+use crate::exit;
+use crate::plan::{self, Policy};
+use crate::sandbox::{Fault, Sandbox, SandboxKeys, SandboxUrls, TokenLife, World, WorldConfig};
+
+/// Faults that are placed in time strike within the first day of the world.
+const FAULT_WINDOW_MS: i64 = DAY_MS;
+
+/// Serve emulated Nango, Composio, Cloudflare, gateway and providers on loopback
+///
+/// Five addresses over one world that begins now: users, grants and connections as the inventory says,
+/// tokens in KV, TokenManager alarms armed, the target empty. Serves until Ctrl-C and keeps nothing.
+/// What really happened in it is at `/_sandbox/ledger` of the gateway's address.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cutover sandbox
+  cutover sandbox --print-env > sandbox.env    # then, elsewhere: source sandbox.env
+  cutover sandbox --inventory prod.csv --faults kv-lag,composio-429=20%
+  cutover sandbox --speed 60                   # an hour of the world each minute")]
+pub struct SandboxArgs {
+    /// Seed of everything random, keys included
+    #[arg(long, default_value_t = 38, value_name = "N")]
+    seed: u64,
+    /// Inventory to seed the world with, `-` for standard input [default: ADR-038's]
+    #[arg(long, value_name = "FILE")]
+    inventory: Vec<String>,
+    /// Tenant of an inventory without a tenant column (can be repeated)
+    #[arg(long, value_name = "NAME", value_parser = tenant)]
+    tenant: Vec<Part>,
+    /// Faults to inject within the first day of the world, as for `cutover rehearse`
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = fault)]
+    faults: Vec<Fault>,
+    /// Seconds of the world in each real one; a client that lives in real time needs 1
+    #[arg(long, default_value_t = 1.0, value_name = "FACTOR", value_parser = speed)]
+    speed: f64,
+    /// First print `export` lines that point a client at the sandbox
+    #[arg(long)]
+    print_env: bool,
+    /// Where Nango's webhooks go; without it Nango sends none
+    #[arg(long, value_name = "URL", value_parser = shim_url)]
+    shim_url: Option<String>,
+}
+
+fn speed(text: &str) -> Result<f64, String> {
+    let speed = text.parse().ok().filter(|speed| (0.0..=100_000.0).contains(speed));
+    speed.ok_or_else(|| "a number from 0 (the world stands still) to 100000 is wanted".to_owned())
+}
+
+fn shim_url(text: &str) -> Result<String, String> {
+    match reqwest::Url::parse(text) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(text.to_owned()),
+        _ => Err("an http or https address is wanted".to_owned()),
+    }
+}
+
+/// # Errors
+/// Exit code 2 for bad input, 1 when loopback cannot be listened on.
+pub fn run(args: SandboxArgs, ui: &Ui) -> CommandResult {
+    if args.faults.iter().any(|fault| matches!(fault, Fault::Crash { .. })) {
+        return Err(CommandError::usage("fault `crash` kills the engine, and the sandbox runs none")
+            .hint("use it with `cutover rehearse`"));
+    }
+    let inventory = load_inventory(&args.inventory, &args.tenant, ui)?;
+    let (catalogue, now) = (Catalogue::built_in(), wall_clock());
+    let plan = plan::plan(&inventory, &catalogue, &Policy::default(), &[], now);
+    let staying = plan.rows.iter().filter(|row| !row.route.moves());
+    let retained: BTreeSet<_> = staying.map(|row| row.triplet.clone()).collect();
+    let world = World::new(WorldConfig {
+        seed: args.seed,
+        start: now,
+        rows: inventory.rows,
+        catalogue,
+        retained,
+        faults: args.faults,
+        fault_from: now,
+        fault_until: now.plus_ms(FAULT_WINDOW_MS),
+        token_life: TokenLife::Catalogue,
+        shim_url: args.shim_url,
+    });
+    super::runtime()?.block_on(async {
+        let keys = world.keys();
+        let sandbox = Sandbox::start(world)
+            .await
+            .map_err(|error| CommandError::failed("cannot listen on loopback").because(&error))?;
+        let webhooks = webhook_client()?;
+        if args.print_env {
+            ui.print(&environment(&sandbox.urls, &keys));
+        }
+        ui.note(&banner(&sandbox.urls));
+        for note in sandbox.lock().fault_notes() {
+            ui.note(&format!("fault {} at {}: {}", note.fault, note.at.to_minute(), note.what));
+        }
+        tokio::select! {
+            () = sandbox.run_live(args.speed, &webhooks) => {}
+            stopped = tokio::signal::ctrl_c() => {
+                stopped.map_err(|error| CommandError::failed("cannot wait for Ctrl-C").because(&error))?;
+            }
+        }
+        sandbox.stop().await;
+        Ok(exit::OK)
+    })
+}
+
+/// Goes to one address that the user named; the environment's proxy is not asked.
+fn webhook_client() -> Result<reqwest::Client, CommandError> {
+    // Fails only when somebody installed a provider before, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder()
+        .no_proxy()
+        .build()
+        .map_err(|error| CommandError::failed("cannot set up the client for webhooks").because(&error))
+}
+
+fn banner(urls: &SandboxUrls) -> String {
+    let SandboxUrls { nango, composio, cloudflare, gateway, provider } = urls;
+    format!(
+        "nango       {nango}\ncomposio    {composio}\ncloudflare  {cloudflare}\ngateway     {gateway}\n\
+         provider    {provider}\nserving until Ctrl-C; the ledger is at {gateway}/_sandbox/ledger"
+    )
+}
+
+/// The keys open nothing but this sandbox.
+fn environment(urls: &SandboxUrls, keys: &SandboxKeys) -> String {
+    let account = format!("{}/client/v4/accounts/{}", urls.cloudflare, keys.cloudflare_account_id);
+    let variables: [(&str, &str); 13] = [
+        ("CUTOVER_NANGO_URL", &urls.nango),
+        ("CUTOVER_NANGO_KEY", &keys.nango_api_key),
+        ("CUTOVER_COMPOSIO_URL", &urls.composio),
+        ("CUTOVER_COMPOSIO_KEY", &keys.composio_api_key),
+        ("CUTOVER_CLOUDFLARE_URL", &account),
+        ("CUTOVER_CLOUDFLARE_TOKEN", &keys.cloudflare_token),
+        ("CUTOVER_KV_SOURCE", &keys.kv_source),
+        ("CUTOVER_KV_TARGET", &keys.kv_target),
+        ("CUTOVER_D1", &keys.d1_database),
+        ("CUTOVER_GATEWAY_URL", &urls.gateway),
+        ("CUTOVER_GATEWAY_ADMIN_KEY", &keys.gateway_admin_key),
+        ("CUTOVER_GATEWAY_KEY", &keys.gateway_key),
+        ("CUTOVER_PROVIDER_URL", &urls.provider),
+    ];
+    variables.iter().fold(String::new(), |mut out, (name, value)| {
+        // No value holds a quote: URLs, hex digits and the sandbox's own key alphabet.
+        let _ = writeln!(out, "export {name}='{value}'");
+        out
+    })
+}
