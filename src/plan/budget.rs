@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::policy::Policy;
 use crate::catalogue::Integration;
-use crate::ports::Api;
+use crate::domain::api::Api;
 
 const DAY_S: u64 = 86_400;
 /// The poller asks 14 minutes before expiry, inside the 15 in which Nango refreshes.
