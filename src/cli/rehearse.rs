@@ -4,13 +4,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::inventory::{Live, load_files};
+use super::plan::Inputs;
 use super::{CommandError, CommandResult, Ui};
-use crate::catalogue::Catalogue;
 use crate::domain::triplet::Part;
 use crate::exit;
 use crate::inventory::{self, Inventory, Source};
-use crate::plan::Policy;
 use crate::rehearse::{Position, Rehearsal, RehearsalError, grow};
 use crate::sandbox::Fault;
 
@@ -68,6 +66,9 @@ pub struct RehearseArgs {
     /// Policy file with the criteria
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
+    /// Facts that are laid over the built-in catalogue
+    #[arg(long, value_name = "FILE")]
+    catalogue: Option<PathBuf>,
     /// Keep the state database in this folder, which must be empty or new
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
@@ -95,8 +96,15 @@ pub(super) fn fault(text: &str) -> Result<Fault, String> {
 /// Exit code 2 for bad input, 7 for a plan with undecided rows, 1 when it could not be carried out.
 pub fn run(args: RehearseArgs, ui: &Ui) -> CommandResult {
     let began = Instant::now();
-    let policy = load_policy(args.policy.as_deref())?;
-    let mut inventory = load_inventory(&args.inventory, &args.tenant, ui)?;
+    let inputs = Inputs {
+        inventory: args.inventory,
+        tenants: args.tenant,
+        policy: args.policy,
+        catalogue: args.catalogue,
+        ..Inputs::default()
+    };
+    let (policy, catalogue) = (inputs.load_policy()?, inputs.load_catalogue()?);
+    let mut inventory = inventory_or_adr_038(&inputs, ui)?;
     if let Some(connections) = args.connections {
         if !(1..=CONNECTIONS_MAX).contains(&connections) {
             return Err(CommandError::usage(format!(
@@ -108,7 +116,7 @@ pub fn run(args: RehearseArgs, ui: &Ui) -> CommandResult {
     let folder = Folder::make(args.keep.as_deref())?;
     let rehearsal = Rehearsal {
         inventory,
-        catalogue: Catalogue::built_in(),
+        catalogue,
         policy,
         seed: args.seed,
         days: args.days,
@@ -147,25 +155,13 @@ fn stay_on_one_core() {
 fn stay_on_one_core() {}
 
 /// The inventory that was named, or ADR-038's.
-pub(super) fn load_inventory(paths: &[String], tenants: &[Part], ui: &Ui) -> Result<Inventory, CommandError> {
-    if !paths.is_empty() {
-        let live = Live { catalogue: &Catalogue::built_in(), config: ui.config.as_deref() };
-        return load_files(paths, tenants, None, live);
+/// The inventory that was named, else the one that is built in.
+pub(super) fn inventory_or_adr_038(inputs: &Inputs, ui: &Ui) -> Result<Inventory, CommandError> {
+    if !inputs.inventory.is_empty() {
+        return inputs.load_inventory(ui);
     }
-    let source = Source { name: "adr-038.md", bytes: ADR_038.as_bytes(), format: None, tenants };
+    let source = Source { name: "adr-038.md", bytes: ADR_038.as_bytes(), format: None, tenants: &inputs.tenants };
     inventory::read(&source).map_err(|diagnostics| CommandError::usage(diagnostics.to_string()))
-}
-
-fn load_policy(path: Option<&Path>) -> Result<Policy, CommandError> {
-    let Some(path) = path else { return Ok(Policy::default()) };
-    let shown = path.display();
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| CommandError::usage(format!("cannot read policy `{shown}`")).because(&e))?;
-    Policy::from_toml(&text).map_err(|e| {
-        CommandError::usage(format!("policy `{shown}` is not valid"))
-            .because(&e)
-            .hint("`plans/policy.toml` explains every key")
-    })
 }
 
 fn explain(error: RehearsalError) -> CommandError {

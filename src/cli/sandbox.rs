@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use super::plan::Inputs;
 use super::plan::wall_clock;
-use super::rehearse::{fault, load_inventory, tenant};
+use super::rehearse::{fault, inventory_or_adr_038, tenant};
 use super::{CommandError, CommandResult, Ui};
 use crate::catalogue::Catalogue;
 use crate::domain::time::DAY_MS;
@@ -71,7 +72,8 @@ pub fn run(args: SandboxArgs, ui: &Ui) -> CommandResult {
         return Err(CommandError::usage("fault `crash` kills the engine, and the sandbox runs none")
             .hint("use it with `cutover rehearse`"));
     }
-    let inventory = load_inventory(&args.inventory, &args.tenant, ui)?;
+    let inputs = Inputs { inventory: args.inventory, tenants: args.tenant, ..Inputs::default() };
+    let inventory = inventory_or_adr_038(&inputs, ui)?;
     let (catalogue, now) = (Catalogue::built_in(), wall_clock());
     let plan = plan::plan(&inventory, &catalogue, &Policy::default(), &[], now);
     let staying = plan.rows.iter().filter(|row| !row.route.moves());

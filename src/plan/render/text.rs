@@ -37,16 +37,15 @@ pub fn text(plan: &Plan, paint: Paint) -> String {
     let s = &plan.summary;
     out.push('\n');
     let totals = format!(
-        "Plan: {} to move by consent, {} to copy, {} to stay, {} blocked; {} cannot go back once consented. To carry it \
-         out: cutover apply {}",
+        "Plan: {} to move by consent, {} to copy, {} to stay, {} blocked; {} cannot go back once consented.",
         grouped(s.reconsent),
         grouped(s.static_),
         grouped(s.retain),
         grouped(s.blocked),
         grouped(s.final_at_consent),
-        plan.id
     );
     wrap(&mut out, "", &totals);
+    wrap(&mut out, "", "Save it with `--out PLAN.json`, then carry it out with `cutover apply PLAN.json`.");
     out
 }
 
