@@ -114,7 +114,7 @@ async fn an_acknowledgement_of_an_older_version_leaves_the_newer_one_pending() {
         metadata: first.metadata.clone(),
         captured_at: first.captured_at,
     };
-    store.mark_delivered(&[delivered.clone()], at(3)).await.unwrap();
+    store.mark_delivered(std::slice::from_ref(&delivered), at(3)).await.unwrap();
     let still = store.load_pending(at(3), 100).await.unwrap();
     assert!(still.iter().any(|p| p.sink == first.sink && p.metadata.v == 2), "{still:?}");
 
