@@ -13,3 +13,4 @@ pub mod plan;
 pub mod ports;
 pub mod shim;
 pub mod store;
+pub mod verify;

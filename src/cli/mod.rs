@@ -4,6 +4,7 @@
 mod error;
 pub mod inventory;
 mod ui;
+pub mod verify;
 
 use clap::{Parser, Subcommand};
 
@@ -44,6 +45,7 @@ pub enum LogFormat {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     Inventory(inventory::InventoryArgs),
+    Verify(verify::VerifyArgs),
 }
 
 /// Parses the command line, runs the command, prints its error if it has one, returns the exit code.
@@ -61,6 +63,7 @@ pub fn main() -> u8 {
     let ui = Ui::from_environment(&cli.globals);
     let result: CommandResult = match cli.command {
         Command::Inventory(args) => inventory::run(args, &ui),
+        Command::Verify(args) => verify::run(args, &ui),
     };
     match result {
         Ok(code) => code,
