@@ -41,6 +41,24 @@ pub(super) struct Field<'a> {
     pub content: Hidden<'a>,
 }
 
+impl Field<'_> {
+    pub fn borrowed(&self) -> Field<'_> {
+        let content = match &self.content {
+            Hidden::Clear(text) => Hidden::Clear(Cow::Borrowed(text)),
+            Hidden::Digest(digest) => Hidden::Digest(*digest),
+        };
+        Field { place: self.place, name: Cow::Borrowed(&self.name), content }
+    }
+
+    pub fn owned(&self) -> Field<'static> {
+        let content = match &self.content {
+            Hidden::Clear(text) => Hidden::Clear(Cow::Owned(text.to_vec())),
+            Hidden::Digest(digest) => Hidden::Digest(*digest),
+        };
+        Field { place: self.place, name: Cow::Owned(self.name.to_vec()), content }
+    }
+}
+
 /// Everything that is compared of one entry.
 #[derive(Clone)]
 pub(super) struct Facts<'a> {
@@ -238,7 +256,7 @@ impl<'a> Facts<'a> {
             let bit = match name.raw(value) {
                 b"v" => u8::from(is_whole(member)),
                 b"ep" => u8::from(is_whole(member)) << 1,
-                b"fp" => u8::from(fingerprint(member).is_some()) << 2,
+                b"fp" => u8::from(print(member).is_some()) << 2,
                 b"src" => u8::from(is_writer(member)) << 3,
                 b"exp" => {
                     odd |= seconds(member).is_none();
@@ -326,14 +344,19 @@ fn is_whole(value: &[u8]) -> bool {
     !value.is_empty() && value.len() <= 20 && value.iter().all(u8::is_ascii_digit)
 }
 
+/// A fingerprint as JSON, checked but not decoded.
+pub(super) fn print(value: &[u8]) -> Option<&[u8]> {
+    let inside = value.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+    (inside.len() == 24 && inside.iter().all(u8::is_ascii_hexdigit)).then_some(inside)
+}
+
 fn is_writer(value: &[u8]) -> bool {
     matches!(value, b"\"nango\"" | b"\"composio\"" | b"\"do-alarm\"")
 }
 
 /// A fingerprint as JSON.
 pub(super) fn fingerprint(value: &[u8]) -> Option<Fingerprint> {
-    let inside = value.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
-    Fingerprint::parse(std::str::from_utf8(inside).ok()?)
+    Fingerprint::parse(std::str::from_utf8(print(value)?).ok()?)
 }
 
 /// A whole number as JSON.
@@ -343,13 +366,8 @@ pub(super) fn seconds(value: &[u8]) -> Option<i64> {
 
 /// A time as JSON: RFC 3339 text, or seconds (milliseconds from 10^11 on, as in a KV entry).
 pub(super) fn moment(value: &[u8]) -> Option<Timestamp> {
-    if let Some(inside) = value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\""))
-        && let Some(at) = plain_utc(inside)
-    {
-        return Some(at);
-    }
     match value.first()? {
-        b'"' => Timestamp::parse(std::str::from_utf8(&text(value)?).ok()?).ok(),
+        b'"' => time(&text(value)?),
         _ => {
             let n = seconds(value)?;
             Some(if n < 100_000_000_000 {
@@ -359,6 +377,11 @@ pub(super) fn moment(value: &[u8]) -> Option<Timestamp> {
             })
         }
     }
+}
+
+/// A time as plain text.
+pub(super) fn time(text: &[u8]) -> Option<Timestamp> {
+    plain_utc(text).or_else(|| Timestamp::parse(std::str::from_utf8(text).ok()?).ok())
 }
 
 /// The one form in which nearly all times come, `2026-05-06T09:00:00Z` with or without three

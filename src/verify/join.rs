@@ -205,7 +205,7 @@ impl Join<'_> {
         let mut facts = [None, None];
         for (facts, record) in facts.iter_mut().zip(&pair) {
             if let Some(record) = record.filter(|record| !record.is_broken()) {
-                *facts = Some(unpack(record.facts, record.written_at).ok_or_else(damaged)?);
+                *facts = Some(unpack(record.facts, record.written_at, record.is_ours()).ok_or_else(damaged)?);
             }
         }
         let said = |n: usize| match (&pair[n], &facts[n]) {

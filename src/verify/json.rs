@@ -321,6 +321,27 @@ fn find_special(bytes: &[u8], from: usize) -> usize {
     at
 }
 
+/// The end of plain text: the first `"`, `\`, control character or non-ASCII byte, or the end.
+pub(super) fn plain_end(bytes: &[u8], from: usize) -> usize {
+    let mut at = from;
+    while let Some(chunk) = bytes.get(at..at + 8) {
+        let word = u64::from_le_bytes(chunk.try_into().expect("the slice has eight bytes"));
+        let quote = word ^ (ONES * b'"' as u64);
+        let slash = word ^ (ONES * b'\\' as u64);
+        let low = quote.wrapping_sub(ONES) | slash.wrapping_sub(ONES) | word.wrapping_sub(ONES * 0x20);
+        // For bytes without a high bit the subtraction alone tells; those with one are hits anyway.
+        let hit = (low | word) & HIGHS;
+        if hit != 0 {
+            return at + (hit.trailing_zeros() / 8) as usize;
+        }
+        at += 8;
+    }
+    while bytes.get(at).is_some_and(|b| !matches!(b, b'"' | b'\\' | 0..0x20 | 0x80..)) {
+        at += 1;
+    }
+    at
+}
+
 fn hex4(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..at + 4)?.iter().try_fold(0, |n, b| Some(n << 4 | (*b as char).to_digit(16)?))
 }

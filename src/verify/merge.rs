@@ -16,6 +16,7 @@ use super::judge::{Judged, Said, conflicting, judge};
 use super::pack::pack;
 use super::reader::{Ending, Reader};
 use super::rules::Rules;
+use super::shape::{Contents, Shapes};
 
 /// How a pass over two sides ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +83,8 @@ pub(super) struct Merge<'r> {
     /// Room for a key and for two values, kept so that it is not allocated for each entry.
     key: Vec<u8>,
     scratch: [Vec<u8>; 2],
+    shapes: Shapes,
+    contents: [Contents; 2],
 }
 
 impl<'r> Merge<'r> {
@@ -99,6 +102,8 @@ impl<'r> Merge<'r> {
             matches: 0,
             key: Vec::new(),
             scratch: [Vec::new(), Vec::new()],
+            shapes: Shapes::default(),
+            contents: [Contents::new(), Contents::new()],
         }
     }
 
@@ -146,28 +151,37 @@ impl<'r> Merge<'r> {
         self.heads[n] = if self.readers[n].advance(keep) { Head::Raw } else { Head::End };
     }
 
-    /// Takes an entry that stands in the same bytes on both sides; `false` when it does not, or
-    /// needs a closer look.
+    /// Takes a pair of entries that are plainly the same: by their bytes, or by a shape that both
+    /// have. `false` when they are not, or need a closer look.
     fn take_same(&mut self, watcher: &mut impl Watcher) -> io::Result<bool> {
         let [left, right] = &self.readers;
         if self.rules.expect_ours || !left.is_faultless() || !right.is_faultless() {
             return Ok(false);
         }
-        let same = left.whole_line().is_some_and(|line| right.rest().starts_with(line));
-        if !same {
-            return Ok(false);
-        }
+        let same_bytes = left.whole_line().is_some_and(|line| right.rest().starts_with(line));
         let line = left.line();
-        let Ok(scanned) = left.scan() else { return Ok(false) };
-        if !same_bytes_match(line, &scanned) {
-            return Ok(false);
-        }
-        let key = scanned.key(line);
-        if *key <= *self.last[0] || *key <= *self.last[1] {
-            return Ok(false);
-        }
+        let [first, second] = &mut self.contents;
         self.key.clear();
-        self.key.extend_from_slice(&key);
+        if let Some(fit) = self.shapes.fit(line, first) {
+            let same = same_bytes
+                || (self.shapes.fit(right.line(), second) == Some(fit)
+                    && self.shapes.same(fit, [line, right.line()], [first, second]));
+            if !same {
+                return Ok(false);
+            }
+            self.key.extend_from_slice(self.shapes.key(fit, line, first));
+        } else if same_bytes {
+            let Ok(scanned) = left.scan() else { return Ok(false) };
+            if !same_bytes_match(line, &scanned) {
+                return Ok(false);
+            }
+            self.key.extend_from_slice(&scanned.key(line));
+        } else {
+            return Ok(false);
+        }
+        if self.key <= self.last[0] || self.key <= self.last[1] {
+            return Ok(false);
+        }
         self.settle(watcher)?;
         watcher.between(self)?;
         for n in 0..2 {
@@ -305,6 +319,14 @@ impl<'r> Merge<'r> {
                 Judged::Finding(finding) => Pending::Finding(finding),
             }
         };
+        for (n, facts) in facts.iter().enumerate() {
+            if let (Some(Ok(facts)), Head::Entry { scanned, .. }) = (facts, &self.heads[n]) {
+                let line = self.readers[n].line();
+                if self.shapes.fit(line, &mut self.contents[n]).is_none() {
+                    self.shapes.learn(line, scanned, facts, self.rules);
+                }
+            }
+        }
         let errors = facts.map(|facts| facts.and_then(Result::err));
         for (n, error) in errors.into_iter().enumerate() {
             if taken[n] {

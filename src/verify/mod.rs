@@ -29,6 +29,7 @@ mod reader;
 mod rules;
 mod run;
 mod runfile;
+mod shape;
 mod side;
 mod spill;
 mod spool;

@@ -31,7 +31,6 @@ pub(super) fn pack(facts: &Facts<'_>, keys: &Keys, out: &mut Vec<u8>) {
             out.extend_from_slice(fp.to_string().as_bytes());
         }
     }
-    out.push(u8::from(facts.ours));
     put_number(facts.expires_at.map(Timestamp::millis), out);
     put_number(facts.expiration, out);
     put_optional(facts.token_type.as_deref(), out);
@@ -62,8 +61,8 @@ pub(super) fn is_decisive(facts: &Facts<'_>) -> bool {
     matches!(facts.secret, SecretFact::Absent | SecretFact::Token(_) | SecretFact::Opaque(_))
 }
 
-/// Reads facts back; `None` when the bytes are not those that [`pack`] wrote.
-pub(super) fn unpack<'a>(bytes: &'a [u8], written_at: Option<Timestamp>) -> Option<Facts<'a>> {
+/// Reads facts back, together with what is kept beside them; `None` when the bytes are not those that [`pack`] wrote.
+pub(super) fn unpack(bytes: &[u8], written_at: Option<Timestamp>, ours: bool) -> Option<Facts<'_>> {
     let mut bytes = Bytes(bytes);
     let secret = match bytes.byte()? {
         UNLISTED => SecretFact::Unlisted,
@@ -74,7 +73,6 @@ pub(super) fn unpack<'a>(bytes: &'a [u8], written_at: Option<Timestamp>) -> Opti
         PRINT => SecretFact::Fingerprint(Fingerprint::parse(std::str::from_utf8(bytes.take(24)?).ok()?)?),
         _ => return None,
     };
-    let ours = bytes.byte()? == 1;
     let expires_at = bytes.number()?.map(Timestamp::from_millis);
     let expiration = bytes.number()?;
     let token_type = bytes.optional()?.map(Cow::Borrowed);
@@ -180,7 +178,7 @@ mod tests {
         let mut packed = Vec::new();
         pack(&facts, &keys, &mut packed);
         assert!(!String::from_utf8_lossy(&packed).contains("canary"));
-        let back = unpack(&packed, None).unwrap();
+        let back = unpack(&packed, None, true).unwrap();
         assert!(compare(&facts, &back, &rules, &keys).changes.is_empty());
         assert!(compare(&back, &facts, &rules, &keys).changes.is_empty());
         let mut again = Vec::new();
@@ -198,7 +196,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
-            let _ = unpack(&bytes, None);
+            let _ = unpack(&bytes, None, false);
         }
     }
 }

@@ -13,6 +13,7 @@ use super::facts::Facts;
 use super::pack::{Bytes, is_decisive, pack};
 use super::reader::Reader;
 use super::rules::Rules;
+use super::shape::{Contents, Shapes};
 use crate::domain::time::Timestamp;
 
 /// Bits of a record's flags.
@@ -264,7 +265,7 @@ pub(super) fn partition(
     skip: &(dyn Fn(usize) -> bool + Sync),
     passed: &AtomicU64,
 ) -> io::Result<(Partitions, u64)> {
-    let mut scratch = Vec::new();
+    let (mut scratch, mut shapes, mut contents) = (Vec::new(), Shapes::default(), Contents::new());
     let mut entries: u64 = 0;
     while reader.advance(false) {
         entries += 1;
@@ -272,6 +273,19 @@ pub(super) fn partition(
             passed.fetch_add(PASSED_EVERY, Ordering::Relaxed);
         }
         let number = reader.number();
+        let line = reader.line();
+        if reader.is_faultless()
+            && let Some(fit) = shapes.fit(line, &mut contents)
+        {
+            let key = shapes.key(fit, line, &contents);
+            let hash = hash(key);
+            let partition = writer.layout.partition(hash);
+            if !skip(partition) {
+                let facts = shapes.facts(fit, line, &contents, rules);
+                write_record(hash, number, key, Some(&facts), keys, writer.buffer(partition)?);
+            }
+            continue;
+        }
         let scanned = match reader.scan() {
             Ok(scanned) => scanned,
             Err(error) => {
@@ -284,8 +298,12 @@ pub(super) fn partition(
         let partition = writer.layout.partition(hash);
         let skipped = skip(partition);
         match Facts::read(reader.line(), &scanned, rules, &mut scratch) {
-            Ok(_) if skipped => {}
-            Ok(facts) => write_record(hash, number, &key, Some(&facts), keys, writer.buffer(partition)?),
+            Ok(facts) => {
+                shapes.learn(reader.line(), &scanned, &facts, rules);
+                if !skipped {
+                    write_record(hash, number, &key, Some(&facts), keys, writer.buffer(partition)?);
+                }
+            }
             Err(error) => {
                 drop(key);
                 broken(reader, &error, number, keys, &mut writer, skip)?;
