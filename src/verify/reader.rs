@@ -31,6 +31,10 @@ pub(super) struct Reader {
     end: usize,
     /// Where the next line starts.
     next: usize,
+    /// Entries before the block.
+    before: u64,
+    /// The first block has come.
+    begun: bool,
     /// Number of the current entry within the block, from 0.
     index: u64,
     at_line: bool,
@@ -62,6 +66,8 @@ impl Reader {
             start: 0,
             end: 0,
             next: 0,
+            before: 0,
+            begun: false,
             index: 0,
             at_line: false,
             kept: Kept::Nowhere,
@@ -89,7 +95,7 @@ impl Reader {
 
     /// Number of the current entry, from 1.
     pub fn number(&self) -> u64 {
-        self.block.mark.entries + self.index + 1
+        self.before + self.index + 1
     }
 
     fn offset(&self) -> u64 {
@@ -154,6 +160,7 @@ impl Reader {
             self.copy.extend_from_slice(&self.block.bytes[start..end]);
             self.kept = Kept::Copied;
         }
+        self.before += self.index;
         (self.start, self.end, self.next, self.index) = (0, 0, 0, 0);
         let Some(feed) = &mut self.feed else {
             self.block = Block::default();
@@ -162,6 +169,9 @@ impl Reader {
         let outcome = feed.next(std::mem::take(&mut self.block));
         match outcome {
             Ok(Some(block)) => {
+                if !std::mem::replace(&mut self.begun, true) {
+                    self.before = block.mark.entries;
+                }
                 self.block = block;
                 true
             }
@@ -195,7 +205,7 @@ impl Reader {
         if self.block.faults.is_empty() {
             return scanned;
         }
-        match self.block.faults.iter().find(|(number, _)| *number == self.number()) {
+        match self.block.faults.iter().find(|(index, _)| *index == self.index) {
             None => scanned,
             Some((_, why)) => {
                 let key = match scanned {

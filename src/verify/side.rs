@@ -34,11 +34,12 @@ pub struct Mark {
 pub struct Block {
     /// The lines, each ended by a line feed but perhaps the last one of a side.
     pub(super) bytes: Vec<u8>,
-    /// What stands before the block.
+    /// What stands before the block. Only the offset matters after the first block of a side: the
+    /// entries are counted as they are read.
     pub mark: Mark,
     /// Where each entry stands in the side, when that is not where it stands in the lines.
     pub(super) starts: Vec<u64>,
-    /// Entries that were not taken over whole, and why.
+    /// Entries that were not taken over whole, by their place in the block from 0, and why.
     pub(super) faults: Vec<(u64, String)>,
 }
 
@@ -60,8 +61,7 @@ impl Block {
 
     /// Appends an entry that could not be taken over: `stub` is what can be told of it, as JSON.
     pub fn push_fault(&mut self, stub: &[u8], offset: u64, why: impl Into<String>) {
-        let number = self.mark.entries + self.starts.len() as u64 + 1;
-        self.faults.push((number, why.into()));
+        self.faults.push((self.starts.len() as u64, why.into()));
         self.push(stub, offset);
     }
 

@@ -12,7 +12,7 @@
 mod dumps;
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Read, Write};
+use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -23,7 +23,8 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         // The floor runs as a process of its own, like everything that it is compared with.
-        ["floor", left, right] => floor(left, right),
+        ["floor", left, right] => walk(Plain::open(left), Plain::open(right)),
+        ["tight", left, right] => walk(Tight::open(left), Tight::open(right)),
         ["generate", folder, entries, kind] => {
             let kind = Kind::named(kind).expect("the kind is sorted, shuffled or noise");
             dumps::generate(Path::new(folder), entries.parse().expect("a number of entries"), kind);
@@ -62,11 +63,13 @@ fn bench(folder: &Path, entries: u64) {
     println!("{entries} entries a side, best of 3; {}", size_of_dumps(&sorted));
 
     let me = std::env::current_exe().expect("a running program has a path");
-    let floor_run = show("floor: read, split lines, compare keys", None, || {
+    let floor = |which: &str| {
         let mut command = Command::new(&me);
-        command.arg("floor").arg(sorted.join("left.jsonl")).arg(sorted.join("right.jsonl"));
+        command.arg(which).arg(sorted.join("left.jsonl")).arg(sorted.join("right.jsonl"));
         command
-    });
+    };
+    let floor_run = show("floor: read, split lines, compare keys", None, || floor("floor"));
+    show("the same without copying a line, vectorised", None, || floor("tight"));
     let ours = |name: &str, folder: &Path, against: Option<(&str, f64)>| {
         let run = show(name, against, || cutover(folder));
         let (found, expected) = (read(&folder.join("report.txt")), read(&folder.join("expected.txt")));
@@ -174,17 +177,16 @@ fn read(path: &Path) -> Vec<u8> {
     fs::read(path).expect("a report was written")
 }
 
-/// The least that any comparison must do: read both files, find the lines, and walk them by key.
-fn floor(left: &str, right: &str) {
-    let (mut left, mut right) = (Keys::open(left), Keys::open(right));
+/// The least that a comparison must do: read both files, split the lines, walk them by key. It
+/// parses nothing, checks nothing and does not even look at the values.
+fn walk(mut left: impl Lines, mut right: impl Lines) {
     let (mut same, mut differ) = (0u64, 0u64);
-    let (mut l, mut r) = (left.next(), right.next());
-    loop {
-        let order = match (&l, &r) {
-            (Some(a), Some(b)) => left.key(a).cmp(right.key(b)),
-            (Some(_), None) => std::cmp::Ordering::Less,
-            (None, Some(_)) => std::cmp::Ordering::Greater,
-            (None, None) => break,
+    let (mut l, mut r) = (left.advance(), right.advance());
+    while l || r {
+        let order = match (l, r) {
+            (true, true) => left.key().cmp(right.key()),
+            (true, false) => std::cmp::Ordering::Less,
+            _ => std::cmp::Ordering::Greater,
         };
         if order.is_eq() {
             same += 1
@@ -192,51 +194,87 @@ fn floor(left: &str, right: &str) {
             differ += 1
         }
         if order.is_le() {
-            l = left.next();
+            l = left.advance();
         }
         if order.is_ge() {
-            r = right.next();
+            r = right.advance();
         }
     }
     println!("{same} on both sides, {differ} on one");
 }
 
-struct Keys {
+trait Lines {
+    fn advance(&mut self) -> bool;
+    fn line(&self) -> &[u8];
+
+    fn key(&self) -> &[u8] {
+        let rest = &self.line()[br#"{"key":""#.len()..];
+        &rest[..rest.iter().position(|b| *b == b'"').expect("a key ends with a quote")]
+    }
+}
+
+const FLOOR_BUFFER: usize = 256 * 1024;
+
+/// As anybody would write it with the standard library.
+struct Plain {
+    file: BufReader<File>,
+    line: Vec<u8>,
+}
+
+impl Plain {
+    fn open(path: &str) -> Self {
+        let file = File::open(path).expect("the dump exists");
+        Self { file: BufReader::with_capacity(FLOOR_BUFFER, file), line: Vec::new() }
+    }
+}
+
+impl Lines for Plain {
+    fn advance(&mut self) -> bool {
+        self.line.clear();
+        self.file.read_until(b'\n', &mut self.line).expect("the dump can be read") > 0
+    }
+
+    fn line(&self) -> &[u8] {
+        &self.line
+    }
+}
+
+/// As fast as one can: lines stay where they were read and are found with vector instructions.
+struct Tight {
     file: File,
     buffer: Vec<u8>,
+    line: (usize, usize),
     at: usize,
     end: usize,
 }
 
-const FLOOR_BUFFER: usize = 256 * 1024;
-/// Before the key in every generated line.
-const BEFORE_KEY: usize = br#"{"key":""#.len();
-
-impl Keys {
+impl Tight {
     fn open(path: &str) -> Self {
-        Self { file: File::open(path).expect("the dump exists"), buffer: vec![0; FLOOR_BUFFER], at: 0, end: 0 }
+        let file = File::open(path).expect("the dump exists");
+        Self { file, buffer: vec![0; FLOOR_BUFFER], line: (0, 0), at: 0, end: 0 }
     }
+}
 
-    fn next(&mut self) -> Option<(usize, usize)> {
+impl Lines for Tight {
+    fn advance(&mut self) -> bool {
         loop {
             if let Some(length) = memchr::memchr(b'\n', &self.buffer[self.at..self.end]) {
-                let line = (self.at, self.at + length);
+                self.line = (self.at, self.at + length);
                 self.at += length + 1;
-                return Some(line);
+                return true;
             }
             self.buffer.copy_within(self.at..self.end, 0);
             self.end -= self.at;
             self.at = 0;
             match self.file.read(&mut self.buffer[self.end..]).expect("the dump can be read") {
-                0 => return None,
+                0 => return false,
                 n => self.end += n,
             }
         }
     }
 
-    fn key(&self, (start, end): &(usize, usize)) -> &[u8] {
-        let rest = &self.buffer[start + BEFORE_KEY..*end];
-        &rest[..memchr::memchr(b'"', rest).expect("a key ends with a quote")]
+    fn line(&self) -> &[u8] {
+        &self.buffer[self.line.0..self.line.1]
     }
 }
 

@@ -79,14 +79,14 @@ impl Side for Lines {
                     block.bytes.truncate(STUB_BYTES);
                     block.bytes.push(b'\n');
                     block.faults.push((
-                        self.mark.entries + 1,
+                        0,
                         format!(
                             "found an entry of more than {} MiB, expected one that KV can hold",
                             ENTRY_BYTES_MAX >> 20
                         ),
                     ));
                     let skipped = self.skip_line()?;
-                    self.mark = Mark { entries: self.mark.entries + 1, offset: self.mark.offset + taken + skipped };
+                    self.mark.offset += taken + skipped;
                     return Ok(true);
                 }
                 None => wanted *= 2,
@@ -95,7 +95,6 @@ impl Side for Lines {
         self.carry.extend_from_slice(&block.bytes[whole..]);
         block.bytes.truncate(whole);
         self.mark.offset += whole as u64;
-        self.mark.entries += memchr::memchr_iter(b'\n', &block.bytes).count() as u64;
         match failed {
             Some(halt) => Err(halt),
             None => Ok(!block.bytes.is_empty()),
