@@ -45,7 +45,7 @@ pub enum LogFormat {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     Inventory(inventory::InventoryArgs),
-    Verify(verify::VerifyArgs),
+    Verify(Box<verify::VerifyArgs>),
 }
 
 /// Parses the command line, runs the command, prints its error if it has one, returns the exit code.
@@ -63,7 +63,7 @@ pub fn main() -> u8 {
     let ui = Ui::from_environment(&cli.globals);
     let result: CommandResult = match cli.command {
         Command::Inventory(args) => inventory::run(args, &ui),
-        Command::Verify(args) => verify::run(args, &ui),
+        Command::Verify(args) => verify::run(&args, &ui),
     };
     match result {
         Ok(code) => code,

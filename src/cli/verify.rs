@@ -160,14 +160,14 @@ fn memory(text: &str) -> Result<u64, String> {
     if bytes < MEMORY_MIN { Err(format!("at least {}M are needed", MEMORY_MIN >> 20)) } else { Ok(bytes) }
 }
 
-pub fn run(args: VerifyArgs, ui: &Ui) -> CommandResult {
+pub fn run(args: &VerifyArgs, ui: &Ui) -> CommandResult {
     let mut run = match (&args.resume, &args.checkpoint) {
         (Some(path), _) => Some(RunFile::load(path).map_err(run_file_error)?),
         (None, _) => None,
     };
     let task = match &run {
         Some(run) => run.task.clone(),
-        None => task(&args)?,
+        None => task(args)?,
     };
     let (left, right) = (source(&task.left)?, source(&task.right)?);
     let sides: [&dyn Source; 2] = [left.as_ref(), right.as_ref()];
@@ -178,8 +178,8 @@ pub fn run(args: VerifyArgs, ui: &Ui) -> CommandResult {
         }
         run = Some(RunFile::create(path, task.clone()));
     }
-    if let (Some(every), Some(file)) = (args.checkpoint_every, run.take()) {
-        run = Some(file.every(every));
+    if let Some(every) = args.checkpoint_every {
+        run = run.map(|run| run.every(every));
     }
     let options =
         Options { rules: task.rules.clone(), order: task.order, memory: task.memory, folder: args.temp.clone() };
@@ -216,9 +216,9 @@ pub fn run(args: VerifyArgs, ui: &Ui) -> CommandResult {
     });
     let mut report = report.map_err(verify_error)?;
     let (code, reason) = report.verdict();
-    write_files(&args, &mut report)?;
+    write_files(args, &mut report)?;
     let already = streams && streamed > 0;
-    let printed = print(&mut out, &args, &task, &mut report, already, code, &reason).and_then(|()| out.flush());
+    let printed = print(&mut out, args, &task, &mut report, already, code, &reason).and_then(|()| out.flush());
     match printed {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             return Err(CommandError::failed("cannot print the report").because(&error));

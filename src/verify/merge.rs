@@ -1,15 +1,15 @@
 //! Two sorted sides, compared in one pass and constant memory.
 //!
 //! Keys must rise in byte order. The first one that does not ends the pass as [`Pass::Disorder`],
-//! and the caller starts again with [`super::spill`]. Entries that stand in the same bytes on both
-//! sides are scanned once and not taken apart, which is what makes a clean comparison cost little
-//! more than reading.
+//! and the caller starts again with [`super::spill`]. Entries of a known shape that are the same in
+//! all that matters are not taken apart, which is what makes a clean comparison cost little more
+//! than reading.
 
 use std::cmp::Ordering;
 use std::io;
 
 use super::compare::Keys;
-use super::entry::{EntryError, Scanned, same_bytes_match};
+use super::entry::{EntryError, Scanned};
 use super::facts::Facts;
 use super::finding::{Counts, Finding, Hand, Outcome, Rung};
 use super::judge::{Judged, Said, conflicting, judge};
@@ -158,27 +158,18 @@ impl<'r> Merge<'r> {
         if self.rules.expect_ours || !left.is_faultless() || !right.is_faultless() {
             return Ok(false);
         }
-        let same_bytes = left.whole_line().is_some_and(|line| right.rest().starts_with(line));
         let line = left.line();
         let [first, second] = &mut self.contents;
-        self.key.clear();
-        if let Some(fit) = self.shapes.fit(line, first) {
-            let same = same_bytes
-                || (self.shapes.fit(right.line(), second) == Some(fit)
-                    && self.shapes.same(fit, [line, right.line()], [first, second]));
-            if !same {
-                return Ok(false);
-            }
-            self.key.extend_from_slice(self.shapes.key(fit, line, first));
-        } else if same_bytes {
-            let Ok(scanned) = left.scan() else { return Ok(false) };
-            if !same_bytes_match(line, &scanned) {
-                return Ok(false);
-            }
-            self.key.extend_from_slice(&scanned.key(line));
-        } else {
+        let Some(fit) = self.shapes.fit(line, first) else { return Ok(false) };
+        // The same bytes need only one look.
+        let same = left.whole_line().is_some_and(|line| right.rest().starts_with(line))
+            || (self.shapes.fit(right.line(), second) == Some(fit)
+                && self.shapes.same(fit, [line, right.line()], [first, second]));
+        if !same {
             return Ok(false);
         }
+        self.key.clear();
+        self.key.extend_from_slice(self.shapes.key(fit, line, first));
         if self.key <= self.last[0] || self.key <= self.last[1] {
             return Ok(false);
         }

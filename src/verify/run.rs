@@ -196,7 +196,6 @@ impl Job<'_, '_> {
     }
 
     /// The sorted pass. The inner error is the entry that is out of order.
-    #[expect(clippy::type_complexity, reason = "two kinds of failure that the one caller takes apart at once")]
     fn merge(
         &mut self,
         start: Option<Progress>,
@@ -246,7 +245,7 @@ impl Job<'_, '_> {
         } else {
             self.save(&layout, &state)?;
         }
-        let (readers, partitions, entries) = self.partition(layout, &state.done)?;
+        let Partitioned { readers, partitions, entries } = self.partition(layout, &state.done)?;
         let join = Join {
             sides: [&partitions[0], &partitions[1]],
             layout,
@@ -305,11 +304,7 @@ impl Job<'_, '_> {
     }
 
     /// Reads both sides into partitions, each on its own thread.
-    fn partition(
-        &self,
-        layout: Layout,
-        done: &BTreeSet<usize>,
-    ) -> Result<([Reader; 2], [Partitions; 2], [u64; 2]), VerifyError> {
+    fn partition(&self, layout: Layout, done: &BTreeSet<usize>) -> Result<Partitioned, VerifyError> {
         let skip = |n: usize| done.contains(&n);
         let one = |hand| -> io::Result<(Reader, Partitions, u64)> {
             let mut reader = self.reader(hand, Mark::default());
@@ -327,7 +322,7 @@ impl Job<'_, '_> {
         });
         let failed = "write the partitions to disk";
         let (left, right) = (left.map_err(VerifyError::io(failed))?, right.map_err(VerifyError::io(failed))?);
-        Ok(([left.0, right.0], [left.1, right.1], [left.2, right.2]))
+        Ok(Partitioned { readers: [left.0, right.0], partitions: [left.1, right.1], entries: [left.2, right.2] })
     }
 
     fn save(&mut self, layout: &Layout, state: &Joined) -> Result<(), VerifyError> {
@@ -358,6 +353,13 @@ impl Job<'_, '_> {
         };
         Ok(Report { counts, diagnostics, spool, segments })
     }
+}
+
+/// Both sides in partitions.
+struct Partitioned {
+    readers: [Reader; 2],
+    partitions: [Partitions; 2],
+    entries: [u64; 2],
 }
 
 /// What comparing by partitions has given so far.

@@ -130,7 +130,7 @@ impl Layout {
         let wanted = bytes.unwrap_or(64 << 30) / (memory / 16).max(1);
         let bits = (u64::BITS - wanted.leading_zeros()).clamp(4, 10);
         // All buffers of both sides together take at most a quarter.
-        let chunk = (memory / 4 / 2 >> bits).clamp(4 * 1024, 64 * 1024) as usize;
+        let chunk = ((memory / 8) >> bits).clamp(4 * 1024, 64 * 1024) as usize;
         Self { bits, chunk, used: 0 }
     }
 

@@ -12,7 +12,7 @@
 mod dumps;
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, BufWriter, Read, Write};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -316,11 +316,4 @@ fn script(query: &str, folder: &Path) -> String {
         view("l", "left.jsonl"),
         view("r", "right.jsonl")
     )
-}
-
-/// A buffered file that is flushed with an error rather than silently.
-pub(crate) fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write)) {
-    let mut file = BufWriter::with_capacity(1 << 20, File::create(path).expect("the file can be made"));
-    write(&mut file);
-    file.flush().expect("the disk has room");
 }

@@ -113,8 +113,10 @@ const WANTED: &str = "a JSON array, JSON lines, or CSV whose first line names it
 
 fn shape(probe: &[u8]) -> Result<Shape, Halt> {
     let text = probe.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(probe);
-    let zeros = text.iter().filter(|b| **b == 0).count();
-    if matches!(probe, [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..]) || zeros * 4 > text.len() {
+    // Only its start: a dump may well be text at first and something else further on.
+    let start = &text[..text.len().min(64)];
+    let zeros = start.iter().filter(|b| **b == 0).count();
+    if matches!(probe, [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..]) || zeros * 4 > start.len() {
         let message = format!("found UTF-16, UTF-32 or binary data, expected UTF-8 text: {WANTED}");
         return Err(Halt { offset: Some(0), entry: None, message });
     }

@@ -2,7 +2,8 @@
 //!
 //! Of all keys 0.1 % differ, 0.05 % are only on the left and 0.05 % only on the right.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::path::Path;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -99,7 +100,7 @@ pub fn generate(folder: &Path, entries: u64, kind: Kind) {
     std::fs::create_dir_all(folder).expect("the folder can be made");
     for (name, right) in [("left.jsonl", false), ("right.jsonl", true)] {
         let absent = if right { Plant::OnlyLeft } else { Plant::OnlyRight };
-        crate::write_file(&folder.join(name), |file| {
+        write_file(&folder.join(name), |file| {
             let mut text = Vec::new();
             for n in order(entries, kind, right) {
                 if plant(n) != absent {
@@ -110,7 +111,7 @@ pub fn generate(folder: &Path, entries: u64, kind: Kind) {
             }
         });
     }
-    crate::write_file(&folder.join("expected.txt"), |file| {
+    write_file(&folder.join("expected.txt"), |file| {
         for n in 0..entries {
             let mark = match plant(n) {
                 Plant::Nothing => continue,
@@ -134,4 +135,10 @@ fn order(entries: u64, kind: Kind, right: bool) -> Box<dyn Iterator<Item = u64>>
         all.swap(at, other);
     }
     Box::new(all.into_iter().map(u64::from))
+}
+
+fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write)) {
+    let mut file = BufWriter::with_capacity(1 << 20, File::create(path).expect("the file can be made"));
+    write(&mut file);
+    file.flush().expect("the disk has room");
 }
