@@ -9,12 +9,14 @@ use std::sync::mpsc::sync_channel;
 
 use serde::{Deserialize, Serialize};
 
+use super::compact::{RECORD_BYTES, Resolver};
 use super::compare::Keys;
 use super::finding::{Counts, Finding, Hand, Outcome, Rung};
 use super::judge::{Judged, Said, conflicting, judge};
 use super::merge::matched;
 use super::pack::unpack;
 use super::rules::Rules;
+use super::side::Source;
 use super::spill::{Layout, Partitions, Record, Writer};
 use super::spool::write_line;
 
@@ -50,6 +52,8 @@ pub(super) struct Join<'a> {
     pub memory: u64,
     /// Where files without a name may lie.
     pub folder: Option<&'a Path>,
+    /// Where entries are looked up again, when the records are of the short form.
+    pub sources: Option<[&'a dyn Source; 2]>,
     /// Whether a side broke off, so that what only the other one has cannot be judged.
     pub broke_off: [bool; 2],
 }
@@ -72,6 +76,13 @@ impl Join<'_> {
                 let sender = sender.clone();
                 let (next, stop) = (&next, &stop);
                 scope.spawn(move || {
+                    let mut resolver = match self.resolver() {
+                        Ok(resolver) => resolver,
+                        Err(error) => {
+                            let _ = sender.send(Err(error));
+                            return;
+                        }
+                    };
                     while !stop.load(Ordering::Relaxed) {
                         let n = next.fetch_add(1, Ordering::Relaxed);
                         if n >= self.layout.partitions() {
@@ -82,7 +93,7 @@ impl Join<'_> {
                         }
                         let mut send =
                             |part| sender.send(Ok((n, Some(part)))).map_err(|_| io::ErrorKind::BrokenPipe.into());
-                        let compared = self.partition(self.sides, n, self.layout, budget, &mut send);
+                        let compared = self.partition(self.sides, n, self.layout, budget, &mut resolver, &mut send);
                         // The receiver only goes away when the whole comparison failed.
                         let _ = sender.send(compared.map(|()| (n, None)));
                     }
@@ -111,6 +122,7 @@ impl Join<'_> {
         n: usize,
         layout: Layout,
         budget: u64,
+        resolver: &mut Option<Resolver<'_>>,
         send: &mut dyn FnMut(Part) -> io::Result<()>,
     ) -> io::Result<()> {
         let bytes = sides[0].bytes(n) + sides[1].bytes(n);
@@ -118,14 +130,45 @@ impl Join<'_> {
         if bytes * 2 > budget
             && let Some(finer) = layout.finer()
         {
-            let split = [split(sides[0], n, finer, self.folder)?, split(sides[1], n, finer, self.folder)?];
+            let split = [self.split(sides[0], n, finer)?, self.split(sides[1], n, finer)?];
             for part in 0..finer.partitions() {
-                self.partition([&split[0], &split[1]], part, finer, budget, send)?;
+                self.partition([&split[0], &split[1]], part, finer, budget, resolver, send)?;
             }
             return Ok(());
         }
         let loaded = [sides[0].load(n)?, sides[1].load(n)?];
-        send(self.compare([&loaded[0], &loaded[1]])?)
+        let loaded = [loaded[0].as_slice(), loaded[1].as_slice()];
+        send(match resolver {
+            Some(resolver) => resolver.compare(loaded)?,
+            None => self.compare(loaded)?,
+        })
+    }
+
+    fn resolver(&self) -> io::Result<Option<Resolver<'_>>> {
+        let Some([left, right]) = self.sources else { return Ok(None) };
+        let (Some(left), Some(right)) = (left.lookup()?, right.lookup()?) else { return Err(damaged()) };
+        let Self { rules, keys, broke_off, .. } = *self;
+        Ok(Some(Resolver { rules, keys, broke_off, lookups: [left, right] }))
+    }
+
+    /// Cuts a partition into smaller ones.
+    fn split(&self, from: &Partitions, n: usize, finer: Layout) -> io::Result<Partitions> {
+        let mut writer = Writer::new(finer, self.folder, 0)?;
+        let mut bytes = Vec::new();
+        for piece in 0..from.pieces(n) {
+            bytes.clear();
+            from.load_piece(n, piece, &mut bytes)?;
+            let mut at = 0;
+            while at < bytes.len() {
+                let (hash, length) = match self.sources {
+                    Some(_) => (u64::from_le_bytes(*bytes[at..].first_chunk().ok_or_else(damaged)?), RECORD_BYTES),
+                    None => Record::read(&bytes[at..]).map(|(r, length)| (r.hash, length)).ok_or_else(damaged)?,
+                };
+                writer.copy(hash, bytes.get(at..at + length).ok_or_else(damaged)?)?;
+                at += length;
+            }
+        }
+        writer.finish()
     }
 
     fn compare(&self, sides: [&[u8]; 2]) -> io::Result<Part> {
@@ -231,22 +274,6 @@ impl Join<'_> {
 
 fn damaged() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "a partition on disk does not hold what was written to it")
-}
-
-fn split(from: &Partitions, n: usize, finer: Layout, folder: Option<&Path>) -> io::Result<Partitions> {
-    let mut writer = Writer::new(finer, folder)?;
-    let mut bytes = Vec::new();
-    for piece in 0..from.pieces(n) {
-        bytes.clear();
-        from.load_piece(n, piece, &mut bytes)?;
-        let mut at = 0;
-        while at < bytes.len() {
-            let (record, length) = Record::read(&bytes[at..]).ok_or_else(damaged)?;
-            writer.copy(&record, &bytes[at..at + length])?;
-            at += length;
-        }
-    }
-    writer.finish()
 }
 
 const NONE: usize = usize::MAX;

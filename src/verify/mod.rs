@@ -8,12 +8,13 @@
 //!
 //! A side is whatever can hand over entries as lines ([`side`]); dump files are one kind ([`dump`]).
 //! Sorted sides are compared in one pass ([`merge`]), others by partitions on disk ([`spill`],
-//! [`join`]). What two entries of one key amount to is decided in [`compare`] and [`judge`], from
+//! [`join`], in short records where entries can be looked up again: [`compact`]). What two entries of one key amount to is decided in [`compare`] and [`judge`], from
 //! [`facts`] alone; those never learn where an entry came from.
 //!
 //! Nothing here writes a secret anywhere: not to the report, not to a diagnostic, not to the
 //! partitions, not to the run file.
 
+mod compact;
 mod compare;
 mod dump;
 mod entry;
@@ -41,4 +42,4 @@ pub use finding::{Change, Class, Counts, Diagnostic, Diagnostics, Finding, Hand,
 pub use rules::{Ignore, IgnoreError, Place, Rules, Settling, default_ignores};
 pub use run::{MEMORY_MIN, Meter, Options, Order, Report, VerifyError, verify};
 pub use runfile::{RunFile, RunFileError, Task};
-pub use side::{BLOCK_BYTES, Block, Halt, Mark, Side, Source};
+pub use side::{BLOCK_BYTES, Block, Halt, Lookup, Mark, Side, Source};

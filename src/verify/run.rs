@@ -8,15 +8,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
+use super::compact;
 use super::compare::Keys;
 use super::finding::{Counts, Diagnostic, Diagnostics, Finding, Hand, Outcome};
 use super::join::{Conflict, Join, Part};
 use super::merge::{Merge, Pass, Watcher};
-use super::reader::{Ending, Reader};
+use super::reader::Reader;
 use super::rules::Rules;
 use super::runfile::{Progress, RunFile, Task};
 use super::side::{Mark, Source};
-use super::spill::{Layout, Partitions, Writer, partition};
+use super::spill::{self, Layout, Partitions, Writer};
 use super::spool::{Segment, Spool};
 use crate::exit;
 
@@ -187,7 +188,7 @@ struct Job<'a, 'r> {
     spool: Spool,
 }
 
-impl Job<'_, '_> {
+impl<'a> Job<'a, '_> {
     fn reader(&self, hand: Hand, from: Mark) -> Reader {
         let source = self.sides[hand as usize];
         let bytes = Arc::clone(&self.meter.bytes[hand as usize]);
@@ -245,15 +246,17 @@ impl Job<'_, '_> {
         } else {
             self.save(&layout, &state)?;
         }
-        let Partitioned { readers, partitions, entries } = self.partition(layout, &state.done)?;
+        let sources = self.short_form()?;
+        let Partitioned { readers, partitions, entries } = self.partition(layout, sources.is_some(), &state.done)?;
         let join = Join {
             sides: [&partitions[0], &partitions[1]],
             layout,
             rules: &self.options.rules,
             keys: self.keys,
-            memory: self.options.memory / 2,
+            memory: self.options.memory / 4,
             folder: self.options.folder.as_deref(),
-            broke_off: readers.each_ref().map(|reader| reader.ending == Some(Ending::BrokeOff)),
+            sources,
+            broke_off: readers.each_ref().map(compact::broke_off),
         };
         let done = state.done.clone();
         let job = std::cell::RefCell::new((&mut *self, state, BTreeMap::<usize, (Vec<Segment>, Part)>::new()));
@@ -303,12 +306,27 @@ impl Job<'_, '_> {
         Diagnostic { side: hand, source, entry: Some(second), offset: None, key, message }
     }
 
+    /// The sides, when short records will do: entries can be looked up again, and nothing is asked
+    /// of those that match.
+    fn short_form(&self) -> Result<Option<[&'a dyn Source; 2]>, VerifyError> {
+        let Rules { expect_ours, all, .. } = self.options.rules;
+        for side in self.sides {
+            let lookup = side.lookup().map_err(VerifyError::io("read a side again"))?;
+            if lookup.is_none() || expect_ours || all {
+                return Ok(None);
+            }
+        }
+        Ok(Some(self.sides))
+    }
+
     /// Reads both sides into partitions, each on its own thread.
-    fn partition(&self, layout: Layout, done: &BTreeSet<usize>) -> Result<Partitioned, VerifyError> {
+    fn partition(&self, layout: Layout, short: bool, done: &BTreeSet<usize>) -> Result<Partitioned, VerifyError> {
         let skip = |n: usize| done.contains(&n);
         let one = |hand| -> io::Result<(Reader, Partitions, u64)> {
             let mut reader = self.reader(hand, Mark::default());
-            let writer = Writer::new(layout, self.options.folder.as_deref())?;
+            // Together the pieces of both sides take less than two thirds of the memory.
+            let writer = Writer::new(layout, self.options.folder.as_deref(), self.options.memory / 16 * 5)?;
+            let partition = if short { compact::partition } else { spill::partition };
             let (partitions, entries) =
                 partition(&mut reader, &self.options.rules, self.keys, writer, &skip, &self.meter.entries)?;
             Ok((reader, partitions, entries))

@@ -9,6 +9,8 @@
 
 use std::borrow::Cow;
 
+use sha2::{Digest, Sha256};
+
 use super::entry::{KEY_BYTES_MAX, Scanned};
 use super::facts::{Facts, Field, Hidden, SecretFact, moment, print, seconds};
 use super::json::{Cursor, Escapes, Parsed, Str, plain_end, unescape_into};
@@ -63,6 +65,8 @@ pub(super) struct Shape {
     expires_at: Option<usize>,
     /// The facts of the entry it was learnt from, without its secret.
     facts: Facts<'static>,
+    /// Tells it from other shapes.
+    signature: [u8; 16],
 }
 
 impl Shape {
@@ -86,8 +90,9 @@ impl Shape {
         }
         let place = |wanted: Part| slots.iter().position(|slot| slot.part == wanted);
         let (key, token, expires_at) = (place(Part::Key)?, place(Part::Token)?, place(Part::ExpiresAt));
-        let after = line.get(at..)?.into();
-        Some(Self { key, token, expires_at, after, facts: without_secret(facts), slots })
+        let after: Box<[u8]> = line.get(at..)?.into();
+        let signature = signature(&slots, &after);
+        Some(Self { key, token, expires_at, after, facts: without_secret(facts), slots, signature })
     }
 
     /// Whether an entry has this shape and a token in clear; tells where its contents stand.
@@ -184,6 +189,21 @@ impl Shape {
         });
         self.facts.ours && whole("v") && whole("ep") && fp && writer
     }
+}
+
+/// Digest of all that entries of a shape have in common.
+fn signature(slots: &[Slot], after: &[u8]) -> [u8; 16] {
+    let mut hasher = Sha256::new();
+    for fixed in slots.iter().map(|slot| &*slot.before).chain([after]) {
+        hasher.update((fixed.len() as u64).to_le_bytes());
+        hasher.update(fixed);
+    }
+    for slot in slots {
+        hasher.update(format!("{:?} {:?};", slot.kind, slot.part));
+    }
+    let mut signature = [0; 16];
+    signature.copy_from_slice(&hasher.finalize()[..16]);
+    signature
 }
 
 fn content<'a>(line: &'a [u8], contents: &Contents, n: usize) -> &'a [u8] {
@@ -361,6 +381,17 @@ impl Shapes {
 
     pub fn facts<'a>(&'a self, fit: Fit, line: &'a [u8], contents: &Contents, rules: &Rules) -> Facts<'a> {
         self.shapes[fit.0].facts(line, contents, rules)
+    }
+
+    /// Tells the shape from others, on either side.
+    pub fn signature(&self, fit: Fit) -> &[u8; 16] {
+        &self.shapes[fit.0].signature
+    }
+
+    /// The contents that are compared, key included.
+    pub fn compared<'a>(&'a self, fit: Fit, line: &'a [u8], contents: &'a Contents) -> impl Iterator<Item = &'a [u8]> {
+        let slots = self.shapes[fit.0].slots.iter().enumerate();
+        slots.filter(|(_, slot)| !matches!(slot.part, Part::Ignored { .. })).map(|(n, _)| content(line, contents, n))
     }
 
     /// Whether two entries of one shape are the same in everything that is compared, key included.

@@ -5,7 +5,6 @@
 //! [`super::entry`] describes. The comparison never learns more than that. Each side fills its
 //! blocks on a thread of its own, so it may block on a network as it likes.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, mpsc};
@@ -140,10 +139,22 @@ pub trait Source: Send + Sync {
     /// How many bytes `open` will count, if that is known.
     fn bytes(&self) -> Option<u64>;
 
-    /// The file behind the side, if it is one.
-    fn path(&self) -> Option<&Path> {
-        None
+    /// Reads single entries again by their offset, if the side can do that quickly.
+    ///
+    /// # Errors
+    /// When it could, but opening it fails.
+    fn lookup(&self) -> std::io::Result<Option<Box<dyn Lookup>>> {
+        Ok(None)
     }
+}
+
+/// Reads single entries of a side again.
+pub trait Lookup: Send {
+    /// The entry that starts at this offset.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn entry(&mut self, offset: u64) -> std::io::Result<Vec<u8>>;
 }
 
 enum Message {

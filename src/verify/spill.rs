@@ -141,11 +141,16 @@ impl Layout {
     }
 }
 
-/// Where the pieces of one partition stand in the file.
+/// A run of whole records.
+enum Piece {
+    Memory(Vec<u8>),
+    File { start: u64, length: usize },
+}
+
+/// What one partition consists of.
 #[derive(Default)]
 struct Pieces {
-    /// Start and length of each.
-    places: Vec<(u64, usize)>,
+    all: Vec<Piece>,
     bytes: u64,
 }
 
@@ -153,6 +158,8 @@ struct Pieces {
 pub(super) struct Writer {
     file: File,
     end: u64,
+    /// Bytes that may still stay in memory.
+    room: u64,
     layout: Layout,
     buffers: Vec<Vec<u8>>,
     pieces: Vec<Pieces>,
@@ -160,7 +167,8 @@ pub(super) struct Writer {
 
 impl Writer {
     /// `folder`: where the file without a name lies; the system's folder for such files if none.
-    pub fn new(layout: Layout, folder: Option<&Path>) -> io::Result<Self> {
+    /// Up to `room` bytes of pieces stay in memory.
+    pub fn new(layout: Layout, folder: Option<&Path>, room: u64) -> io::Result<Self> {
         let file = match folder {
             Some(folder) => tempfile::tempfile_in(folder)?,
             None => tempfile::tempfile()?,
@@ -169,13 +177,19 @@ impl Writer {
         Ok(Self {
             file,
             end: 0,
+            room,
             layout,
             buffers: (0..n).map(|_| Vec::new()).collect(),
             pieces: (0..n).map(|_| Pieces::default()).collect(),
         })
     }
 
-    fn buffer(&mut self, partition: usize) -> io::Result<&mut Vec<u8>> {
+    pub fn partition_of(&self, hash: u64) -> usize {
+        self.layout.partition(hash)
+    }
+
+    /// Where a record of this partition is appended.
+    pub fn buffer(&mut self, partition: usize) -> io::Result<&mut Vec<u8>> {
         if self.buffers[partition].len() + 512 > self.layout.chunk {
             self.flush(partition)?;
         }
@@ -191,10 +205,15 @@ impl Writer {
         if buffer.is_empty() {
             return Ok(());
         }
-        self.file.write_all(buffer)?;
         let pieces = &mut self.pieces[partition];
-        pieces.places.push((self.end, buffer.len()));
         pieces.bytes += buffer.len() as u64;
+        if let Some(room) = self.room.checked_sub(buffer.capacity() as u64) {
+            self.room = room;
+            pieces.all.push(Piece::Memory(std::mem::take(buffer)));
+            return Ok(());
+        }
+        self.file.write_all(buffer)?;
+        pieces.all.push(Piece::File { start: self.end, length: buffer.len() });
         self.end += buffer.len() as u64;
         buffer.clear();
         // A single large entry must not leave its room behind.
@@ -203,8 +222,8 @@ impl Writer {
     }
 
     /// Takes over a record as it is.
-    pub fn copy(&mut self, record: &Record<'_>, bytes: &[u8]) -> io::Result<()> {
-        let partition = self.layout.partition(record.hash);
+    pub fn copy(&mut self, hash: u64, bytes: &[u8]) -> io::Result<()> {
+        let partition = self.layout.partition(hash);
         self.buffer(partition)?.extend_from_slice(bytes);
         Ok(())
     }
@@ -233,19 +252,25 @@ impl Partitions {
     pub fn load(&self, partition: usize) -> io::Result<Vec<u8>> {
         let pieces = &self.pieces[partition];
         let mut all = Vec::with_capacity(pieces.bytes as usize);
-        for piece in 0..pieces.places.len() {
+        for piece in 0..pieces.all.len() {
             self.load_piece(partition, piece, &mut all)?;
         }
         Ok(all)
     }
 
     pub fn pieces(&self, partition: usize) -> usize {
-        self.pieces[partition].places.len()
+        self.pieces[partition].all.len()
     }
 
     /// Appends one piece, which holds whole records.
     pub fn load_piece(&self, partition: usize, piece: usize, out: &mut Vec<u8>) -> io::Result<()> {
-        let (start, length) = self.pieces[partition].places[piece];
+        let (start, length) = match &self.pieces[partition].all[piece] {
+            Piece::Memory(bytes) => {
+                out.extend_from_slice(bytes);
+                return Ok(());
+            }
+            Piece::File { start, length } => (*start, *length),
+        };
         let mut file = self.file.lock().map_err(|_| io::Error::other("another thread failed while reading"))?;
         file.seek(SeekFrom::Start(start))?;
         let read = (&mut *file).take(length as u64).read_to_end(out)?;
@@ -254,7 +279,7 @@ impl Partitions {
 }
 
 /// How many entries pass between two updates of the shared count.
-const PASSED_EVERY: u64 = 1024;
+pub(super) const PASSED_EVERY: u64 = 1024;
 
 /// Reads a side to its end into partitions; those that `skip` names are left out.
 pub(super) fn partition(

@@ -1,9 +1,10 @@
 //! JSON lines: taken over as they stand, block by block.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 
 use super::super::entry::ENTRY_BYTES_MAX;
-use super::super::side::{BLOCK_BYTES, Block, Halt, Mark, Side};
+use super::super::side::{BLOCK_BYTES, Block, Halt, Lookup, Mark, Side};
 use super::{Input, broken};
 
 /// How much of a line that is too long is kept: enough to tell its key.
@@ -56,6 +57,43 @@ impl Lines {
                 return Ok(skipped + at as u64 + 1);
             }
             skipped += n as u64;
+        }
+    }
+}
+
+/// Reads single lines again.
+pub(super) struct Finder {
+    file: File,
+}
+
+/// More than most entries have, so that one call usually reads a whole one.
+const ENTRY_BYTES: usize = 1024;
+
+impl Finder {
+    pub fn new(file: File) -> Self {
+        Self { file }
+    }
+}
+
+impl Lookup for Finder {
+    fn entry(&mut self, offset: u64) -> std::io::Result<Vec<u8>> {
+        self.file.seek(SeekFrom::Start(offset))?;
+        let (mut line, mut wanted) = (Vec::new(), ENTRY_BYTES);
+        loop {
+            let from = line.len();
+            let read = (&mut self.file).take((wanted - from) as u64).read_to_end(&mut line)?;
+            if let Some(at) = memchr::memchr(b'\n', &line[from..]) {
+                line.truncate(from + at);
+                return Ok(line);
+            }
+            if read < wanted - from {
+                return Ok(line);
+            }
+            if line.len() >= ENTRY_BYTES_MAX {
+                line.truncate(STUB_BYTES);
+                return Ok(line);
+            }
+            wanted *= 4;
         }
     }
 }

@@ -9,12 +9,12 @@ mod zstd;
 
 use std::fs::File;
 use std::io::{self, BufReader, Cursor, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::UNIX_EPOCH;
 
-use super::side::{BLOCK_BYTES, Counted, Halt, Mark, Side, Source};
+use super::side::{BLOCK_BYTES, Counted, Halt, Lookup, Mark, Side, Source};
 
 /// How many bytes are looked at to tell what a file is.
 const PROBE_BYTES: usize = 4096;
@@ -53,8 +53,7 @@ impl Source for Dump {
         let mut file = File::open(path).map_err(unreadable)?;
         let mut probe = Vec::new();
         (&mut file).take(PROBE_BYTES as u64).read_to_end(&mut probe).map_err(unreadable)?;
-        // Only in plain lines does a byte offset say where an entry stands.
-        let plain_lines = compression(&probe) == Compression::None && shape(&probe) == Ok(Shape::Lines);
+        let plain_lines = is_plain_lines(&probe);
         let start = if plain_lines { from.offset } else { 0 };
         file.seek(SeekFrom::Start(start)).map_err(unreadable)?;
         read.fetch_add(start, std::sync::atomic::Ordering::Relaxed);
@@ -80,8 +79,12 @@ impl Source for Dump {
         Some(self.path.as_ref()?.metadata().ok()?.len())
     }
 
-    fn path(&self) -> Option<&Path> {
-        self.path.as_deref()
+    fn lookup(&self) -> io::Result<Option<Box<dyn Lookup>>> {
+        let Some(path) = self.path.as_deref().filter(|_| self.can_reopen()) else { return Ok(None) };
+        let mut file = File::open(path)?;
+        let mut probe = Vec::new();
+        (&mut file).take(PROBE_BYTES as u64).read_to_end(&mut probe)?;
+        Ok(is_plain_lines(&probe).then(|| Box::new(lines::Finder::new(file)) as Box<dyn Lookup>))
     }
 }
 
@@ -107,6 +110,11 @@ enum Shape {
     Csv,
     /// Nothing but blanks.
     Empty,
+}
+
+/// Only in plain lines does a byte offset say where an entry stands.
+fn is_plain_lines(probe: &[u8]) -> bool {
+    compression(probe) == Compression::None && shape(probe) == Ok(Shape::Lines)
 }
 
 const WANTED: &str = "a JSON array, JSON lines, or CSV whose first line names its columns";
