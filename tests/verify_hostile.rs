@@ -45,6 +45,13 @@ fn compare(left: &[u8], right: &[u8]) -> Seen {
     let unsorted = compare_in(folder.path(), left, right, Order::Unsorted, false);
     assert_eq!((&sorted.findings, sorted.matches, sorted.code), (&unsorted.findings, unsorted.matches, unsorted.code));
     assert_eq!(sorted.diagnostics.len(), unsorted.diagnostics.len());
+    // Listing matches needs the long form of the partitions.
+    let mut listed = compare_in(folder.path(), left, right, Order::Unsorted, true);
+    listed.findings.retain(|finding| !finding.starts_with('='));
+    assert_eq!(
+        (&listed, listed.diagnostics.len()),
+        (&Seen { diagnostics: listed.diagnostics.clone(), ..unsorted }, sorted.diagnostics.len())
+    );
     sorted
 }
 
@@ -245,6 +252,8 @@ proptest! {
         let (l, r) = (plain_tokens(&left), plain_tokens(&right));
         for order in [Order::Auto, Order::Unsorted] {
             let seen = compare_in(folder.path(), &left, &right, order, true);
+            let unlisted = compare_in(folder.path(), &left, &right, order, false);
+            prop_assert_eq!((unlisted.matches, unlisted.code), (seen.matches, seen.code));
             for key in seen.findings.iter().filter_map(|finding| finding.strip_prefix("= ")) {
                 prop_assert!(l.iter().any(|pair| pair.0 == key && r.contains(pair)), "{key}: {}", String::from_utf8_lossy(&right));
             }

@@ -68,20 +68,20 @@ fn bench(folder: &Path, entries: u64) {
         command.arg(which).arg(sorted.join("left.jsonl")).arg(sorted.join("right.jsonl"));
         command
     };
-    let floor_run = show("floor: read, split lines, compare keys", None, || floor("floor"));
-    show("the same without copying a line, vectorised", None, || floor("tight"));
-    let ours = |name: &str, folder: &Path, against: Option<(&str, f64)>| {
-        let run = show(name, against, || cutover(folder));
+    let floor_run = show("floor: read, split lines, compare keys", || floor("floor"));
+    show("the same without copying a line, vectorised", || floor("tight"));
+    let ours = |name: &str, folder: &Path| {
+        let run = show(name, || cutover(folder));
         let (found, expected) = (read(&folder.join("report.txt")), read(&folder.join("expected.txt")));
         assert!(found == expected, "{name}: the findings are not those that were planted");
         run
     };
-    let sorted_run = ours("cutover verify, sorted", &sorted, None);
+    let sorted_run = ours("cutover verify, sorted", &sorted);
     ratio("sorted / floor", &sorted_run, &floor_run, 1.5);
     memory("sorted", &sorted_run, 64);
-    let shuffled_run = ours("cutover verify, shuffled", &shuffled, None);
+    let shuffled_run = ours("cutover verify, shuffled", &shuffled);
     memory("shuffled", &shuffled_run, 512);
-    let noise_run = ours("cutover verify, every entry differs in ignored fields", &noise, None);
+    let noise_run = ours("cutover verify, every entry differs in ignored fields", &noise);
     memory("ignored fields", &noise_run, 64);
 
     match python() {
@@ -92,19 +92,19 @@ fn bench(folder: &Path, entries: u64) {
                 command.arg("-c").arg(script(query, folder));
                 command
             };
-            let run = show("DuckDB, full outer join, sorted", None, || duckdb(BYTES, &sorted));
+            let run = show("DuckDB, full outer join, sorted", || duckdb(BYTES, &sorted));
             println!(
                 "{:>56}  DuckDB / sorted = {:.2} (goal at least 4)",
                 "",
                 run.wall.as_secs_f64() / sorted_run.wall.as_secs_f64()
             );
-            let run = show("DuckDB, full outer join, shuffled", None, || duckdb(BYTES, &shuffled));
+            let run = show("DuckDB, full outer join, shuffled", || duckdb(BYTES, &shuffled));
             ratio("shuffled / DuckDB", &shuffled_run, &run, 0.6);
-            let run = show("DuckDB, comparing the fields that matter", None, || duckdb(MEANING, &noise));
+            let run = show("DuckDB, comparing the fields that matter", || duckdb(MEANING, &noise));
             ratio("ignored fields / DuckDB", &noise_run, &run, 0.5);
         }
     }
-    let run = show("sort | comm, shuffled", None, || {
+    let run = show("sort | comm, shuffled", || {
         let mut command = Command::new("bash");
         let side = |name: &str| format!("<(LC_ALL=C sort {:?})", shuffled.join(name));
         command.arg("-c").arg(format!("LC_ALL=C comm -3 {} {}", side("left.jsonl"), side("right.jsonl")));
@@ -121,10 +121,9 @@ fn cutover(folder: &Path) -> Command {
 }
 
 /// Runs a command three times, prints and returns the best.
-fn show(name: &str, against: Option<(&str, f64)>, command: impl Fn() -> Command) -> Run {
+fn show(name: &str, command: impl Fn() -> Command) -> Run {
     let best = (0..3).map(|_| measure(command())).min_by_key(|run| run.wall).expect("three runs were made");
-    print!("{name:56}  {:8.3} s  {:6} MB", best.wall.as_secs_f64(), best.peak_mb);
-    println!("{}", against.map_or(String::new(), |(what, ratio)| format!("  {what} {ratio:.2}")));
+    println!("{name:56}  {:8.3} s  {:6} MB", best.wall.as_secs_f64(), best.peak_mb);
     best
 }
 
