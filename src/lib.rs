@@ -15,3 +15,4 @@ pub mod rehearse;
 pub mod sandbox;
 pub mod shim;
 pub mod store;
+pub mod verify;

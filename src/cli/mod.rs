@@ -13,6 +13,7 @@ pub mod rehearse;
 pub mod sandbox;
 pub mod show;
 mod ui;
+pub mod verify;
 
 use clap::{Parser, Subcommand};
 
@@ -61,6 +62,7 @@ pub enum Command {
     Plan(plan::PlanArgs),
     Show(show::ShowArgs),
     Apply(apply::ApplyArgs),
+    Verify(Box<verify::VerifyArgs>),
     Sandbox(sandbox::SandboxArgs),
     Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
@@ -83,13 +85,14 @@ pub fn main() -> u8 {
     let result: CommandResult = match cli.command {
         Command::Rehearse(args) => rehearse::run(args, &ui),
         Command::Inventory(args) => inventory::run(args, &ui),
-        Command::Completions(args) => completions::run(args, &ui),
+        Command::Catalogue(args) => catalogue::run(args, &ui),
         Command::Plan(args) => plan::run(args, &ui),
         Command::Show(args) => show::run(&args, &ui),
         Command::Apply(args) => apply::run(&args, &ui),
+        Command::Verify(args) => verify::run(&args, &ui),
         Command::Sandbox(args) => sandbox::run(args, &ui),
         Command::Config(args) => config::run(&args, &ui),
-        Command::Catalogue(args) => catalogue::run(args, &ui),
+        Command::Completions(args) => completions::run(args, &ui),
     };
     match result {
         Ok(code) => code,

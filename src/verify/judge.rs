@@ -1,0 +1,166 @@
+//! From the facts of one key on both sides to its outcome.
+
+use super::compare::{Compared, Keys, compare};
+use super::facts::{Facts, Hidden, SecretFact};
+use super::finding::{Change, Finding, Hand, Outcome, Rung, shown};
+use super::rules::{Place, Rules};
+
+/// What one side says about a key.
+pub(super) enum Said<'a> {
+    Nothing,
+    /// An entry that cannot be used.
+    Broken,
+    Entry(&'a Facts<'a>),
+}
+
+/// The outcome of one key.
+pub(super) enum Judged {
+    Match(Rung),
+    Finding(Box<Finding>),
+}
+
+/// Judges one key that at least one side has.
+pub(super) fn judge(key: &[u8], left: &Said<'_>, right: &Said<'_>, rules: &Rules, keys: &Keys) -> Judged {
+    let mut finding = Finding {
+        key: String::from_utf8_lossy(key).into_owned(),
+        outcome: Outcome::Changed,
+        rung: Rung::Status,
+        changes: Vec::new(),
+        foreign: Vec::new(),
+        reason: None,
+        diff: None,
+    };
+    let mut may_settle = false;
+    for (hand, said) in Hand::BOTH.into_iter().zip([left, right]) {
+        if let Said::Entry(facts) = said {
+            may_settle |= rules.may_settle(facts.written_at);
+            if rules.expect_ours && !facts.ours {
+                finding.foreign.push(hand);
+            }
+        }
+    }
+    match (left, right) {
+        (Said::Broken, _) => return damaged(finding, Hand::Left),
+        (_, Said::Broken) => return damaged(finding, Hand::Right),
+        (Said::Nothing, _) => finding.outcome = Outcome::Extra,
+        (_, Said::Nothing) => finding.outcome = Outcome::Missing,
+        (Said::Entry(l), Said::Entry(r)) => {
+            let Compared { changes, rung, unverifiable } = compare(l, r, rules, keys);
+            finding.rung = rung;
+            finding.outcome = if !finding.foreign.is_empty() {
+                Outcome::Foreign
+            } else if !changes.is_empty() {
+                Outcome::Changed
+            } else if unverifiable.is_some() {
+                Outcome::Unverifiable
+            } else {
+                return Judged::Match(rung);
+            };
+            finding.changes = changes;
+            finding.reason = unverifiable.map(str::to_owned);
+        }
+    }
+    if may_settle && matches!(finding.outcome, Outcome::Missing | Outcome::Extra | Outcome::Changed) {
+        finding.reason = Some(format!("{}, but written within the propagation window", finding.outcome));
+        finding.outcome = Outcome::Settling;
+    }
+    if rules.diff {
+        let text = |said: &Said<'_>, hand| match said {
+            Said::Entry(facts) => redacted(facts, hand, &finding.changes, keys),
+            _ => String::new(),
+        };
+        let (old, new) = (text(left, Hand::Left), text(right, Hand::Right));
+        let diff = similar::TextDiff::from_lines(&old, &new);
+        finding.diff = Some(diff.unified_diff().context_radius(2).header("left", "right").to_string());
+    }
+    Judged::Finding(Box::new(finding))
+}
+
+fn damaged(finding: Finding, hand: Hand) -> Judged {
+    let reason = Some(format!("the entry on the {} cannot be used", hand.as_str()));
+    Judged::Finding(Box::new(Finding { outcome: Outcome::Error, reason, foreign: Vec::new(), ..finding }))
+}
+
+/// A key that one side gives several times with different content.
+pub(super) fn conflicting(key: &[u8], hand: Hand) -> Finding {
+    Finding {
+        key: String::from_utf8_lossy(key).into_owned(),
+        outcome: Outcome::Error,
+        rung: Rung::Status,
+        changes: Vec::new(),
+        foreign: Vec::new(),
+        reason: Some(format!("the {} has several entries with this key and different content", hand.as_str())),
+        diff: None,
+    }
+}
+
+/// An entry as lines of text without anything that could be secret. What is hidden and differs
+/// says so; what is hidden and equal reads the same on both sides.
+fn redacted(facts: &Facts<'_>, hand: Hand, changes: &[Change], keys: &Keys) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, value: &str| {
+        out.push_str(name);
+        out.push_str(": ");
+        out.push_str(value);
+        out.push('\n');
+    };
+    let hidden = |field: &str| {
+        if changes.iter().any(|change| change.field == field) {
+            format!("[hidden, {}]", hand.as_str())
+        } else {
+            "[hidden]".to_owned()
+        }
+    };
+    let secret = match &facts.secret {
+        SecretFact::Unlisted => Some(("value", "[not given]".to_owned())),
+        SecretFact::Absent => None,
+        SecretFact::Masked => Some(("value.access_token", "[masked by its source]".to_owned())),
+        SecretFact::Token(_) => Some(("value.access_token", hidden("value.access_token"))),
+        SecretFact::Opaque(_) => Some(("value", hidden("value"))),
+        SecretFact::Fingerprint(fp) => Some(("fingerprint", fp.to_string())),
+    };
+    if let Some((name, text)) = secret {
+        line(name, &text);
+    }
+    if let Some(at) = facts.expires_at {
+        line("value.expires_at", &at.to_rfc3339());
+    }
+    if let Some(kind) = &facts.token_type {
+        let is_word = kind.len() <= 16 && kind.iter().all(u8::is_ascii_alphabetic);
+        line("value.token_type", &if is_word { shown(kind) } else { hidden("value.token_type") });
+    }
+    if let Some(scope) = &facts.scope {
+        let mut items: Vec<&[u8]> = scope.split(|b| matches!(b, b' ' | b',')).filter(|item| !item.is_empty()).collect();
+        items.sort_unstable();
+        for item in items {
+            // Whoever put the token into the scope does not get it printed here.
+            let is_token = matches!(&facts.secret, SecretFact::Token(t) if keys.digest_hidden(t) == keys.digest(item));
+            line("value.scope", &if is_token { "[hidden]".to_owned() } else { shown(item) });
+        }
+    }
+    if let Some(seconds) = facts.expiration {
+        line("expiration", &seconds.to_string());
+    }
+    for field in &facts.fields {
+        let place = field.place.as_str();
+        let name = if field.name.is_empty() { place.to_owned() } else { format!("{place}.{}", shown(&field.name)) };
+        let text = match &field.content {
+            Hidden::Clear(value) if is_harmless(field.place, &field.name, value) => {
+                String::from_utf8_lossy(value).into_owned()
+            }
+            _ => hidden(&name),
+        };
+        line(&name, &text);
+    }
+    out
+}
+
+/// Whether a field's JSON can hold no secret: the numbers and the fingerprint of our metadata.
+pub(super) fn is_harmless(place: Place, name: &[u8], value: &[u8]) -> bool {
+    place == Place::Metadata
+        && match name {
+            b"v" | b"ep" | b"exp" => value.len() <= 20 && value.iter().all(u8::is_ascii_digit),
+            b"fp" => super::facts::print(value).is_some(),
+            _ => false,
+        }
+}

@@ -1,0 +1,506 @@
+//! Entries that look alike: the shape of one is learnt and the next ones are held against it.
+//!
+//! The entries of a dump come from one program, so nearly all consist of the same bytes but for a
+//! few plain texts and numbers. A [`Shape`] is the fixed bytes with the slots between them. An
+//! entry that fits needs no JSON parser: the fixed bytes were parsed when the shape was learnt,
+//! and what stands in the slots is plain (no quote, backslash, control character or non-ASCII
+//! byte in a text, nothing but digits in a number), so the entry is sound and its parts are known.
+//! Whatever does not fit goes the long way; fitting is never needed for a result, only for its speed.
+
+use std::borrow::Cow;
+
+use sha2::{Digest, Sha256};
+
+use super::entry::{KEY_BYTES_MAX, Scanned};
+use super::facts::{Facts, Field, Hidden, SecretFact, moment, print, seconds};
+use super::json::{Cursor, Escapes, Parsed, Str, plain_end, unescape_into};
+use super::mask::is_masked;
+use super::rules::{Place, Rules};
+
+/// How many shapes are kept. Providers differ in the fields they give, and each set has its own.
+const SHAPES_MAX: usize = 8;
+
+/// How many slots a shape may have.
+const SLOTS_MAX: usize = 32;
+
+/// Where the contents of the slots stand in one entry.
+pub(super) type Contents = Vec<(u32, u32)>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Text,
+    Number,
+}
+
+/// What a slot means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Key,
+    Token,
+    ExpiresAt,
+    TokenType,
+    Scope,
+    Expiration,
+    /// A field that is compared: its number among those of the facts.
+    Field(usize),
+    Ignored {
+        written_at: bool,
+    },
+}
+
+struct Slot {
+    /// The fixed bytes before it.
+    before: Box<[u8]>,
+    kind: Kind,
+    part: Part,
+}
+
+/// What entries that look alike have in common.
+pub(super) struct Shape {
+    slots: Vec<Slot>,
+    /// The fixed bytes after the last slot.
+    after: Box<[u8]>,
+    key: usize,
+    token: usize,
+    expires_at: Option<usize>,
+    /// The facts of the entry it was learnt from, without its secret.
+    facts: Facts<'static>,
+    /// Tells it from other shapes.
+    signature: [u8; 16],
+}
+
+impl Shape {
+    /// Learns the shape of an entry whose facts could be read. `None` when it has none: its key or
+    /// token is not plain, or it has parts that are too unusual to expect again.
+    fn learn(line: &[u8], scanned: &Scanned, facts: &Facts<'_>, rules: &Rules) -> Option<Self> {
+        if scanned.base64 || !scanned.others.is_empty() {
+            return None;
+        }
+        let mut learner = Learner { facts, rules, found: Vec::new() };
+        learner.entry(line)?;
+        let mut found = learner.found;
+        found.sort_unstable_by_key(|slot| slot.start);
+        if found.len() > SLOTS_MAX {
+            return None;
+        }
+        let (mut slots, mut at) = (Vec::with_capacity(found.len()), 0);
+        for Found { start, end, kind, part } in found {
+            slots.push(Slot { before: line.get(at..start)?.into(), kind, part });
+            at = end;
+        }
+        let place = |wanted: Part| slots.iter().position(|slot| slot.part == wanted);
+        let (key, token, expires_at) = (place(Part::Key)?, place(Part::Token)?, place(Part::ExpiresAt));
+        let after: Box<[u8]> = line.get(at..)?.into();
+        let signature = signature(&slots, &after);
+        Some(Self { key, token, expires_at, after, facts: without_secret(facts), slots, signature })
+    }
+
+    /// Whether an entry has this shape and a token in clear; tells where its contents stand.
+    fn fits(&self, line: &[u8], contents: &mut Contents) -> bool {
+        contents.clear();
+        let mut at = 0;
+        for slot in &self.slots {
+            if !line[at..].starts_with(&slot.before) {
+                return false;
+            }
+            let start = at + slot.before.len();
+            at = match slot.kind {
+                Kind::Text => plain_end(line, start),
+                Kind::Number => match number_end(line, start) {
+                    Some(end) => end,
+                    None => return false,
+                },
+            };
+            contents.push((start as u32, at as u32));
+        }
+        if line[at..] != *self.after {
+            return false;
+        }
+        let of = |n: usize| content(line, contents, n);
+        let key = of(self.key);
+        // A time as text is at its full length between its quotes, escaped or not.
+        let in_time = self.expires_at.is_none_or(|n| match self.slots[n].kind {
+            Kind::Text => super::facts::time(of(n)).is_some(),
+            Kind::Number => moment(of(n)).is_some(),
+        });
+        !key.is_empty() && key.len() <= KEY_BYTES_MAX && in_time && !is_masked(of(self.token))
+    }
+
+    fn facts<'a>(&'a self, line: &'a [u8], contents: &Contents, rules: &Rules) -> Facts<'a> {
+        let mut facts = Facts {
+            secret: SecretFact::Absent,
+            fields: self.facts.fields.iter().map(Field::borrowed).collect(),
+            expires_at: self.facts.expires_at,
+            token_type: self.facts.token_type.as_deref().map(Cow::Borrowed),
+            scope: self.facts.scope.as_deref().map(Cow::Borrowed),
+            expiration: self.facts.expiration,
+            written_at: None,
+            ours: false,
+        };
+        for (n, slot) in self.slots.iter().enumerate() {
+            let text = content(line, contents, n);
+            match slot.part {
+                Part::Key => {}
+                Part::Token => facts.secret = SecretFact::Token(Hidden::Clear(Cow::Borrowed(text))),
+                Part::ExpiresAt if slot.kind == Kind::Text => facts.expires_at = super::facts::time(text),
+                Part::ExpiresAt => facts.expires_at = moment(text),
+                Part::TokenType => facts.token_type = Some(Cow::Borrowed(text)),
+                Part::Scope => facts.scope = Some(Cow::Borrowed(text)),
+                Part::Expiration => facts.expiration = seconds(text),
+                Part::Ignored { written_at: false } => {}
+                Part::Ignored { written_at: true } => {
+                    let at = if slot.kind == Kind::Text { super::facts::time(text) } else { moment(text) };
+                    facts.written_at = facts.written_at.max(at);
+                }
+                Part::Field(field) => {
+                    let field = &mut facts.fields[field];
+                    field.content = Hidden::Clear(match (slot.kind, field.place) {
+                        (Kind::Number, _) => Cow::Borrowed(text),
+                        // In the value the quotes are escaped, so they are put around anew.
+                        (Kind::Text, Place::Value) => Cow::Owned([b"\"", text, b"\""].concat()),
+                        (Kind::Text, _) => {
+                            let (start, end) = contents[n];
+                            Cow::Borrowed(&line[start as usize - 1..end as usize + 1])
+                        }
+                    });
+                }
+            }
+        }
+        if rules.expect_ours {
+            facts.ours = self.is_ours(line, contents, &facts);
+        }
+        facts
+    }
+
+    /// Whether the metadata has the form that only our writers give it. The source is one of the
+    /// fields that are not compared by default, so it is looked up among the slots.
+    fn is_ours(&self, line: &[u8], contents: &Contents, facts: &Facts<'_>) -> bool {
+        let whole = |name: &str| match facts.find(Place::Metadata, name).map(|field| &field.content) {
+            Some(Hidden::Clear(value)) => seconds(value).is_some_and(|n| n >= 0),
+            _ => false,
+        };
+        let fp = match facts.find(Place::Metadata, "fp").map(|field| &field.content) {
+            Some(Hidden::Clear(value)) => print(value).is_some(),
+            _ => false,
+        };
+        let writer = self.slots.iter().enumerate().any(|(n, slot)| {
+            slot.before.ends_with(b"\"src\":\"")
+                && matches!(content(line, contents, n), b"nango" | b"composio" | b"do-alarm")
+        });
+        self.facts.ours && whole("v") && whole("ep") && fp && writer
+    }
+}
+
+/// Digest of all that entries of a shape have in common.
+fn signature(slots: &[Slot], after: &[u8]) -> [u8; 16] {
+    let mut hasher = Sha256::new();
+    for fixed in slots.iter().map(|slot| &*slot.before).chain([after]) {
+        hasher.update((fixed.len() as u64).to_le_bytes());
+        hasher.update(fixed);
+    }
+    for slot in slots {
+        hasher.update(format!("{:?} {:?};", slot.kind, slot.part));
+    }
+    let mut signature = [0; 16];
+    signature.copy_from_slice(&hasher.finalize()[..16]);
+    signature
+}
+
+fn content<'a>(line: &'a [u8], contents: &Contents, n: usize) -> &'a [u8] {
+    let (start, end) = contents[n];
+    &line[start as usize..end as usize]
+}
+
+/// The end of a plain whole number, without leading zeros and small enough for any use.
+fn number_end(line: &[u8], start: usize) -> Option<usize> {
+    let digits = start + usize::from(line.get(start) == Some(&b'-'));
+    let length = line[digits..].iter().take(19).take_while(|b| b.is_ascii_digit()).count();
+    let sound = match length {
+        0 | 19 => false,
+        1 => true,
+        _ => line[digits] != b'0',
+    };
+    sound.then_some(digits + length)
+}
+
+fn without_secret(facts: &Facts<'_>) -> Facts<'static> {
+    Facts {
+        secret: SecretFact::Absent,
+        expires_at: facts.expires_at,
+        token_type: facts.token_type.as_deref().map(|t| Cow::Owned(t.to_vec())),
+        scope: facts.scope.as_deref().map(|t| Cow::Owned(t.to_vec())),
+        expiration: facts.expiration,
+        written_at: None,
+        ours: facts.ours,
+        fields: facts.fields.iter().map(Field::owned).collect(),
+    }
+}
+
+struct Found {
+    start: usize,
+    end: usize,
+    kind: Kind,
+    part: Part,
+}
+
+struct Learner<'l> {
+    facts: &'l Facts<'l>,
+    rules: &'l Rules,
+    found: Vec<Found>,
+}
+
+impl Learner<'_> {
+    fn entry(&mut self, line: &[u8]) -> Option<()> {
+        let (mut value, mut metadata) = (None, None);
+        let mut members: Vec<(Str, (usize, usize))> = Vec::new();
+        walk(line, |name, span| members.push((name, span)))?;
+        for (name, (start, end)) in members {
+            match name.raw(line) {
+                b"key" | b"name" => self.slot(line, start, end, Part::Key, |at| at),
+                b"expiration" => self.slot(line, start, end, Part::Expiration, |at| at),
+                b"value" if line[start] == b'"' => value = Some((start + 1, end - 1)),
+                b"metadata" if line[start] == b'{' => metadata = Some((start, end)),
+                _ => {}
+            }
+        }
+        if let Some((start, end)) = metadata {
+            self.object(&line[start..end], Place::Metadata, |at| start + at)?;
+        }
+        let (start, end) = value?;
+        let raw = &line[start..end];
+        // Where each byte of the value's text stands in the line: only a backslash more for each
+        // simple escape before it.
+        let (mut text, mut places) = (Vec::new(), Vec::new());
+        unescape_into(raw, &mut text)?;
+        let mut at = 0;
+        while at < raw.len() {
+            places.push(start + at);
+            at += match (raw[at], raw.get(at + 1)) {
+                (b'\\', Some(b'u')) => return None,
+                (b'\\', _) => 2,
+                _ => 1,
+            };
+        }
+        places.push(end);
+        if places.len() != text.len() + 1 {
+            return None;
+        }
+        self.object(&text, Place::Value, |at| places[at])
+    }
+
+    /// The members of the value or the metadata. `place` tells where a byte stands in the line.
+    fn object(&mut self, bytes: &[u8], place: Place, at: impl Fn(usize) -> usize) -> Option<()> {
+        let mut members: Vec<(Str, (usize, usize))> = Vec::new();
+        walk(bytes, |name, span| members.push((name, span)))?;
+        for (name, (start, end)) in members {
+            if name.escapes != Escapes::None {
+                continue;
+            }
+            let raw = name.raw(bytes);
+            let written_at = raw == b"written_at";
+            let part = match (place, raw) {
+                (Place::Value, b"access_token") => Part::Token,
+                (Place::Value, b"expires_at") => Part::ExpiresAt,
+                _ if self.rules.ignores(place, raw) => Part::Ignored { written_at },
+                // It would be both compared and looked at for its time; the long way does that.
+                _ if written_at => return None,
+                (Place::Value, b"token_type") => Part::TokenType,
+                (Place::Value, b"scope") => Part::Scope,
+                _ => Part::Field(self.facts.fields.iter().position(|f| f.place == place && f.name.as_ref() == raw)?),
+            };
+            self.slot(bytes, start, end, part, &at);
+        }
+        Some(())
+    }
+
+    /// Makes a slot of a plain text or number; everything else stays fixed.
+    fn slot(&mut self, bytes: &[u8], start: usize, end: usize, part: Part, at: impl Fn(usize) -> usize) {
+        if bytes[start] == b'"' {
+            if plain_end(bytes, start + 1) == end - 1 {
+                // The place of the closing quote's backslash, if it has one, is where the text ends.
+                self.found.push(Found {
+                    start: at(start) + (at(start + 1) - at(start)),
+                    end: at(end - 1),
+                    kind: Kind::Text,
+                    part,
+                });
+            }
+        } else if !matches!(part, Part::Token | Part::TokenType | Part::Scope | Part::Key)
+            && number_end(bytes, start) == Some(end)
+        {
+            self.found.push(Found { start: at(start), end: at(end - 1) + 1, kind: Kind::Number, part });
+        }
+    }
+}
+
+/// The members of an object with the places of their values.
+fn walk(bytes: &[u8], mut member: impl FnMut(Str, (usize, usize))) -> Option<()> {
+    let step = |cursor: &mut Cursor<'_>, name: Str| -> Parsed<()> {
+        let span = cursor.value()?;
+        member(name, (span.start as usize, span.end as usize));
+        Ok(())
+    };
+    Cursor::new(bytes).object(step).ok()
+}
+
+/// The shapes seen so far.
+#[derive(Default)]
+pub(super) struct Shapes {
+    shapes: Vec<Shape>,
+    /// The one that fitted last.
+    last: usize,
+}
+
+/// An entry that fits a shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fit(usize);
+
+impl Shapes {
+    /// Finds the shape of an entry and where its contents stand.
+    pub fn fit(&mut self, line: &[u8], contents: &mut Contents) -> Option<Fit> {
+        if self.shapes.get(self.last)?.fits(line, contents) {
+            return Some(Fit(self.last));
+        }
+        let at = (0..self.shapes.len()).filter(|n| *n != self.last).find(|n| self.shapes[*n].fits(line, contents))?;
+        self.last = at;
+        Some(Fit(at))
+    }
+
+    /// Learns the shape of an entry that fitted none.
+    pub fn learn(&mut self, line: &[u8], scanned: &Scanned, facts: &Facts<'_>, rules: &Rules) {
+        if self.shapes.len() < SHAPES_MAX
+            && let Some(shape) = Shape::learn(line, scanned, facts, rules)
+        {
+            self.shapes.push(shape);
+        }
+    }
+
+    pub fn key<'a>(&self, fit: Fit, line: &'a [u8], contents: &Contents) -> &'a [u8] {
+        content(line, contents, self.shapes[fit.0].key)
+    }
+
+    pub fn facts<'a>(&'a self, fit: Fit, line: &'a [u8], contents: &Contents, rules: &Rules) -> Facts<'a> {
+        self.shapes[fit.0].facts(line, contents, rules)
+    }
+
+    /// Tells the shape from others, on either side.
+    pub fn signature(&self, fit: Fit) -> &[u8; 16] {
+        &self.shapes[fit.0].signature
+    }
+
+    /// The contents that are compared, key included.
+    pub fn compared<'a>(&'a self, fit: Fit, line: &'a [u8], contents: &'a Contents) -> impl Iterator<Item = &'a [u8]> {
+        let slots = self.shapes[fit.0].slots.iter().enumerate();
+        slots.filter(|(_, slot)| !matches!(slot.part, Part::Ignored { .. })).map(|(n, _)| content(line, contents, n))
+    }
+
+    /// Whether two entries of one shape are the same in everything that is compared, key included.
+    /// When not, they may still mean the same.
+    pub fn same(&self, fit: Fit, lines: [&[u8]; 2], contents: [&Contents; 2]) -> bool {
+        self.shapes[fit.0].slots.iter().enumerate().all(|(n, slot)| {
+            matches!(slot.part, Part::Ignored { .. })
+                || content(lines[0], contents[0], n) == content(lines[1], contents[1], n)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::compare::{Keys, compare};
+    use super::super::entry::scan;
+    use super::*;
+
+    const LINE: &str = r#"{"key":"tokens:a:b:c","value":"{\"access_token\":\"ya29.secret-1\",\"expires_at\":\"2026-10-02T10:45:00.000Z\",\"n\":7,\"x\":\"y\",\"nested\":{\"a\":[1]},\"scope\":\"a b\"}","metadata":{"v":3,"fp":"0123456789abcdef01234567","ep":1,"src":"nango","written_at":1790000000},"expiration":1790000000}"#;
+
+    fn learnt() -> Shapes {
+        let rules = Rules::default();
+        let scanned = scan(LINE.as_bytes()).unwrap();
+        let mut scratch = Vec::new();
+        let facts = Facts::read(LINE.as_bytes(), &scanned, &rules, &mut scratch).unwrap();
+        let mut shapes = Shapes::default();
+        shapes.learn(LINE.as_bytes(), &scanned, &facts, &rules);
+        assert_eq!(shapes.shapes.len(), 1);
+        shapes
+    }
+
+    fn fits(line: &str) -> bool {
+        learnt().fit(line.as_bytes(), &mut Contents::new()).is_some()
+    }
+
+    #[test]
+    fn other_contents_fit_and_another_structure_does_not() {
+        assert!(fits(LINE));
+        assert!(fits(
+            &LINE
+                .replace("tokens:a:b:c", "tokens:dddd:e:f")
+                .replace("ya29.secret-1", "x")
+                .replace("\"v\":3", "\"v\":12345")
+        ));
+        for (from, to) in [
+            ("ya29.secret-1", "REDACTED"),
+            ("ya29.secret-1", "ya29..."),
+            ("ya29.secret-1", ""),
+            ("ya29.secret-1", "a\\\\u0041"),
+            ("ya29.secret-1", "é"),
+            ("tokens:a:b:c", ""),
+            ("10:45:00", "10:99:00"),
+            ("\"v\":3", "\"v\":03"),
+            ("\"v\":3", "\"v\":3.5"),
+            ("\"v\":3", "\"v\":true"),
+            ("{\\\"a\\\":[1]}", "{\\\"a\\\":[2]}"),
+            ("\"src\":\"nango\"", "\"src\":\"na\\u006ego\""),
+            ("}\",\"metadata\"", "\",\"metadata\""),
+            ("1790000000}", "1790000000"),
+        ] {
+            let line = LINE.replace(from, to);
+            assert_ne!(line, LINE, "{from}");
+            assert!(!fits(&line), "{line}");
+        }
+    }
+
+    #[test]
+    fn ignored_contents_do_not_count() {
+        let shapes = &mut learnt();
+        let mut same = |right: &str| {
+            let (mut a, mut b) = (Contents::new(), Contents::new());
+            let fit = shapes.fit(LINE.as_bytes(), &mut a).unwrap();
+            assert_eq!(shapes.fit(right.as_bytes(), &mut b), Some(fit));
+            shapes.same(fit, [LINE.as_bytes(), right.as_bytes()], [&a, &b])
+        };
+        assert!(same(&LINE.replace("nango", "composio").replace("\"written_at\":1790000000", "\"written_at\":1")));
+        assert!(!same(&LINE.replace("secret-1", "secret-2")));
+        assert!(!same(&LINE.replace("\"ep\":1", "\"ep\":2")));
+        assert!(!same(&LINE.replace("b:c", "b:d")));
+    }
+
+    proptest! {
+        /// The short way and the long way read the same facts, and the short way accepts nothing
+        /// that the long way refuses.
+        #[test]
+        fn an_entry_that_fits_is_sound_and_says_the_same(at in 0..LINE.len(), with in "[ -~]{0,3}|\\PC{0,2}|[\\x00-\\x20\"\\\\]{1,2}", cut in 0usize..3) {
+            prop_assume!(LINE.is_char_boundary(at));
+            let line = format!("{}{with}{}", &LINE[..at], &LINE[(at + cut).min(LINE.len())..]);
+            let mut shapes = learnt();
+            let mut contents = Contents::new();
+            if let Some(fit) = shapes.fit(line.as_bytes(), &mut contents) {
+                let rules = Rules { expect_ours: true, ..Rules::default() };
+                let scanned = scan(line.as_bytes());
+                prop_assert!(scanned.is_ok(), "{line}");
+                let scanned = scanned.unwrap();
+                let mut scratch = Vec::new();
+                let long = Facts::read(line.as_bytes(), &scanned, &rules, &mut scratch);
+                prop_assert!(long.is_ok(), "{line}");
+                let long = long.unwrap();
+                let short = shapes.facts(fit, line.as_bytes(), &contents, &rules);
+                let key = scanned.key(line.as_bytes());
+                prop_assert_eq!(key.as_ref(), shapes.key(fit, line.as_bytes(), &contents));
+                let exact = Rules { expiry_tolerance_ms: 0, ..rules };
+                let compared = compare(&long, &short, &exact, &Keys::new([0; 32], None));
+                prop_assert!(compared.changes.is_empty() && compared.unverifiable.is_none(), "{line} {:?}", compared.changes);
+                prop_assert_eq!((long.ours, long.written_at, long.fields.len()), (short.ours, short.written_at, short.fields.len()));
+            }
+        }
+    }
+}

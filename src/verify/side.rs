@@ -1,0 +1,282 @@
+//! Where entries come from: anything that can hand over blocks of entry lines.
+//!
+//! A dump file, a KV namespace read through its API, the journal: each is a [`Source`] that opens
+//! as a [`Side`], and a side fills [`Block`]s with entries in the one form that
+//! [`super::entry`] describes. The comparison never learns more than that. Each side fills its
+//! blocks on a thread of its own, so it may block on a network as it likes.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+
+use serde::{Deserialize, Serialize};
+
+/// How many bytes of entries a block holds, more only for one large entry. Large enough that a
+/// thread is woken rarely, small enough that the blocks in flight stay within the caches.
+pub const BLOCK_BYTES: usize = 256 * 1024;
+
+/// Blocks that one side may be ahead.
+const BLOCKS_AHEAD: usize = 3;
+
+/// Where in a side reading starts again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// Entries before this point.
+    pub entries: u64,
+    /// Bytes before this point, for sides in which that says where it is.
+    pub offset: u64,
+}
+
+/// A run of whole entry lines.
+#[derive(Debug, Default)]
+pub struct Block {
+    /// The lines, each ended by a line feed but perhaps the last one of a side.
+    pub(super) bytes: Vec<u8>,
+    /// What stands before the block. Only the offset matters after the first block of a side: the
+    /// entries are counted as they are read.
+    pub mark: Mark,
+    /// Where each entry stands in the side, when that is not where it stands in the lines.
+    pub(super) starts: Vec<u64>,
+    /// Entries that were not taken over whole, by their place in the block from 0, and why.
+    pub(super) faults: Vec<(u64, String)>,
+}
+
+impl Block {
+    /// Appends one entry as a JSON object. `offset` is where it stands in the side, in bytes.
+    pub fn push(&mut self, entry: &[u8], offset: u64) {
+        self.starts.push(offset);
+        let from = self.bytes.len();
+        self.bytes.extend_from_slice(entry);
+        // A line feed inside an entry is either a blank between its parts, or inside a string,
+        // where JSON forbids it. Another control character is refused there just the same.
+        let mut at = from;
+        while let Some(hit) = memchr::memchr2(b'\n', b'\r', &self.bytes[at..]) {
+            at += hit;
+            self.bytes[at] = if in_string(&self.bytes[from..at]) { 0x01 } else { b' ' };
+        }
+        self.bytes.push(b'\n');
+    }
+
+    /// Appends an entry that could not be taken over: `stub` is what can be told of it, as JSON.
+    pub fn push_fault(&mut self, stub: &[u8], offset: u64, why: impl Into<String>) {
+        self.faults.push((self.starts.len() as u64, why.into()));
+        self.push(stub, offset);
+    }
+
+    /// Whether the block holds as much as it should.
+    pub fn is_full(&self) -> bool {
+        self.bytes.len() >= BLOCK_BYTES
+    }
+
+    fn reset(&mut self) {
+        self.bytes.clear();
+        self.starts.clear();
+        self.faults.clear();
+    }
+}
+
+fn in_string(before: &[u8]) -> bool {
+    let (mut inside, mut at) = (false, 0);
+    while let Some(hit) = memchr::memchr2(b'"', b'\\', &before[at..]) {
+        at += hit;
+        if before[at] == b'\\' {
+            at += 2;
+        } else {
+            inside = !inside;
+            at += 1;
+        }
+        if at >= before.len() {
+            break;
+        }
+    }
+    inside
+}
+
+/// Why a side could not be read to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Halt {
+    /// Where, if that can be told.
+    pub offset: Option<u64>,
+    pub entry: Option<u64>,
+    pub message: String,
+}
+
+impl Halt {
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { offset: None, entry: None, message: message.into() }
+    }
+}
+
+/// One side of a comparison, opened.
+pub trait Side: Send {
+    /// Appends entries to an empty block whose mark is set by the implementation. `false` at the
+    /// end of the side, when nothing was appended.
+    ///
+    /// # Errors
+    /// When the side cannot be read any further; what was appended before still counts.
+    fn fill(&mut self, block: &mut Block) -> Result<bool, Halt>;
+}
+
+/// Something that can be opened as a side.
+pub trait Source: Send + Sync {
+    /// The name as the user gave it.
+    fn name(&self) -> &str;
+
+    /// Opens the side from the start or from a mark of an earlier reading. `read` counts the bytes
+    /// taken from the outside, for the progress line.
+    ///
+    /// # Errors
+    /// When there is nothing that can be compared.
+    fn open(&self, from: Mark, read: Arc<AtomicU64>) -> Result<Box<dyn Side>, Halt>;
+
+    /// Whether the side can be opened again and gives the same entries.
+    fn can_reopen(&self) -> bool;
+
+    /// What tells one state of the side from another, so that a run is not resumed over a changed one.
+    fn state(&self) -> Option<String>;
+
+    /// How many bytes `open` will count, if that is known.
+    fn bytes(&self) -> Option<u64>;
+
+    /// Reads single entries again by their offset, if the side can do that quickly.
+    ///
+    /// # Errors
+    /// When it could, but opening it fails.
+    fn lookup(&self) -> std::io::Result<Option<Box<dyn Lookup>>> {
+        Ok(None)
+    }
+}
+
+/// Reads single entries of a side again.
+pub trait Lookup: Send {
+    /// The entry that starts at this offset.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn entry(&mut self, offset: u64) -> std::io::Result<Vec<u8>>;
+}
+
+enum Message {
+    Block(Block),
+    End,
+    Halt(Halt),
+}
+
+/// A side that is being read on its own thread.
+pub(super) struct Feed {
+    blocks: Option<Receiver<Message>>,
+    used: mpsc::Sender<Block>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Feed {
+    pub fn start(mut side: Box<dyn Side>) -> Self {
+        let (sender, blocks) = sync_channel(BLOCKS_AHEAD);
+        let (used, returned) = mpsc::channel();
+        let thread = std::thread::spawn(move || pump(side.as_mut(), &sender, &returned));
+        Self { blocks: Some(blocks), used, thread: Some(thread) }
+    }
+
+    /// The next block, taking the last one back. `None` at the end.
+    pub fn next(&mut self, used: Block) -> Result<Option<Block>, Halt> {
+        // The thread may have ended and dropped its end; then the block is simply dropped too.
+        let _ = self.used.send(used);
+        let Some(blocks) = &self.blocks else { return Ok(None) };
+        match blocks.recv() {
+            Ok(Message::Block(block)) => Ok(Some(block)),
+            Ok(Message::Halt(halt)) => {
+                self.blocks = None;
+                Err(halt)
+            }
+            Ok(Message::End) => {
+                self.blocks = None;
+                Ok(None)
+            }
+            Err(_) => {
+                self.blocks = None;
+                Err(Halt::new("the thread that reads this side ended unexpectedly"))
+            }
+        }
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        // With the channel closed the thread ends at its next block.
+        self.blocks = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic there was reported as a halt already.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn pump(side: &mut dyn Side, blocks: &SyncSender<Message>, returned: &Receiver<Block>) {
+    loop {
+        let mut block = returned.try_recv().unwrap_or_default();
+        block.reset();
+        let filled = side.fill(&mut block);
+        if !block.bytes.is_empty() && blocks.send(Message::Block(block)).is_err() {
+            return;
+        }
+        let last = match filled {
+            Ok(true) => continue,
+            Ok(false) => Message::End,
+            Err(halt) => Message::Halt(halt),
+        };
+        // Nobody may be listening any more, which is no error.
+        let _ = blocks.send(last);
+        return;
+    }
+}
+
+/// Counts bytes as they are read.
+pub(super) struct Counted<R> {
+    pub inner: R,
+    pub read: Arc<AtomicU64>,
+}
+
+impl<R: std::io::Read> std::io::Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        self.read.fetch_add(n as u64, Ordering::Relaxed);
+        Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_over_several_lines_becomes_one() {
+        let mut block = Block::default();
+        block.push(b"{\n \"key\":\r\n\"a\nb\\\"\n\"}", 0);
+        assert_eq!(block.bytes, b"{  \"key\":  \"a\x01b\\\"\x01\"}\n");
+    }
+
+    struct Endless(u64);
+
+    impl Side for Endless {
+        fn fill(&mut self, block: &mut Block) -> Result<bool, Halt> {
+            block.mark = Mark { entries: self.0, offset: 0 };
+            block.push(b"{}", self.0);
+            self.0 += 1;
+            if self.0 == 1_000 { Err(Halt::new("enough")) } else { Ok(true) }
+        }
+    }
+
+    #[test]
+    fn what_came_before_a_halt_is_delivered_and_a_feed_can_be_dropped_at_any_time() {
+        let mut feed = Feed::start(Box::new(Endless(0)));
+        let mut block = Block::default();
+        for n in 0..1_000 {
+            block = feed.next(block).unwrap().unwrap();
+            assert_eq!(block.mark.entries, n);
+        }
+        assert_eq!(feed.next(block).unwrap_err().message, "enough");
+        assert!(feed.next(Block::default()).unwrap().is_none());
+        drop(Feed::start(Box::new(Endless(0))));
+    }
+}
