@@ -1,8 +1,11 @@
 //! `cutover sandbox` as a user runs it: beside a client, in real time.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use cutover::domain::secret::{hex, hmac_sha256};
 
 /// Ends the sandbox also when a test fails.
 struct Serving(Child);
@@ -20,39 +23,113 @@ fn cutover(folder: &Path) -> Command {
     command
 }
 
-#[test]
-fn the_printed_environment_points_a_client_at_the_sandbox() {
-    let dir = tempfile::tempdir().unwrap();
-    let sandbox =
-        cutover(dir.path()).args(["sandbox", "--print-env"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-    let mut sandbox = Serving(sandbox.unwrap());
-    let mut stdout = BufReader::new(sandbox.0.stdout.take().unwrap());
-    let mut environment = Vec::new();
-    for _ in 0..13 {
-        let mut line = String::new();
-        stdout.read_line(&mut line).unwrap();
-        let (name, value) = line.trim_end().strip_prefix("export ").unwrap().split_once('=').unwrap();
-        environment.push((name.to_owned(), value.trim_matches('\'').to_owned()));
+/// A served sandbox and the variables that it printed.
+struct Live {
+    sandbox: Serving,
+    stdout: BufReader<ChildStdout>,
+    environment: Vec<(String, String)>,
+    dir: tempfile::TempDir,
+}
+
+impl Live {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let sandbox =
+            cutover(dir.path()).args(["sandbox", "--print-env"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut sandbox = Serving(sandbox.unwrap());
+        let mut stdout = BufReader::new(sandbox.0.stdout.take().unwrap());
+        let mut environment = Vec::new();
+        for _ in 0..14 {
+            let mut line = String::new();
+            stdout.read_line(&mut line).unwrap();
+            let (name, value) = line.trim_end().strip_prefix("export ").unwrap().split_once('=').unwrap();
+            environment.push((name.to_owned(), value.trim_matches('\'').to_owned()));
+        }
+        Self { sandbox, stdout, environment, dir }
     }
-    let run = |args: &[&str]| {
-        let output = cutover(dir.path()).args(args).envs(environment.iter().cloned()).output().unwrap();
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = cutover(self.dir.path());
+        command.args(args).envs(self.environment.iter().cloned());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> (i32, String, String) {
+        let output = self.command(args).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         (output.status.code().unwrap(), text, String::from_utf8(output.stderr).unwrap())
-    };
-    let (code, shown, _) = run(&["config"]);
-    assert_eq!((code, shown.matches("environment").count()), (0, 13), "{shown}");
-    assert_eq!(run(&["plan", "--inventory", "nango", "--out", "plan.json"]).0, 0);
-    let (code, out, error) = run(&["apply", "plan.json", "--inventory", "nango", "--yes"]);
+    }
+
+    fn variable(&self, name: &str) -> &str {
+        &self.environment.iter().find(|(n, _)| n == name).unwrap().1
+    }
+}
+
+#[test]
+fn the_printed_environment_points_a_client_at_the_sandbox() {
+    let mut live = Live::start();
+    let (code, shown, _) = live.run(&["config"]);
+    assert_eq!((code, shown.matches("environment").count()), (0, 14), "{shown}");
+    assert_eq!(live.run(&["plan", "--inventory", "nango", "--out", "plan.json"]).0, 0);
+    let (code, out, error) = live.run(&["apply", "plan.json", "--inventory", "nango", "--yes"]);
     assert_eq!(code, 0, "{error}");
     assert!(out.contains("composio    holds the current token of 24 of 24 triplets"), "{out}");
 
-    sandbox.0.kill().unwrap();
+    live.sandbox.0.kill().unwrap();
     let mut rest = String::new();
-    stdout.read_to_string(&mut rest).unwrap();
+    live.stdout.read_to_string(&mut rest).unwrap();
     assert_eq!(rest, "", "stdout holds the environment and nothing else");
     let mut told = String::new();
-    sandbox.0.stderr.take().unwrap().read_to_string(&mut told).unwrap();
+    live.sandbox.0.stderr.take().unwrap().read_to_string(&mut told).unwrap();
     assert!(told.starts_with("nango       http://127.0.0.1:") && told.contains("/_sandbox/ledger"), "{told}");
+}
+
+/// Sends one request and gives the status line.
+fn post(address: &str, signature: &str, body: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let length = body.len();
+    write!(
+        stream,
+        "POST /admin/sync/nango HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-length: {length}\r\n\
+         x-nango-hmac-sha256: {signature}\r\n\r\n{body}"
+    )
+    .unwrap();
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unwrap();
+    line
+}
+
+#[test]
+fn the_shim_takes_signed_webhooks_alone_on_its_state_and_stops_when_told() {
+    let live = Live::start();
+    let (code, _, error) = live.run(&["shim"]);
+    assert!(code == 7 && error.contains("no plan is applied"), "{code}: {error}");
+    assert_eq!(live.run(&["plan", "--inventory", "nango", "--out", "plan.json"]).0, 0);
+    assert_eq!(live.run(&["apply", "plan.json", "--yes"]).0, 0);
+
+    let shim = live.command(&["shim", "--listen", "127.0.0.1:0"]).stderr(Stdio::piped()).spawn();
+    let mut shim = Serving(shim.unwrap());
+    let mut stderr = BufReader::new(shim.0.stderr.take().unwrap());
+    let mut line = String::new();
+    stderr.read_line(&mut line).unwrap();
+    let address = line.trim().strip_prefix("listening on http://").unwrap_or_else(|| panic!("{line}")).to_owned();
+
+    let body = r#"{"type":"auth","operation":"override","success":true,"connectionId":"kahuna__slack__default","providerConfigKey":"slack"}"#;
+    let key = live.variable("CUTOVER_NANGO_WEBHOOK_KEY");
+    let signature = hex(&hmac_sha256(key.as_bytes(), &[body.as_bytes()]));
+    assert!(post(&address, &signature, body).contains(" 200 "));
+    assert!(post(&address, &signature, &body.replace("slack", "gong")).contains(" 401 "));
+    assert!(post(&address, "", body).contains(" 401 "));
+
+    let (code, _, error) = live.run(&["shim", "--listen", "127.0.0.1:0"]);
+    assert!(code == 7 && error.contains("another process works on the state"), "{code}: {error}");
+
+    let killed = Command::new("kill").arg(shim.0.id().to_string()).status().unwrap();
+    assert!(killed.success());
+    assert_eq!(shim.0.wait().unwrap().code(), Some(0));
+    let mut rest = String::new();
+    stderr.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("stopped between two rounds"), "{rest}");
 }
 
 #[test]

@@ -71,12 +71,15 @@ fn state_path(url: &str) -> Result<PathBuf, String> {
 }
 
 impl StateArgs {
-    /// Opens the state, or makes it.
+    /// Opens the state, or makes it. While this process lives no other can: two engines on one
+    /// state would be two refreshers.
     ///
     /// # Errors
-    /// Exit code 2 when there is a state and no key for it, 1 when either cannot be opened.
+    /// Exit code 2 when there is a state and no key for it, 7 when another process has it, 1 when
+    /// either cannot be opened.
     pub async fn open(&self) -> Result<Store, CommandError> {
         let (path, key_file) = (self.path.display(), self.key_file.display());
+        self.lock()?;
         if self.exists() && !self.key_file.exists() {
             return Err(CommandError::usage(format!("there is a state `{path}` but no key file `{key_file}`"))
                 .hint("name the key file that the state was made with as `--key-file`: no other opens it"));
@@ -84,6 +87,27 @@ impl StateArgs {
         let cannot = || CommandError::failed(format!("cannot open the state `{path}`"));
         let vault = Vault::load_or_create(&self.key_file).map_err(|error| cannot().because(&error))?;
         Store::open(&self.path, Durability::PowerLoss, vault).await.map_err(|error| cannot().because(&error))
+    }
+
+    /// Takes the lock file beside the database, until the process ends however it ends.
+    fn lock(&self) -> Result<(), CommandError> {
+        let mut lock_path = self.path.clone().into_os_string();
+        lock_path.push(".lock");
+        let lock_path = PathBuf::from(lock_path);
+        let cannot = || CommandError::failed(format!("cannot lock the state with `{}`", lock_path.display()));
+        let file = std::fs::File::create(&lock_path).map_err(|error| cannot().because(&error))?;
+        match file.try_lock() {
+            Ok(()) => {
+                // The lock is as long as the process: the kernel releases it with the descriptor.
+                std::mem::forget(file);
+                Ok(())
+            }
+            Err(std::fs::TryLockError::WouldBlock) => {
+                let message = format!("another process works on the state `{}`", self.path.display());
+                Err(CommandError::new(exit::REFUSED, message).hint("stop that `cutover shim` or `cutover apply` first"))
+            }
+            Err(std::fs::TryLockError::Error(error)) => Err(cannot().because(&error)),
+        }
     }
 
     /// Whether anything was ever kept there.
@@ -332,5 +356,8 @@ async fn done(engine: &Engine<HttpOutside>, plan: &Plan, state: &Path) -> Result
         let _ = writeln!(out, "  {:<11} holds the current token of {current} of {} triplets", sink.name(), rows.len());
     }
     let _ = writeln!(out, "\n{} triplets stay. The state is in {}.", plan.rows.len() - rows.len(), state.display());
+    out.push_str(
+        "Start `cutover shim` on this state now: the alarms stand by, and nobody else keeps the tokens fresh.\n",
+    );
     Ok(out)
 }

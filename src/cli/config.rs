@@ -69,6 +69,8 @@ settings! {
         "Nango's address";
     NANGO_KEY: "CUTOVER_NANGO_KEY", "nango", "key", Secret, None,
         "the secret key of the environment at Nango (Environment Settings)";
+    NANGO_WEBHOOK_KEY: "CUTOVER_NANGO_WEBHOOK_KEY", "nango", "webhook_key", Secret, None,
+        "the webhook signing key of the environment at Nango; without it webhooks are refused";
     COMPOSIO_URL: "CUTOVER_COMPOSIO_URL", "composio", "url", Url, Some("https://backend.composio.dev"),
         "Composio's address, without `/api/v3.1`";
     COMPOSIO_KEY: "CUTOVER_COMPOSIO_KEY", "composio", "key", Secret, None,
@@ -171,6 +173,20 @@ impl Config {
         let endpoint = asked.nango()?;
         asked.finish()?;
         Ok(endpoint)
+    }
+
+    /// The keys that Nango signs its webhooks with; none when none is set.
+    ///
+    /// # Errors
+    /// Exit code 2 when the file that holds it cannot be read.
+    pub fn nango_webhook_keys(&self) -> Result<Vec<Secret>, CommandError> {
+        if !self.found.contains_key(NANGO_WEBHOOK_KEY.variable) {
+            return Ok(Vec::new());
+        }
+        let mut asked = Asked { config: self, missing: Vec::new() };
+        let key = asked.secret(&NANGO_WEBHOOK_KEY)?;
+        asked.finish()?;
+        Ok(vec![key])
     }
 
     /// What carrying out a plan needs: all five systems.

@@ -11,6 +11,7 @@ mod logging;
 pub mod plan;
 pub mod rehearse;
 pub mod sandbox;
+pub mod shim;
 pub mod show;
 mod ui;
 pub mod verify;
@@ -62,6 +63,7 @@ pub enum Command {
     Plan(plan::PlanArgs),
     Show(show::ShowArgs),
     Apply(apply::ApplyArgs),
+    Shim(shim::ShimArgs),
     Verify(Box<verify::VerifyArgs>),
     Sandbox(sandbox::SandboxArgs),
     Config(config::ConfigArgs),
@@ -89,6 +91,7 @@ pub fn main() -> u8 {
         Command::Plan(args) => plan::run(args, &ui),
         Command::Show(args) => show::run(&args, &ui),
         Command::Apply(args) => apply::run(&args, &ui),
+        Command::Shim(args) => shim::run(args, &ui),
         Command::Verify(args) => verify::run(&args, &ui),
         Command::Sandbox(args) => sandbox::run(args, &ui),
         Command::Config(args) => config::run(&args, &ui),

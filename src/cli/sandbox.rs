@@ -135,9 +135,10 @@ fn banner(urls: &SandboxUrls) -> String {
 /// The keys open nothing but this sandbox.
 fn environment(urls: &SandboxUrls, keys: &SandboxKeys) -> String {
     let account = format!("{}/client/v4/accounts/{}", urls.cloudflare, keys.cloudflare_account_id);
-    let variables: [(&str, &str); 13] = [
+    let variables: [(&str, &str); 14] = [
         ("CUTOVER_NANGO_URL", &urls.nango),
         ("CUTOVER_NANGO_KEY", &keys.nango_api_key),
+        ("CUTOVER_NANGO_WEBHOOK_KEY", &keys.nango_webhook_signing_key),
         ("CUTOVER_COMPOSIO_URL", &urls.composio),
         ("CUTOVER_COMPOSIO_KEY", &keys.composio_api_key),
         ("CUTOVER_CLOUDFLARE_URL", &account),

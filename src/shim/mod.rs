@@ -9,7 +9,7 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, StatusCode};
-use axum::routing::post;
+use axum::routing::{get, post};
 
 use crate::domain::secret::Secret;
 use crate::domain::time::Timestamp;
@@ -33,6 +33,7 @@ impl<O: Outside> Shim<O> {
     pub fn router(self: Arc<Self>) -> Router {
         Router::new()
             .route("/admin/sync/nango", post(sync_nango::<O>))
+            .route("/healthz", get(|| async { "ok" }))
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .with_state(self)
     }
