@@ -40,11 +40,15 @@ pub struct Block {
     pub(super) starts: Vec<u64>,
     /// Entries that were not taken over whole, by their place in the block from 0, and why.
     pub(super) faults: Vec<(u64, String)>,
+    /// The bytes are those of an earlier use, kept because memory that is written over need not
+    /// be cleared first.
+    stale: bool,
 }
 
 impl Block {
     /// Appends one entry as a JSON object. `offset` is where it stands in the side, in bytes.
     pub fn push(&mut self, entry: &[u8], offset: u64) {
+        self.freshen();
         self.starts.push(offset);
         let from = self.bytes.len();
         self.bytes.extend_from_slice(entry);
@@ -66,11 +70,30 @@ impl Block {
 
     /// Whether the block holds as much as it should.
     pub fn is_full(&self) -> bool {
-        self.bytes.len() >= BLOCK_BYTES
+        !self.stale && self.bytes.len() >= BLOCK_BYTES
+    }
+
+    /// Whether nothing was appended yet.
+    pub fn is_empty(&self) -> bool {
+        self.stale || self.bytes.is_empty()
+    }
+
+    /// The bytes as a room to write over, of which `keep` stands at the start.
+    pub(super) fn room(&mut self, keep: &[u8], wanted: usize) -> &mut Vec<u8> {
+        self.stale = false;
+        self.bytes.resize(wanted.max(keep.len()), 0);
+        self.bytes[..keep.len()].copy_from_slice(keep);
+        &mut self.bytes
+    }
+
+    fn freshen(&mut self) {
+        if std::mem::replace(&mut self.stale, false) {
+            self.bytes.clear();
+        }
     }
 
     fn reset(&mut self) {
-        self.bytes.clear();
+        self.stale = true;
         self.starts.clear();
         self.faults.clear();
     }
@@ -217,6 +240,7 @@ fn pump(side: &mut dyn Side, blocks: &SyncSender<Message>, returned: &Receiver<B
         let mut block = returned.try_recv().unwrap_or_default();
         block.reset();
         let filled = side.fill(&mut block);
+        block.freshen();
         if !block.bytes.is_empty() && blocks.send(Message::Block(block)).is_err() {
             return;
         }

@@ -157,7 +157,7 @@ impl Side for Array {
                     self.state = State::Element;
                     self.at += 1;
                 }
-                (State::Done, None) => return Ok(!block.bytes.is_empty()),
+                (State::Done, None) => return Ok(!block.is_empty()),
                 (State::Done, Some(_)) => return self.halt("text after the closing `]`", "the end of the file"),
                 (State::After, Some(_)) => return self.halt("something else", "`,` or `]` after an entry"),
                 (_, Some(byte)) => return self.halt(super::super::json::kind(Some(byte)), "an object as the entry"),

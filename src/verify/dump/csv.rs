@@ -140,7 +140,7 @@ impl Side for Rows {
             self.taken.store(0, Ordering::Relaxed);
             let offset = self.reader.position().byte();
             let read = match self.reader.read_byte_record(&mut self.record) {
-                Ok(false) => return Ok(!block.bytes.is_empty()),
+                Ok(false) => return Ok(!block.is_empty()),
                 Ok(true) => self.write(),
                 Err(error) => match error.kind() {
                     ::csv::ErrorKind::UnequalLengths { .. } => {

@@ -1,7 +1,7 @@
 //! JSON lines: taken over as they stand, block by block.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 
 use super::super::entry::ENTRY_BYTES_MAX;
 use super::super::side::{BLOCK_BYTES, Block, Halt, Lookup, Mark, Side};
@@ -23,23 +23,21 @@ impl Lines {
         Self { input, carry: Vec::new(), mark: from, ended: false }
     }
 
-    /// Reads on behind what the block holds, up to `wanted` bytes in all.
-    fn read_up_to(&mut self, block: &mut Block, wanted: usize) -> Result<(), Halt> {
-        while block.bytes.len() < wanted && !self.ended {
-            let missing = (wanted - block.bytes.len()) as u64;
-            let before = block.bytes.len();
-            // `read_to_end` on a bounded reader fills the vector in place without zeroing it first.
-            let read = (&mut self.input).take(missing).read_to_end(&mut block.bytes);
-            if let Err(error) = read {
-                let offset = self.mark.offset + block.bytes.len() as u64;
-                let whole = memchr::memrchr(b'\n', &block.bytes).map_or(0, |at| at + 1);
-                block.bytes.truncate(whole);
-                self.ended = true;
-                return Err(broken(&error, Some(offset)));
+    /// Reads on into `bytes` from `filled` until all of it is filled or the input ends; tells how
+    /// much is filled then.
+    fn read_on(&mut self, bytes: &mut [u8], mut filled: usize) -> (usize, Option<Halt>) {
+        while filled < bytes.len() && !self.ended {
+            match self.input.read(&mut bytes[filled..]) {
+                Ok(0) => self.ended = true,
+                Ok(n) => filled += n,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.ended = true;
+                    return (filled, Some(broken(&error, Some(self.mark.offset + filled as u64))));
+                }
             }
-            self.ended = block.bytes.len() == before || (block.bytes.len() as u64) < before as u64 + missing;
         }
-        Ok(())
+        (filled, None)
     }
 
     /// Drops the rest of a line that is too long to be an entry.
@@ -100,37 +98,41 @@ impl Lookup for Finder {
 
 impl Side for Lines {
     fn fill(&mut self, block: &mut Block) -> Result<bool, Halt> {
-        block.bytes.append(&mut self.carry);
         block.mark = self.mark;
-        let mut wanted = BLOCK_BYTES;
-        let mut failed = None;
-        let whole = loop {
-            if let Err(halt) = self.read_up_to(block, wanted) {
-                failed = Some(halt);
-                break block.bytes.len();
-            }
-            match memchr::memrchr(b'\n', &block.bytes) {
-                _ if self.ended => break block.bytes.len(),
-                Some(at) => break at + 1,
-                None if wanted >= ENTRY_BYTES_MAX => {
-                    let taken = block.bytes.len() as u64;
-                    block.bytes.truncate(STUB_BYTES);
-                    block.bytes.push(b'\n');
-                    block.faults.push((
-                        0,
-                        format!(
-                            "found an entry of more than {} MiB, expected one that KV can hold",
-                            ENTRY_BYTES_MAX >> 20
-                        ),
-                    ));
+        let carry = std::mem::take(&mut self.carry);
+        let mut wanted = BLOCK_BYTES.max(carry.len());
+        let mut filled = carry.len();
+        let bytes = block.room(&carry, wanted);
+        let (whole, failed) = loop {
+            let (now, failed) = self.read_on(bytes, filled);
+            filled = now;
+            let last = memchr::memrchr(b'\n', &bytes[..filled]).map(|at| at + 1);
+            match (last, failed) {
+                // What was read of a line when reading failed is no entry.
+                (last, Some(halt)) => break (last.unwrap_or(0), Some(halt)),
+                _ if self.ended => break (filled, None),
+                (Some(whole), None) => break (whole, None),
+                (None, None) if filled >= ENTRY_BYTES_MAX => {
+                    bytes.truncate(STUB_BYTES);
+                    bytes.push(b'\n');
+                    let most = ENTRY_BYTES_MAX >> 20;
+                    let why = format!("found an entry of more than {most} MiB, expected one that KV can hold");
+                    block.faults.push((0, why));
                     let skipped = self.skip_line()?;
-                    self.mark.offset += taken + skipped;
+                    self.mark.offset += filled as u64 + skipped;
                     return Ok(true);
                 }
-                None => wanted *= 2,
+                (None, None) => {
+                    wanted *= 2;
+                    bytes.resize(wanted, 0);
+                }
             }
         };
-        self.carry.extend_from_slice(&block.bytes[whole..]);
+        self.carry = carry;
+        self.carry.clear();
+        if failed.is_none() {
+            self.carry.extend_from_slice(&block.bytes[whole..filled]);
+        }
         block.bytes.truncate(whole);
         self.mark.offset += whole as u64;
         match failed {
