@@ -511,7 +511,8 @@ mod tests {
         let text = error.to_string();
         assert_eq!(error.code(), exit::USAGE);
         for setting in ALL.iter().filter(|s| s.default.is_none()) {
-            let optional = ["CUTOVER_CLOUDFLARE_URL", "CUTOVER_PROVIDER_URL"].contains(&setting.variable);
+            let optional = ["CUTOVER_CLOUDFLARE_URL", "CUTOVER_NANGO_WEBHOOK_KEY", "CUTOVER_PROVIDER_URL"]
+                .contains(&setting.variable);
             let hint = format!("set `{}` to", setting.variable);
             assert_eq!(text.contains(&hint), !optional, "{} in {text}", setting.variable);
         }
