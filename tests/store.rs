@@ -90,7 +90,10 @@ async fn only_the_newest_version_waits_for_a_sink_and_its_secret_alone_is_kept()
     for (n, token) in ["one", "two", "three"].iter().enumerate() {
         capture(&store, token, 1_000 * (n as i64 + 1), n as i64).await;
     }
-    let pending = store.load_pending(at(10), 100).await.unwrap();
+    let sinks = async || store.load_pending(at(10), 100).await.unwrap();
+    assert!(sinks().await.iter().all(|p| p.sink != Sink::Composio), "there is no account to patch yet");
+    store.save_mirror_account(&triplet(), "ca_1").await.unwrap();
+    let pending = sinks().await;
     assert_eq!(pending.len(), Sink::ALL.len());
     assert!(pending.iter().all(|p| p.metadata.v == 3 && p.entry.access_token.expose() == "three"));
 

@@ -243,6 +243,9 @@ async fn carry_out(engine: &Engine<HttpOutside>, plan: &Plan, clock: &Clock, ui:
         match engine.apply(plan, clock()).await.map_err(explain)? {
             Progress::Done => return Ok(()),
             Progress::Wait(until) => {
+                // The alarms stand by already: tokens are kept fresh while the rest takes its time.
+                let due = engine.run_due(clock()).await.map_err(explain)?;
+                let until = due.map_or(until, |due| due.min(until));
                 let down = engine.store().load_metas("down:").await.map_err(|error| explain(error.into()))?;
                 let down: Vec<String> = down.into_keys().collect();
                 let why = if down.is_empty() {

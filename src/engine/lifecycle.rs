@@ -16,7 +16,7 @@ use crate::domain::api::Api;
 use crate::domain::secret::hex;
 use crate::domain::time::{SECOND_MS, Timestamp};
 use crate::domain::triplet::Triplet;
-use crate::ports::{ApiError, ApiResult, Outside};
+use crate::ports::{ApiError, ApiErrorKind, ApiResult, Outside};
 use crate::store::{IntentState, TripletRow};
 
 /// Who acts, in the audit trail.
@@ -24,6 +24,9 @@ const ACTOR: &str = "cutover";
 
 /// How long an operation waits before it asks an API again that did not answer.
 const RETRY_MS: i64 = 30 * SECOND_MS;
+
+/// How long it waits after a 429 that names no time.
+const LIMITED_MS: i64 = 2 * SECOND_MS;
 
 /// Where an operation stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,13 +88,13 @@ impl<O: Outside> Engine<O> {
     }
 }
 
-/// When to ask again after an error: what the server asked for, or half a minute.
+/// When to ask again after an error: what the server asked for; soon after a limit without a
+/// time, since the next request usually passes; else half a minute.
 fn retry_at(now: Timestamp, error: &ApiError) -> Timestamp {
-    let asked = match error.kind {
-        crate::ports::ApiErrorKind::RateLimited { retry_after_ms } => retry_after_ms.unwrap_or(0),
-        _ => 0,
-    };
-    now.plus_ms(asked.max(RETRY_MS))
+    now.plus_ms(match error.kind {
+        ApiErrorKind::RateLimited { retry_after_ms } => retry_after_ms.unwrap_or(0).max(LIMITED_MS),
+        _ => RETRY_MS,
+    })
 }
 
 /// A name for a triplet that says nothing about the tenant and is always the same: the part that

@@ -67,7 +67,8 @@ pub struct SinkState {
 }
 
 impl Store {
-    /// Deliveries that are due, by sink, oldest capture first, at most `limit` in all.
+    /// Deliveries that are due, by sink, oldest capture first, at most `limit` in all. What is
+    /// meant for Composio waits until `apply` has made the account.
     pub async fn load_pending(&self, now: Timestamp, limit: u32) -> StoreResult<Vec<PendingDelivery>> {
         let rows = sqlx::query(
             "SELECT d.triplet, d.version, d.attempts, d.captured_at, j.payload, j.fingerprint, j.epoch, j.writer,
@@ -75,7 +76,8 @@ impl Store {
              FROM delivery d
              JOIN journal j ON j.triplet = d.triplet AND j.version = d.version
              JOIN triplet t ON t.key = d.triplet
-             WHERE d.next_at <= ? ORDER BY d.captured_at, d.triplet, d.sink LIMIT ?",
+             WHERE d.next_at <= ? AND (d.sink <> 'composio' OR t.mirror_account IS NOT NULL)
+             ORDER BY d.captured_at, d.triplet, d.sink LIMIT ?",
         )
         .bind(now.millis())
         .bind(limit)

@@ -28,12 +28,14 @@ impl<O: Outside> Engine<O> {
             wait = self.read_all_once(now).await?;
         }
         if wait.is_none() {
+            // From here on Nango is the only refresher, so the duties must run beside the rest of
+            // this operation, however long Composio makes it wait.
+            self.store.save_meta("soaking", "1").await?;
             wait = self.make_mirrors(now).await?;
         }
         if let Some(at) = wait {
             return Ok(Progress::Wait(at));
         }
-        self.store.save_meta("soaking", "1").await?;
         self.mirror(now).await?;
         self.enter_mirroring(now).await
     }
