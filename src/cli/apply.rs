@@ -243,9 +243,6 @@ async fn carry_out(engine: &Engine<HttpOutside>, plan: &Plan, clock: &Clock, ui:
         match engine.apply(plan, clock()).await.map_err(explain)? {
             Progress::Done => return Ok(()),
             Progress::Wait(until) => {
-                // The alarms stand by already: tokens are kept fresh while the rest takes its time.
-                let due = engine.run_due(clock()).await.map_err(explain)?;
-                let until = due.map_or(until, |due| due.min(until));
                 let down = engine.store().load_metas("down:").await.map_err(|error| explain(error.into()))?;
                 let down: Vec<String> = down.into_keys().collect();
                 let why = if down.is_empty() {
@@ -258,8 +255,13 @@ async fn carry_out(engine: &Engine<HttpOutside>, plan: &Plan, clock: &Clock, ui:
                     ui.note(&format!("{why}; next try at {}", until.to_rfc3339()));
                     told = Some(why);
                 }
-                let wait_ms = until.since(clock()).max(0);
-                tokio::time::sleep(Duration::from_millis(wait_ms.unsigned_abs())).await;
+                // The alarms stand by already: tokens are kept fresh while the rest takes its time.
+                // The duties may be due sooner than the API may be asked again.
+                while clock() < until {
+                    let due = engine.run_due(clock()).await.map_err(explain)?;
+                    let wait_ms = due.map_or(until, |due| due.min(until)).since(clock()).max(0);
+                    tokio::time::sleep(Duration::from_millis(wait_ms.unsigned_abs())).await;
+                }
             }
         }
     }

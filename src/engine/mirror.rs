@@ -86,11 +86,8 @@ impl<O: Outside> Engine<O> {
         let mut rest = pending.into_iter();
         let mut failed: Vec<(Vec<PendingDelivery>, ApiErrorKind)> = Vec::new();
         while let Some(p) = rest.next() {
-            let Some(account) = &p.mirror_account else {
-                // `apply` makes the account with the token of that moment; until then there is nothing to patch.
-                failed.push((vec![p], ApiErrorKind::NotFound { code: "no mirror account yet".into() }));
-                continue;
-            };
+            // Without an account there is nothing to patch yet; such deliveries are not loaded.
+            let Some(account) = &p.mirror_account else { continue };
             let answer = self.outside.target().patch_bearer(account, &p.entry.access_token).await;
             self.observe(Api::Composio, now, &answer).await?;
             match answer {
