@@ -5,9 +5,12 @@
 //! The engine never sleeps and never reads a clock. It keeps nothing that matters in memory: an
 //! engine that was killed at any await and built again from its store goes on where it was.
 
+mod circuit;
 mod evidence;
+mod intake;
 mod lifecycle;
 mod mirror;
+mod onboard;
 mod poll;
 mod watch;
 
@@ -21,10 +24,13 @@ use crate::domain::criteria::Note;
 use crate::domain::time::{HOUR_MS, MINUTE_MS, SECOND_MS, Timestamp};
 use crate::plan::Policy;
 use crate::ports::{ApiResult, Outside};
-use crate::store::{Due, Store, StoreError};
+use crate::status::{Snapshot, snapshot};
+use crate::store::{Due, Sink, Store, StoreError};
 
 pub use evidence::GateReport;
+pub use intake::Reported;
 pub use lifecycle::Progress;
+pub use onboard::{Newcomer, Onboarding, TargetLink};
 
 /// The policy, and what is not a matter of policy. Durations in milliseconds.
 #[derive(Clone, Debug)]
@@ -41,6 +47,9 @@ pub struct EngineConfig {
     pub consent_attempts_max: u32,
     /// Attempts per delivery before it becomes a dead letter.
     pub delivery_attempts_max: u32,
+    /// Requests to one sink that may be under way at once. More than one makes their order a
+    /// matter of chance, which a rehearsal must not have.
+    pub sink_parallel: usize,
 }
 
 impl EngineConfig {
@@ -52,6 +61,7 @@ impl EngineConfig {
             silence_ms: 2 * HOUR_MS,
             consent_attempts_max: 3,
             delivery_attempts_max: 60,
+            sink_parallel: 1,
         }
     }
 }
@@ -64,6 +74,7 @@ pub struct Engine<O> {
     config: EngineConfig,
     soaking: AtomicBool,
     known: Mutex<Known>,
+    directory: intake::Directory,
 }
 
 /// What the store also has, kept at hand: read once when the engine starts, written through.
@@ -82,6 +93,7 @@ struct Known {
     soak_started: bool,
     /// When the soak clock last showed that we are there.
     alive_at: Option<Timestamp>,
+    mirroring: mirror::Mirroring,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -106,6 +118,30 @@ pub enum EngineError {
 
 pub type EngineResult<T> = Result<T, EngineError>;
 
+/// Duties that do not wait for each other: what is slow in one lane delays nothing in another.
+/// Each lane has one round at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// Reads at Nango.
+    Reads,
+    Sink(Sink),
+    /// Probes, smoke tests, scans, comparisons, audit rows.
+    Watch,
+}
+
+impl Lane {
+    pub const ALL: [Self; 5] =
+        [Self::Reads, Self::Sink(Sink::KvSource), Self::Sink(Sink::KvTarget), Self::Sink(Sink::Composio), Self::Watch];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Reads => "reads",
+            Self::Sink(sink) => sink.name(),
+            Self::Watch => "watch",
+        }
+    }
+}
+
 /// The periodic duties, in the order in which they run when several are due.
 const PERIODIC: [Periodic; 5] = [Periodic::Probe, Periodic::Smoke, Periodic::Scan, Periodic::Verify, Periodic::Audit];
 
@@ -129,7 +165,8 @@ impl<O: Outside> Engine<O> {
         let health = Api::ALL.map(|api| (api, Health { last_ok: None, down_since: down.get(api.name()).and_then(at) }));
         let foreign = store.load_metas("foreign:").await?.into_keys().collect();
         let known = Mutex::new(Known { health: health.into(), foreign, ..Known::default() });
-        Ok(Self { store, outside, catalogue, config, soaking: AtomicBool::new(false), known })
+        let (soaking, directory) = (AtomicBool::new(false), intake::Directory::default());
+        Ok(Self { store, outside, catalogue, config, soaking, known, directory })
     }
 
     pub fn store(&self) -> &Store {
@@ -171,18 +208,75 @@ impl<O: Outside> Engine<O> {
             self.poll(now).await?;
         }
         let delivered = polled || Due::is(due.delivery_at, now);
-        if delivered {
-            self.mirror(now).await?;
-        }
         let mut next = Vec::new();
+        if delivered {
+            for sink in Sink::ALL {
+                next.extend(self.mirror(sink, now).await?);
+            }
+        }
         for duty in PERIODIC {
             next.push(self.run_periodic(duty, now).await?);
         }
         let due = if delivered { self.store.load_due().await? } else { due };
         next.extend(due.poll_at);
-        next.extend(due.delivery_at);
+        next.extend(due.delivery_at.filter(|_| !delivered));
         // What is still due now was put off for a reason that only time mends.
         Ok(next.into_iter().map(|at| at.max(now.plus_ms(SECOND_MS))).min())
+    }
+
+    /// Runs what is due in one lane at `now`. Returns when the lane is next due; all lanes together
+    /// do what [`Engine::run_due`] does.
+    ///
+    /// # Errors
+    /// Only when the store fails.
+    pub async fn run_lane(&self, lane: Lane, now: Timestamp) -> EngineResult<Option<Timestamp>> {
+        if !self.is_soaking().await? {
+            return Ok(None);
+        }
+        match lane {
+            Lane::Reads => {
+                let due = self.store.load_due().await?;
+                if due.rotation_by.is_some_and(|at| at < now) {
+                    self.note_missed(now).await?;
+                }
+                if !Due::is(due.poll_at, now) {
+                    return Ok(due.poll_at);
+                }
+                self.poll(now).await?;
+                Ok(self.store.load_due().await?.poll_at)
+            }
+            Lane::Sink(sink) => {
+                // Before anything newer is delivered: what ended, ended.
+                if sink == Sink::KvSource && self.store.load_due().await?.served_until.is_some_and(|at| at < now) {
+                    self.note_expired(now).await?;
+                }
+                self.mirror(sink, now).await
+            }
+            Lane::Watch => {
+                let mut next = Vec::new();
+                for duty in PERIODIC {
+                    next.push(self.run_periodic(duty, now).await?);
+                }
+                Ok(next.into_iter().min())
+            }
+        }
+    }
+
+    /// The state of everything at `now`, with what only the engine knows.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn snapshot(&self, now: Timestamp) -> EngineResult<Snapshot> {
+        let mut snapshot = snapshot(&self.store, &self.config.policy, now).await?;
+        self.known(|known| {
+            snapshot.results = known.mirroring.results();
+            for (status, sink) in snapshot.sinks.iter_mut().zip(Sink::ALL) {
+                if let Some((until, why)) = known.mirroring.trouble(sink) {
+                    (status.open_until, status.trouble) = (Some(until), Some(why));
+                }
+            }
+        });
+        Ok(snapshot)
     }
 
     async fn is_soaking(&self) -> EngineResult<bool> {

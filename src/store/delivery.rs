@@ -12,6 +12,9 @@ use crate::domain::time::Timestamp;
 use crate::domain::token::{KvEntry, KvMetadata, Writer};
 use crate::domain::triplet::Triplet;
 
+/// The least time between two writes of one key.
+const KEY_WRITE_MS: i64 = crate::domain::time::SECOND_MS;
+
 /// A place that tokens are mirrored to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Sink {
@@ -67,42 +70,31 @@ pub struct SinkState {
 }
 
 impl Store {
-    /// Deliveries that are due, by sink, oldest capture first, at most `limit` in all. What is
-    /// meant for Composio waits until `apply` has made the account.
-    pub async fn load_pending(&self, now: Timestamp, limit: u32) -> StoreResult<Vec<PendingDelivery>> {
+    /// Deliveries that are due at `sink`, oldest capture first, at most `limit`. What is meant for
+    /// Composio waits until `apply` has made the account. No key of a sink is written twice within
+    /// a second (Cloudflare contract §2.7).
+    pub async fn load_pending_of(&self, sink: Sink, now: Timestamp, limit: u32) -> StoreResult<Vec<PendingDelivery>> {
         let rows = sqlx::query(
             "SELECT d.triplet, d.version, d.attempts, d.captured_at, j.payload, j.fingerprint, j.epoch, j.writer,
-                    j.expires_at, t.mirror_account, d.sink
+                    j.expires_at, t.mirror_account
              FROM delivery d
              JOIN journal j ON j.triplet = d.triplet AND j.version = d.version
              JOIN triplet t ON t.key = d.triplet
-             WHERE d.next_at <= ? AND (d.sink <> 'composio' OR t.mirror_account IS NOT NULL)
-             ORDER BY d.captured_at, d.triplet, d.sink LIMIT ?",
+             WHERE d.sink = $1 AND d.next_at <= $2 AND (d.delivered_at IS NULL OR d.delivered_at <= $3)
+               AND (d.sink <> 'composio' OR t.mirror_account IS NOT NULL)
+             ORDER BY d.captured_at, d.triplet LIMIT $4",
         )
+        .bind(sink.name())
         .bind(now.millis())
+        .bind(now.millis() - KEY_WRITE_MS)
         .bind(limit)
         .fetch_all(&mut *self.lock().await)
         .await
         .during("load pending deliveries")?;
-        // The sinks of a triplet come one after the other: its entry is decrypted once.
-        let mut opened: Option<(String, i64, KvEntry)> = None;
         rows.into_iter()
             .map(|r| {
                 let name: String = r.get(0);
                 let version: i64 = r.get(1);
-                let entry = match &opened {
-                    Some((n, v, entry)) if *n == name && *v == version => entry.clone(),
-                    _ => {
-                        let entry = self.open_entry(&name, version, &r.get::<Vec<u8>, _>(4))?;
-                        opened = Some((name.clone(), version, entry.clone()));
-                        entry
-                    }
-                };
-                let sink: String = r.get(10);
-                let sink = Sink::ALL
-                    .into_iter()
-                    .find(|s| s.name() == sink)
-                    .ok_or(StoreError::Corrupt { what: "sink", detail: sink })?;
                 let writer: Writer = from_json("writer", &format!("\"{}\"", r.get::<String, _>(7)))?;
                 Ok(PendingDelivery {
                     sink,
@@ -114,13 +106,28 @@ impl Store {
                         src: writer,
                         exp: r.get::<Option<i64>, _>(8).map(|ms| Timestamp::from_millis(ms).secs()),
                     },
-                    entry,
+                    entry: self.open_entry(&name, version, &r.get::<Vec<u8>, _>(4))?,
                     attempts: r.get::<i64, _>(2) as u32,
                     captured_at: Timestamp::from_millis(r.get(3)),
                     mirror_account: r.get(9),
                 })
             })
             .collect()
+    }
+
+    /// When the next delivery to `sink` is due that can be made.
+    pub async fn load_sink_due(&self, sink: Sink) -> StoreResult<Option<Timestamp>> {
+        let row = sqlx::query(
+            "SELECT MIN(CASE WHEN d.delivered_at + $1 > d.next_at THEN d.delivered_at + $1 ELSE d.next_at END)
+             FROM delivery d JOIN triplet t ON t.key = d.triplet
+             WHERE d.sink = $2 AND d.next_at IS NOT NULL AND (d.sink <> 'composio' OR t.mirror_account IS NOT NULL)",
+        )
+        .bind(KEY_WRITE_MS)
+        .bind(sink.name())
+        .fetch_one(&mut *self.lock().await)
+        .await
+        .during("look for what is due")?;
+        Ok(row.get::<Option<i64>, _>(0).map(Timestamp::from_millis))
     }
 
     /// Records acknowledged deliveries with their audit rows. A newer version that arrived

@@ -73,7 +73,7 @@ impl Store {
     }
 
     pub async fn add_note(&self, kind: &str, note: &Note) -> StoreResult<()> {
-        sqlx::query("INSERT INTO note (at, kind, subject, detail) VALUES (?, ?, ?, ?)")
+        sqlx::query("INSERT INTO note (at, kind, subject, detail, alerted) VALUES (?, ?, ?, ?, 0)")
             .bind(note.at.millis())
             .bind(kind)
             .bind(&note.subject)

@@ -4,12 +4,14 @@
 //! SQLite for one machine. A commit is durable when the method returns (`synchronous=FULL`
 //! unless [`Durability::ProcessCrash`] was asked for).
 
+mod alert;
 mod connection;
 mod delivery;
 mod event;
 mod evidence;
 mod journal;
 mod procedure;
+mod status;
 mod triplet;
 mod vault;
 
@@ -22,11 +24,13 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use crate::domain::time::Timestamp;
 
+pub use alert::AlertRow;
 pub use connection::{ConnectionRow, PollFailure};
 pub use delivery::{Delivered, PendingDelivery, Sink, SinkState};
 pub use event::{EventRow, IntentState};
 pub use evidence::LAG_BOUNDS_S;
 pub use journal::{Capture, NewVersion};
+pub use status::BacklogRow;
 pub use triplet::{NewTriplet, TripletRow};
 pub use vault::{Vault, VaultError};
 
