@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::apply::StateArgs;
 use super::config::Config;
@@ -128,9 +128,10 @@ pub fn run(args: ShimArgs, ui: &Ui) -> CommandResult {
         let shim = Arc::new(Shim::new(routes, wall_clock));
         shim.set_engine(Some(Arc::clone(&engine)));
         let (stop, stopped) = watch::channel(false);
+        let captured = Arc::new(Notify::new());
         let mut duties: Vec<_> = Lane::ALL
             .into_iter()
-            .map(|lane| tokio::spawn(run_lane(Arc::clone(&engine), Arc::clone(&shim), lane, stopped.clone())))
+            .map(|lane| tokio::spawn(run_lane(Arc::clone(&engine), lane, Arc::clone(&captured), stopped.clone())))
             .collect();
         duties.push(tokio::spawn(run_alerts(Arc::clone(&engine), alerts, stopped.clone())));
         let mut until = stopped.clone();
@@ -150,6 +151,12 @@ pub fn run(args: ShimArgs, ui: &Ui) -> CommandResult {
         }
         if !drained {
             ui.note("some requests took too long and were cut off; nothing that was accepted is lost");
+        }
+        shim.set_engine(None);
+        drop(shim);
+        // Leases are given back, so that another machine takes over at once.
+        if let Some(engine) = Arc::into_inner(engine) {
+            engine.into_store().close().await.map_err(|error| broken(&error))?;
         }
         ui.note("stopped between two rounds; everything that was accepted is in the journal");
         Ok(exit::OK)
@@ -198,14 +205,14 @@ fn hint_about_keys(routes: &ShimConfig, ui: &Ui) {
 /// Rounds of one lane, none of them ever cut short.
 async fn run_lane(
     engine: Arc<Engine<HttpOutside>>,
-    shim: Arc<Shim<HttpOutside>>,
     lane: Lane,
+    captured: Arc<Notify>,
     mut stopped: watch::Receiver<bool>,
 ) {
     while !*stopped.borrow() {
         // From here on nothing that comes in is missed.
-        let mut arrived = std::pin::pin!(shim.arrived());
-        arrived.as_mut().enable();
+        let mut work = std::pin::pin!(captured.notified());
+        work.as_mut().enable();
         let wait = match engine.run_lane(lane, wall_clock()).await {
             Ok(next) => until(next),
             Err(error) => {
@@ -213,10 +220,20 @@ async fn run_lane(
                 RETRY
             }
         };
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            () = arrived, if lane != Lane::Watch => tokio::time::sleep(GATHER).await,
-            _ = stopped.changed() => {}
+        match lane {
+            Lane::Reads => {
+                captured.notify_waiters();
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = engine.store().intake_arrived() => tokio::time::sleep(GATHER).await,
+                    _ = stopped.changed() => {}
+                }
+            }
+            Lane::Sink(_) | Lane::Watch => tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = work, if lane != Lane::Watch => {}
+                _ = stopped.changed() => {}
+            },
         }
     }
 }

@@ -1,16 +1,23 @@
 //! What others tell us: tokens that the gateway wrote, webhooks of both custodies.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{PoisonError, RwLock};
 
+use zeroize::Zeroizing;
+
 use super::{Engine, EngineResult};
 use crate::domain::criteria::Note;
+use crate::domain::schedule::poll_retry_after_ms;
 use crate::domain::time::{SECOND_MS, Timestamp};
-use crate::domain::token::{KvEntry, Writer};
+use crate::domain::token::KvEntry;
 use crate::domain::triplet::Triplet;
+use crate::domain::webhook::{AuthWebhook, read_verified};
 use crate::ports::Outside;
-use crate::store::{Capture, NewVersion, Sink};
+use crate::store::{Intake, IntakeKind, Sink};
+
+/// Commits of the intake log that are worked in at once.
+const DRAIN_MAX: u32 = 64;
 
 /// How often the directory is read again because somebody asked for what is not in it.
 const REFRESH_MS: i64 = 5 * SECOND_MS;
@@ -65,18 +72,58 @@ impl<O: Outside> Engine<O> {
                 return Ok(Reported::Unknown);
             }
         }
-        let fingerprint = self.store.vault().fingerprints().fingerprint(&entry.access_token);
-        let version = NewVersion { triplet: triplet.clone(), epoch: 1, writer: Writer::DoAlarm, entry };
-        let capture = Capture {
-            connection: -1,
-            fingerprint,
-            expires_at: None,
-            poll_at: now,
-            versions: vec![version],
-            scheduled: None,
-        };
-        self.store.append_captures(&[capture], &Sink::ALL, now).await?;
+        let body = Zeroizing::new(entry.to_json().into_bytes());
+        let intake = Intake { kind: IntakeKind::Token, at: now, subject: triplet.to_string(), body };
+        self.store.accept(intake).await?;
         Ok(Reported::Accepted)
+    }
+
+    /// Takes a verified webhook of Nango: the read of the connection that it names comes forward. It
+    /// is on disk when this returns.
+    ///
+    /// # Errors
+    /// When the store fails; nothing is accepted then.
+    pub async fn accept_hint(&self, body: &[u8], now: Timestamp) -> EngineResult<()> {
+        let body = Zeroizing::new(body.to_vec());
+        let intake = Intake { kind: IntakeKind::NangoWebhook, at: now, subject: String::new(), body };
+        Ok(self.store.accept(intake).await?)
+    }
+
+    /// Works in what was accepted: webhooks bring reads forward, tokens go into the journal.
+    pub(super) async fn drain(&self, now: Timestamp) -> EngineResult<()> {
+        loop {
+            let segments = self.store.load_intake(DRAIN_MAX).await?;
+            if segments.is_empty() {
+                return Ok(());
+            }
+            let webhooks = segments.iter().flat_map(|s| &s.entries).filter(|e| e.kind == IntakeKind::NangoWebhook);
+            self.hint(webhooks.filter_map(|e| read_verified(&e.body).ok()).collect(), now).await?;
+            self.store.settle_intake(&segments, &Sink::ALL, now).await?;
+            if segments.len() < DRAIN_MAX as usize {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Brings reads forward because Nango said that something happened. Many webhooks about one
+    /// connection are one read.
+    async fn hint(&self, webhooks: Vec<AuthWebhook>, now: Timestamp) -> EngineResult<()> {
+        if webhooks.is_empty() {
+            return Ok(());
+        }
+        self.store.add_counts(&[("webhooks", webhooks.len() as i64)]).await?;
+        // After a failure Nango answers from its 30-second cooldown.
+        let after_failure = now.plus_ms(poll_retry_after_ms(1, 0));
+        let mut reads: BTreeMap<(String, String), Timestamp> = BTreeMap::new();
+        for webhook in webhooks {
+            let at = if webhook.success { now } else { after_failure };
+            let read = reads.entry((webhook.integration_key, webhook.connection_id)).or_insert(at);
+            *read = at.min(*read);
+        }
+        for ((integration_key, connection_id), at) in reads {
+            self.store.advance_poll(&integration_key, &connection_id, at).await?;
+        }
+        Ok(())
     }
 
     /// Composio says that it lost the grant of one of its accounts. Returns whether this is news:

@@ -28,6 +28,18 @@ const ROUND_MAX: u32 = 1_000;
 /// How long to wait after a 429 that names no time.
 const LIMITED_MS: i64 = 2 * SECOND_MS;
 
+/// Patches of one request queue in one round. A claim lasts 2 minutes and a request at most 30 s: a
+/// round that runs side by side must be over before its claims are.
+const PATCHES_MAX: usize = 3;
+
+/// What became of a queue of patches.
+#[derive(Default)]
+struct Patched {
+    done: Vec<PendingDelivery>,
+    failed: Vec<(PendingDelivery, ApiErrorKind)>,
+    untried: Vec<PendingDelivery>,
+}
+
 /// What the mirror remembers of its sinks and results; all of it can be forgotten.
 #[derive(Debug, Default)]
 pub(super) struct Mirroring {
@@ -81,14 +93,16 @@ impl<O: Outside> Engine<O> {
     pub(super) async fn mirror(&self, sink: Sink, now: Timestamp) -> EngineResult<Option<Timestamp>> {
         loop {
             let limit = match self.circuit(sink, |circuit| circuit.allows(now)) {
-                Allowance::All => ROUND_MAX,
+                Allowance::All => self.round_max(sink),
                 Allowance::One => 1,
                 Allowance::NoneUntil(until) => {
                     let due = self.store.load_sink_due(sink).await?;
                     return Ok(due.map(|due| due.max(until)));
                 }
             };
-            let pending = self.store.load_pending_of(sink, now, limit).await?;
+            let until = now.plus_ms(self.config.claim_ms);
+            let pending = self.store.claim_deliveries(&[sink], now, limit, until).await?;
+            crate::failpoint::hit("delivery-claimed");
             // After a single try the rest is due at once.
             let more = pending.len() == limit as usize;
             match sink {
@@ -99,6 +113,14 @@ impl<O: Outside> Engine<O> {
             if !more {
                 return Ok(self.store.load_sink_due(sink).await?);
             }
+        }
+    }
+
+    fn round_max(&self, sink: Sink) -> u32 {
+        match (sink, self.config.sink_parallel) {
+            // In virtual time requests take none of it.
+            (Sink::KvSource | Sink::KvTarget, _) | (Sink::Composio, 0 | 1) => ROUND_MAX,
+            (Sink::Composio, parallel) => (parallel * PATCHES_MAX) as u32,
         }
     }
 
@@ -123,6 +145,7 @@ impl<O: Outside> Engine<O> {
                 .collect();
             let answer = self.outside.cloudflare().bulk_put(namespace, &puts).await;
             self.observe(Api::Cloudflare, now, &answer).await?;
+            crate::failpoint::hit("delivery-sent");
             match answer {
                 Ok(unwritten) => {
                     let (failed, written): (Vec<_>, Vec<_>) =
@@ -139,7 +162,8 @@ impl<O: Outside> Engine<O> {
                     self.sink_failed(sink, &error.kind, now).await?;
                     self.put_off(sink, &part, &error.kind, now).await?;
                     if !matches!(error.kind, ApiErrorKind::Rejected { .. }) {
-                        return Ok(());
+                        let untried: Vec<PendingDelivery> = parts.into_iter().flatten().collect();
+                        return Ok(self.store.release_deliveries(&untried, now).await?);
                     }
                 }
             }
@@ -155,30 +179,27 @@ impl<O: Outside> Engine<O> {
             queues[n % width].push(p);
         }
         let results = all(queues.into_iter().map(|queue| self.patch_queue(queue, now)).collect()).await;
-        let mut done = Vec::new();
-        let mut failed = Vec::new();
+        let mut patched = Patched::default();
         for result in results {
-            let (ok, bad) = result?;
-            done.extend(ok);
-            failed.extend(bad);
+            let Patched { done, failed, untried } = result?;
+            patched.done.extend(done);
+            patched.failed.extend(failed);
+            patched.untried.extend(untried);
         }
-        self.delivered(Sink::Composio, done, now).await?;
-        for (p, kind) in failed {
+        self.delivered(Sink::Composio, patched.done, now).await?;
+        for (p, kind) in patched.failed {
             self.put_off(Sink::Composio, std::slice::from_ref(&p), &kind, now).await?;
         }
-        Ok(())
+        Ok(self.store.release_deliveries(&patched.untried, now).await?)
     }
 
     /// Stops when the sink as a whole wants no more; what was not sent stays due.
-    async fn patch_queue(
-        &self,
-        queue: Vec<PendingDelivery>,
-        now: Timestamp,
-    ) -> EngineResult<(Vec<PendingDelivery>, Vec<(PendingDelivery, ApiErrorKind)>)> {
-        let (mut done, mut failed) = (Vec::new(), Vec::new());
+    async fn patch_queue(&self, queue: Vec<PendingDelivery>, now: Timestamp) -> EngineResult<Patched> {
+        let mut patched = Patched::default();
         for p in queue {
             if matches!(self.circuit(Sink::Composio, |c| c.allows(now)), Allowance::NoneUntil(_)) {
-                break;
+                patched.untried.push(p);
+                continue;
             }
             // Without an account there is nothing to patch yet; such deliveries are not loaded.
             let Some(account) = &p.mirror_account else { continue };
@@ -187,15 +208,15 @@ impl<O: Outside> Engine<O> {
             match answer {
                 Ok(_) => {
                     self.sink_succeeded(Sink::Composio, now).await?;
-                    done.push(p);
+                    patched.done.push(p);
                 }
                 Err(error) => {
                     self.sink_failed(Sink::Composio, &error.kind, now).await?;
-                    failed.push((p, error.kind));
+                    patched.failed.push((p, error.kind));
                 }
             }
         }
-        Ok((done, failed))
+        Ok(patched)
     }
 
     async fn delivered(&self, sink: Sink, written: Vec<PendingDelivery>, now: Timestamp) -> EngineResult<()> {
@@ -208,7 +229,13 @@ impl<O: Outside> Engine<O> {
         });
         let written: Vec<Delivered> = written
             .into_iter()
-            .map(|p| Delivered { sink, triplet: p.triplet, metadata: p.metadata, captured_at: p.captured_at })
+            .map(|p| Delivered {
+                sink,
+                triplet: p.triplet,
+                metadata: p.metadata,
+                captured_at: p.captured_at,
+                claim: p.claim,
+            })
             .collect();
         Ok(self.store.mark_delivered(&written, now).await?)
     }
@@ -229,27 +256,31 @@ impl<O: Outside> Engine<O> {
             _ => None,
         };
         let mut attempts = 0;
-        let mut later: Vec<Triplet> = Vec::new();
+        let mut later: Vec<&PendingDelivery> = Vec::new();
         self.known(|known| {
             pending.iter().for_each(|p| known.mirroring.count(sink, &p.triplet, p.metadata.v, false));
         });
         for p in pending {
             if hopeless || (healthy && p.attempts + 1 >= self.config.delivery_attempts_max) {
                 let why = format!("{} after {} attempts: {kind}", sink.name(), p.attempts + 1);
+                if !self.store.bury_delivery(p, &why).await? {
+                    // A newer version is there, or somebody else is at it: that one is tried.
+                    later.push(p);
+                    continue;
+                }
                 tracing::error!(triplet = %p.triplet, "dead letter: {why}");
-                self.store.bury_delivery(sink, &p.triplet, &why).await?;
                 let note = Note { at: now, subject: p.triplet.to_string(), detail: why };
                 self.store.add_note("dead-letter", &note).await?;
             } else {
                 attempts = attempts.max(p.attempts + 1);
-                later.push(p.triplet.clone());
+                later.push(p);
             }
         }
         if let Some(first) = later.first() {
-            let draw = spread(&["delivery", sink.name(), &first.to_string()], u64::from(attempts));
+            let draw = spread(&["delivery", sink.name(), &first.triplet.to_string()], u64::from(attempts));
             let next_at = now.plus_ms(delivery_retry_after_ms(attempts, retry_after, draw));
             tracing::warn!(sink = sink.name(), deliveries = later.len(), attempts, "put off: {kind}");
-            self.store.defer_deliveries(sink, &later, next_at).await?;
+            self.store.defer_deliveries(&later, next_at).await?;
         }
         Ok(())
     }

@@ -21,8 +21,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::routing::{get, post, put};
-use tokio::sync::futures::Notified;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Mutex;
 
 use crate::domain::secret::Secret;
 use crate::domain::time::Timestamp;
@@ -75,7 +74,6 @@ pub struct Shim<O> {
     ids: request::Ids,
     /// The last snapshot: many readers in one second share it.
     snapshot: Mutex<Option<Arc<Snapshot>>>,
-    arrived: Notify,
 }
 
 impl<O: Outside> Shim<O> {
@@ -88,7 +86,6 @@ impl<O: Outside> Shim<O> {
             metrics: Metrics::default(),
             ids,
             snapshot: Mutex::new(None),
-            arrived: Notify::new(),
         }
     }
 
@@ -99,12 +96,6 @@ impl<O: Outside> Shim<O> {
 
     pub fn engine(&self) -> Option<Arc<Engine<O>>> {
         self.engine.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Comes when something came in that a duty may have to act on. Nothing is missed from the
-    /// moment on that this is called.
-    pub fn arrived(&self) -> Notified<'_> {
-        self.arrived.notified()
     }
 
     pub fn metrics(&self) -> &Metrics {

@@ -52,7 +52,6 @@ async fn take<O: Outside>(
     match reported.map_err(|e| Refusal::of_engine(&e, "taking a token"))? {
         Reported::Accepted => {
             shim.metrics.committed(shim.now().since(now));
-            shim.arrived.notify_waiters();
             Ok(Outcome::Accepted)
         }
         Reported::Unknown => {

@@ -2,9 +2,9 @@
 //! webhooks that were taken once.
 
 use serde_json::json;
-use sqlx::{Connection, Row};
 
-use super::{During, Store, StoreResult};
+use super::db::Lock;
+use super::{During, Store, StoreResult, query};
 use crate::domain::criteria::Note;
 use crate::domain::time::{HOUR_MS, Timestamp};
 
@@ -43,20 +43,20 @@ impl Store {
         news_ms: i64,
     ) -> StoreResult<()> {
         let mut connection = self.lock().await;
-        let mut tx = connection.begin().await.during("begin")?;
-        let rows = sqlx::query(
+        let mut tx = connection.begin(Lock::Rows).await.during("begin")?;
+        let rows = query(
             "SELECT seq, at, kind, subject, detail FROM note WHERE alerted = 0
-               AND kind IN (SELECT value FROM json_each($1)) ORDER BY seq LIMIT $2",
+               AND kind IN (SELECT value->>0 FROM json_each($1)) ORDER BY seq LIMIT $2",
         )
-        .bind(json!(kinds).to_string())
+        .bind(json!(kinds.iter().map(|kind| [kind]).collect::<Vec<_>>()).to_string())
         .bind(COLLECT_MAX)
-        .fetch_all(&mut *tx)
+        .fetch_all(&mut tx)
         .await
         .during("look for news")?;
         for r in rows {
             let (seq, at): (i64, i64) = (r.get(0), r.get(1));
             let (kind, subject, detail): (String, String, String) = (r.get(2), r.get(3), r.get(4));
-            let repeat = sqlx::query(
+            let repeat = query(
                 "UPDATE alert SET repeats = repeats + 1, last_at = $1 WHERE seq =
                    (SELECT MAX(seq) FROM alert WHERE kind = $2 AND subject = $3 AND last_at > $4)",
             )
@@ -64,12 +64,12 @@ impl Store {
             .bind(&kind)
             .bind(&subject)
             .bind(at - repeat_ms)
-            .execute(&mut *tx)
+            .execute(&mut tx)
             .await
             .during("fold a repeat")?;
-            if repeat.rows_affected() == 0 {
+            if repeat == 0 {
                 let news = at > now.millis() - news_ms;
-                sqlx::query(
+                query(
                     "INSERT INTO alert (at, kind, subject, detail, last_at, next_at) VALUES ($1, $2, $3, $4, $1, $5)",
                 )
                 .bind(at)
@@ -77,27 +77,23 @@ impl Store {
                 .bind(&subject)
                 .bind(&detail)
                 .bind(news.then_some(now.millis()))
-                .execute(&mut *tx)
+                .execute(&mut tx)
                 .await
                 .during("make an alert")?;
             }
-            sqlx::query("UPDATE note SET alerted = 1 WHERE seq = $1")
-                .bind(seq)
-                .execute(&mut *tx)
-                .await
-                .during("mark news")?;
+            query("UPDATE note SET alerted = 1 WHERE seq = $1").bind(seq).execute(&mut tx).await.during("mark news")?;
         }
         tx.commit().await.during("commit")
     }
 
     /// Alerts that are due, oldest first.
     pub async fn load_due_alerts(&self, now: Timestamp, limit: u32) -> StoreResult<Vec<AlertRow>> {
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT seq, at, kind, subject, detail, repeats, last_at, attempts FROM alert WHERE next_at <= $1 ORDER BY seq LIMIT $2",
         )
         .bind(now.millis())
         .bind(limit)
-        .fetch_all(&mut *self.lock().await)
+        .fetch_all(&mut self.lock().await)
         .await
         .during("load alerts")?;
         Ok(rows
@@ -108,9 +104,9 @@ impl Store {
                 kind: r.get(2),
                 subject: r.get(3),
                 detail: r.get(4),
-                repeats: r.get::<i64, _>(5) as u32,
+                repeats: r.get::<i64>(5) as u32,
                 last_at: Timestamp::from_millis(r.get(6)),
-                attempts: r.get::<i64, _>(7) as u32,
+                attempts: r.get::<i64>(7) as u32,
             })
             .collect())
     }
@@ -132,46 +128,46 @@ impl Store {
 
     async fn change_alerts(&self, sql: &'static str, seqs: &[i64], at: Timestamp) -> StoreResult<()> {
         let mut connection = self.lock().await;
-        let mut tx = connection.begin().await.during("begin")?;
+        let mut tx = connection.begin(Lock::Rows).await.during("begin")?;
         for seq in seqs {
-            sqlx::query(sql).bind(at.millis()).bind(seq).execute(&mut *tx).await.during("change an alert")?;
+            query(sql).bind(at.millis()).bind(*seq).execute(&mut tx).await.during("change an alert")?;
         }
         tx.commit().await.during("commit")
     }
 
     pub async fn count_waiting_alerts(&self) -> StoreResult<u64> {
-        let row = sqlx::query("SELECT COUNT(*) FROM alert WHERE next_at IS NOT NULL")
-            .fetch_one(&mut *self.lock().await)
+        let row = query("SELECT COUNT(*) FROM alert WHERE next_at IS NOT NULL")
+            .fetch_one(&mut self.lock().await)
             .await
             .during("count alerts")?;
-        Ok(row.get::<i64, _>(0) as u64)
+        Ok(row.get::<i64>(0) as u64)
     }
 
     /// Takes a webhook with an id of its own, once: remembers the id and notes the evidence in one
     /// commit. Returns `false` when it was taken before.
     pub async fn note_webhook(&self, id: &str, kind: &str, note: &Note) -> StoreResult<bool> {
         let mut connection = self.lock().await;
-        let mut tx = connection.begin().await.during("begin")?;
-        let new = sqlx::query("INSERT INTO webhook_seen (id, at) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING")
+        let mut tx = connection.begin(Lock::Rows).await.during("begin")?;
+        let new = query("INSERT INTO webhook_seen (id, at) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING")
             .bind(id)
             .bind(note.at.millis())
-            .execute(&mut *tx)
+            .execute(&mut tx)
             .await
             .during("remember a webhook")?;
-        if new.rows_affected() == 0 {
+        if new == 0 {
             return Ok(false);
         }
-        sqlx::query("DELETE FROM webhook_seen WHERE at < $1")
+        query("DELETE FROM webhook_seen WHERE at < $1")
             .bind(note.at.millis() - SEEN_MS)
-            .execute(&mut *tx)
+            .execute(&mut tx)
             .await
             .during("forget old webhooks")?;
-        sqlx::query("INSERT INTO note (at, kind, subject, detail, alerted) VALUES ($1, $2, $3, $4, 0)")
+        query("INSERT INTO note (at, kind, subject, detail, alerted) VALUES ($1, $2, $3, $4, 0)")
             .bind(note.at.millis())
             .bind(kind)
             .bind(&note.subject)
             .bind(&note.detail)
-            .execute(&mut *tx)
+            .execute(&mut tx)
             .await
             .during("note evidence")?;
         tx.commit().await.during("commit")?;

@@ -22,7 +22,7 @@ pub struct NangoSignatures<'a> {
     pub legacy: Option<&'a [u8]>,
 }
 
-/// A verified webhook. Only [`verify`] makes one.
+/// A verified webhook. Only [`verify`] and [`read_verified`] make one.
 #[expect(clippy::manual_non_exhaustive, reason = "no other module of this crate may make one either")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuthWebhook {
@@ -42,6 +42,26 @@ pub struct AuthWebhook {
 /// # Errors
 /// `Signature` when no key fits; `Body` when the signed bytes are not a webhook.
 pub fn verify(keys: &[Secret], signatures: NangoSignatures<'_>, body: &[u8]) -> Result<AuthWebhook, BadWebhook> {
+    // Every key is tried whatever the outcome of the first, so that time tells nothing.
+    let fits = keys.iter().fold(false, |fits, key| {
+        let key = key.expose().as_bytes();
+        fits | match (signatures.hmac, signatures.legacy) {
+            (Some(given), _) => same_secret(hex(&hmac_sha256(key, &[body])).as_bytes(), given),
+            (None, Some(given)) => same_secret(hex(&legacy(key, body)).as_bytes(), given),
+            (None, None) => false,
+        }
+    });
+    if !fits {
+        return Err(BadWebhook::Signature);
+    }
+    read_verified(body)
+}
+
+/// Reads the body of a webhook whose signature was checked when it came in.
+///
+/// # Errors
+/// `Body` when it is not a webhook.
+pub fn read_verified(body: &[u8]) -> Result<AuthWebhook, BadWebhook> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Wire {
@@ -55,18 +75,6 @@ pub fn verify(keys: &[Secret], signatures: NangoSignatures<'_>, body: &[u8]) -> 
         connection_id: String,
         #[serde(default)]
         provider_config_key: String,
-    }
-    // Every key is tried whatever the outcome of the first, so that time tells nothing.
-    let fits = keys.iter().fold(false, |fits, key| {
-        let key = key.expose().as_bytes();
-        fits | match (signatures.hmac, signatures.legacy) {
-            (Some(given), _) => same_secret(hex(&hmac_sha256(key, &[body])).as_bytes(), given),
-            (None, Some(given)) => same_secret(hex(&legacy(key, body)).as_bytes(), given),
-            (None, None) => false,
-        }
-    });
-    if !fits {
-        return Err(BadWebhook::Signature);
     }
     let wire: Wire = serde_json::from_slice(body).map_err(|_| BadWebhook::Body)?;
     if [&wire.connection_id, &wire.provider_config_key].iter().any(|id| id.len() > ID_BYTES_MAX) {
