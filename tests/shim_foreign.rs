@@ -102,7 +102,7 @@ impl Case {
 async fn a_write_of_the_alarm_is_noticed_within_one_scan_and_never_undone() {
     let mut case = Case::start().await;
     case.run(30 * MINUTE_MS).await;
-    case.alarm_writes(1, "of the alarm", 90);
+    case.alarm_writes(1, "of the alarm", 500);
     assert!(case.scan().await <= SCAN_MAX_MS);
 
     let notes = case.engine.store().load_notes("foreign-write").await.unwrap();
@@ -122,10 +122,20 @@ async fn a_write_of_the_alarm_is_noticed_within_one_scan_and_never_undone() {
     }
     // Seen once, not once a scan.
     assert_eq!(case.engine.store().load_notes("foreign-write").await.unwrap().len(), 1);
-    // Nor by an older token that comes in late.
-    case.report(1, "late and older", 70).await;
-    case.run(0).await;
-    assert_eq!(case.served(Namespace::Target, 1), "late and older", "newer than what the target had");
+    // Nor by a token of ours that ends before it: the target gets that one, the source keeps what it has.
+    case.report(1, "late and older", 400).await;
+    for _ in 0..5 {
+        case.run(5 * MINUTE_MS).await;
+    }
+    assert_eq!(case.served(Namespace::Target, 1), "late and older");
+    assert_eq!(case.served(Namespace::Source, 1), "of the alarm");
+    // One that lives longer takes over on both sides.
+    case.report(1, "newer", 600).await;
+    case.run(5 * MINUTE_MS).await;
+    assert_eq!(
+        (case.served(Namespace::Target, 1), case.served(Namespace::Source, 1)),
+        ("newer".into(), "newer".into())
+    );
 }
 
 #[tokio::test]
