@@ -4,6 +4,7 @@
 //! SQLite for one machine, PostgreSQL for several that share the work. A commit is durable when the
 //! method returns, unless [`Durability::ProcessCrash`] was asked for.
 
+mod alert;
 mod connection;
 mod db;
 mod delivery;
@@ -16,6 +17,7 @@ mod place;
 mod procedure;
 mod rotation;
 mod schema;
+mod status;
 mod triplet;
 mod vault;
 
@@ -32,6 +34,7 @@ use crate::domain::secret::hex;
 use crate::domain::time::Timestamp;
 use db::{Conn, Row, query};
 
+pub use alert::AlertRow;
 pub use connection::{ConnectionRow, PollFailure};
 pub use delivery::{Delivered, PendingDelivery, Sink, SinkState};
 pub use event::{EventRow, IntentState};
@@ -40,6 +43,7 @@ pub use intake::{Intake, IntakeKind, Segment, Settled};
 pub use journal::{Capture, NewVersion};
 pub use lease::Lead;
 pub use place::{Place, PlaceError};
+pub use status::BacklogRow;
 pub use triplet::{NewTriplet, TripletRow};
 pub use vault::{KeyProblem, Vault, VaultError};
 
