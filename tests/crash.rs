@@ -56,14 +56,15 @@ impl Drop for Running {
     }
 }
 
-fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
-    for _ in 0..PAUSES_MAX {
-        if condition() {
-            return;
+/// Waits for a condition; `false` when it does not come.
+fn comes(mut condition: impl FnMut() -> bool) -> bool {
+    (0..PAUSES_MAX).any(|_| {
+        let came = condition();
+        if !came {
+            std::thread::sleep(PAUSE);
         }
-        std::thread::sleep(PAUSE);
-    }
-    panic!("waited in vain: {what}");
+        came
+    })
 }
 
 /// The outside world, and what points at it.
@@ -348,10 +349,11 @@ impl Fleet {
     fn wait_for_death(&mut self, n: usize, name: &str) {
         let mut shim = self.shims[n].take().unwrap();
         let mut status = None;
-        wait_for(&format!("nothing came to the failpoint `{name}`"), || {
+        let died = comes(|| {
             status = shim.0.try_wait().unwrap();
             status.is_some()
         });
+        assert!(died, "nothing came to the failpoint `{name}`:\n{}", self.tail());
         assert!(status.unwrap().signal().is_some(), "{name}: {status:?}\n{}", self.tail());
     }
 
@@ -396,13 +398,11 @@ fn under_load(world: &Arc<World>, shims: usize, trouble: impl FnOnce(&mut Fleet,
     let acknowledged = load.acknowledged.lock().unwrap().len();
     assert!(acknowledged >= 10, "only {acknowledged} triplets got a token");
     let mut missing = Vec::new();
-    wait_for("an acknowledged token did not arrive", || {
+    let arrived = comes(|| {
         missing = world.runtime.block_on(load.missing());
-        if missing.len() < 5 && !missing.is_empty() {
-            eprintln!("still missing: {missing:?}");
-        }
         missing.is_empty()
     });
+    assert!(arrived, "acknowledged tokens did not arrive: {missing:?}\n{}", fleet.tail());
     let store = world.runtime.block_on(world.store());
     let settled = async || {
         let mut pending = 0;
@@ -413,7 +413,7 @@ fn under_load(world: &Arc<World>, shims: usize, trouble: impl FnOnce(&mut Fleet,
         }
         pending == 0 && !store.load_due().await.unwrap().intake
     };
-    wait_for("a delivery stays pending", || world.runtime.block_on(settled()));
+    assert!(comes(|| world.runtime.block_on(settled())), "a delivery stays pending:\n{}", fleet.tail());
     fleet.stop();
     let chains = async {
         let entries = store.verify_journal().await.unwrap();
