@@ -163,7 +163,12 @@ impl World {
         match body["type"].as_str() {
             Some("custom") if !config.managed => {
                 for (name, value) in body["credentials"].as_object().into_iter().flatten() {
-                    config.credentials.insert(name.clone(), value.clone());
+                    // Omitted is kept; empty is cleared.
+                    if *value == json!("") || *value == json!([]) {
+                        config.credentials.remove(name);
+                    } else {
+                        config.credentials.insert(name.clone(), value.clone());
+                    }
                 }
                 if let Some(scopes) = body["credentials"].get("scopes") {
                     config.scopes = scope_list(scopes);
@@ -195,11 +200,20 @@ impl World {
         Ok(Reply::json(200, &json!({"success": true, "message": "Auth config status updated"})))
     }
 
-    pub(super) fn composio_delete_config(&mut self, id: &str) -> Outcome {
+    pub(super) fn composio_delete_config(&mut self, call: &Call, id: &str) -> Outcome {
         let place = self.composio.find_config(id).ok_or_else(no_config)?;
         self.composio_enable_config(id, false)?;
         self.composio.configs[place].deleted = true;
-        Ok(Reply::json(200, &json!({"success": true, "message": "Auth config deleted"})))
+        let mut shown = json!({"success": true, "message": "Auth config deleted"});
+        if call.param("revoke_on_delete") == Some("true") {
+            for account in 0..self.composio.accounts.len() {
+                if self.composio.accounts[account].config == place {
+                    self.composio_revoke_upstream(account);
+                }
+            }
+            shown["revoke_job_id"] = format!("pj_{}", draw::text(self.seed(), &["revoke", id], 0, 12)).into();
+        }
+        Ok(Reply::json(200, &shown))
     }
 
     pub(super) fn composio_list_toolkits(&mut self, call: &Call) -> Outcome {

@@ -7,6 +7,7 @@ mod gateway;
 mod ledger;
 mod nango;
 mod provider;
+mod recordings;
 
 use std::collections::BTreeSet;
 
