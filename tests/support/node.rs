@@ -41,7 +41,8 @@ impl NodeProject {
         for file in ["package.json", "package-lock.json", "tsconfig.json", "shapes.ts", "shapes.mjs"] {
             hash.update(fs::read(source.join(file)).unwrap_or_default());
         }
-        let state = cutover::domain::secret::hex(&hash.finalize().into());
+        let digest: [u8; 32] = hash.finalize().into();
+        let state = cutover::domain::secret::hex(&digest);
         let stamp = folder.join("node_modules").join(".state");
         if fs::read_to_string(&stamp).unwrap_or_default() != state {
             drop(fs::remove_file(folder.join("vendor-schemas.json")));

@@ -2,6 +2,7 @@
 
 mod cloudflare;
 mod composio;
+mod consent;
 mod faults;
 mod gateway;
 mod ledger;
