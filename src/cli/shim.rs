@@ -15,8 +15,9 @@ use super::plan::{Inputs, wall_clock};
 use super::{CommandError, CommandResult, Ui};
 use crate::alert::Alerts;
 use crate::clients::{Clock, HttpOutside};
+use crate::domain::duration::Millis;
 use crate::domain::secret::{Secret, hex};
-use crate::domain::time::{SECOND_MS, Timestamp};
+use crate::domain::time::{HOUR_MS, SECOND_MS, Timestamp, parse_duration_ms};
 use crate::engine::{Engine, EngineConfig, Lane};
 use crate::exit;
 use crate::shim::{Limits, Shim, ShimConfig, hash_of, serve, tls};
@@ -63,6 +64,10 @@ pub struct ShimArgs {
     /// Print a new key for the admin routes and its hash for the configuration, and do nothing else
     #[arg(long)]
     new_admin_key: bool,
+    /// How long what this process took up stays its own after it died: longer than a request under way
+    /// can take to arrive
+    #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = claim)]
+    claim: Millis,
     #[command(flatten)]
     state: StateArgs,
     /// Policy that the plan was made with
@@ -71,6 +76,11 @@ pub struct ShimArgs {
     /// Facts that are laid over the built-in catalogue
     #[arg(long, value_name = "FILE")]
     catalogue: Option<PathBuf>,
+}
+
+fn claim(text: &str) -> Result<Millis, String> {
+    let ms = parse_duration_ms(text).ok().filter(|ms| (SECOND_MS..=HOUR_MS).contains(ms));
+    ms.map(Millis).ok_or_else(|| "a time from 1s to 1h is wanted".to_owned())
 }
 
 /// # Errors
@@ -113,7 +123,8 @@ pub fn run(args: ShimArgs, ui: &Ui) -> CommandResult {
         if store.load_meta("soaking").await.map_err(|e| broken(&e))?.is_none() {
             return Err(not_applied());
         }
-        let engine_config = EngineConfig { sink_parallel: SINK_PARALLEL, ..EngineConfig::new(policy) };
+        let engine_config =
+            EngineConfig { sink_parallel: SINK_PARALLEL, claim_ms: args.claim.0, ..EngineConfig::new(policy) };
         let engine = Engine::new(store, outside, catalogue, engine_config).await.map_err(|e| broken(&e))?;
         let engine = Arc::new(engine);
         let cannot_listen =

@@ -74,6 +74,8 @@ pub struct Store {
     intake: intake::Queue,
     /// Names this opening of the state among others.
     holder: String,
+    /// The connection whose life is the lock of [`Store::lock_operations`].
+    operations: Mutex<Option<PgConnection>>,
 }
 
 /// The database behind the store.
@@ -201,6 +203,7 @@ impl Store {
             vault: Arc::new(vault),
             intake: intake::Queue::default(),
             holder: lease::new_holder()?,
+            operations: Mutex::default(),
         };
         store.check_keys(place).await?;
         Ok(store)
