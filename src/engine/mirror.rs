@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 
 use super::{Engine, EngineResult, spread};
 use crate::domain::api::Api;
+use crate::domain::budget::Lane;
 use crate::domain::criteria::Note;
 use crate::domain::schedule::delivery_retry_after_ms;
 use crate::domain::secret::Secret;
-use crate::domain::time::Timestamp;
+use crate::domain::time::{SECOND_MS, Timestamp};
 use crate::domain::triplet::Triplet;
 use crate::ports::{ApiError, ApiErrorKind, KvPut, KvWrite, Namespace, Outside, TargetCustody};
 use crate::store::{Delivered, PendingDelivery, Sink};
@@ -18,6 +19,9 @@ use crate::store::{Delivered, PendingDelivery, Sink};
 /// Deliveries in one round. A bulk put takes 10,000 entries (Cloudflare contract §2.4); fewer are
 /// gentler on the API and keep a round's payloads small in memory.
 const ROUND_MAX: u32 = 1_000;
+
+/// How long patches wait for which the request budget had no room: room for many, not for one.
+const NO_ROOM_MS: i64 = 5 * SECOND_MS;
 
 impl<O: Outside> Engine<O> {
     /// Delivers what is due.
@@ -81,7 +85,10 @@ impl<O: Outside> Engine<O> {
         }
     }
 
-    async fn patch_all(&self, pending: Vec<PendingDelivery>, now: Timestamp) -> EngineResult<()> {
+    async fn patch_all(&self, mut pending: Vec<PendingDelivery>, now: Timestamp) -> EngineResult<()> {
+        let room = self.outside.allowance(Api::Composio, Lane::Urgent, now);
+        let too_many = pending.len() > room.now as usize;
+        pending.truncate(room.now as usize);
         let mut done = Vec::new();
         let mut rest = pending.into_iter();
         let mut failed: Vec<(Vec<PendingDelivery>, ApiErrorKind)> = Vec::new();
@@ -92,7 +99,7 @@ impl<O: Outside> Engine<O> {
             self.observe(Api::Composio, now, &answer).await?;
             match answer {
                 Ok(_) => done.push(delivered(p)),
-                Err(ApiError { kind: kind @ ApiErrorKind::RateLimited { retry_after_ms: Some(_) }, .. }) => {
+                Err(ApiError { kind, .. }) if kind.wait_ms().is_some() => {
                     // The budget is the organisation's: the others would only be refused as well.
                     failed.push((std::iter::once(p).chain(rest.by_ref()).collect(), kind));
                 }
@@ -106,6 +113,9 @@ impl<O: Outside> Engine<O> {
         for (pending, kind) in failed {
             self.put_off(Sink::Composio, &pending, &kind, now).await?;
         }
+        if too_many {
+            self.store.postpone_sink(Sink::Composio, now, room.next_at.max(now.plus_ms(NO_ROOM_MS))).await?;
+        }
         Ok(())
     }
 
@@ -118,10 +128,6 @@ impl<O: Outside> Engine<O> {
         now: Timestamp,
     ) -> EngineResult<()> {
         let hopeless = matches!(kind, ApiErrorKind::Rejected { .. } | ApiErrorKind::Unauthorized { .. });
-        let retry_after = match kind {
-            ApiErrorKind::RateLimited { retry_after_ms } => *retry_after_ms,
-            _ => None,
-        };
         let mut attempts = 0;
         let mut later: Vec<Triplet> = Vec::new();
         for p in pending {
@@ -138,7 +144,7 @@ impl<O: Outside> Engine<O> {
         }
         if let Some(first) = later.first() {
             let draw = spread(&["delivery", sink.name(), &first.to_string()], u64::from(attempts));
-            let next_at = now.plus_ms(delivery_retry_after_ms(attempts, retry_after, draw));
+            let next_at = now.plus_ms(delivery_retry_after_ms(attempts, kind.wait_ms(), draw));
             tracing::warn!(sink = sink.name(), deliveries = later.len(), attempts, "put off: {kind}");
             self.store.defer_deliveries(sink, &later, next_at).await?;
         }

@@ -6,9 +6,11 @@
 //! engine that was killed at any await and built again from its store goes on where it was.
 
 mod evidence;
+mod failure;
 mod lifecycle;
 mod mirror;
 mod poll;
+mod together;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,6 +43,9 @@ pub struct EngineConfig {
     pub consent_attempts_max: u32,
     /// Attempts per delivery before it becomes a dead letter.
     pub delivery_attempts_max: u32,
+    /// Reads at Nango under way at the same time, at least 1. One by one they take as long as the
+    /// providers do, which is too slow for thousands of connections; with 1 they have an order.
+    pub reads_at_once: usize,
 }
 
 impl EngineConfig {
@@ -52,6 +57,7 @@ impl EngineConfig {
             silence_ms: 2 * HOUR_MS,
             consent_attempts_max: 3,
             delivery_attempts_max: 60,
+            reads_at_once: 16,
         }
     }
 }
@@ -80,6 +86,8 @@ struct Known {
     shortest_life_ms: Option<i64>,
     /// The soak clock runs.
     soak_started: bool,
+    /// Nango serves no reads before: it was out of reach, or said so.
+    reads_after: Option<Timestamp>,
     /// When the soak clock last showed that we are there.
     alive_at: Option<Timestamp>,
 }
@@ -128,6 +136,7 @@ impl<O: Outside> Engine<O> {
         let down = store.load_metas("down:").await?;
         let health = Api::ALL.map(|api| (api, Health { last_ok: None, down_since: down.get(api.name()).and_then(at) }));
         let foreign = store.load_metas("foreign:").await?.into_keys().collect();
+        outside.limit_requests(&config.policy.rates.limits());
         let known = Mutex::new(Known { health: health.into(), foreign, ..Known::default() });
         Ok(Self { store, outside, catalogue, config, soaking: AtomicBool::new(false), known })
     }
@@ -179,7 +188,8 @@ impl<O: Outside> Engine<O> {
             next.push(self.run_periodic(duty, now).await?);
         }
         let due = if delivered { self.store.load_due().await? } else { due };
-        next.extend(due.poll_at);
+        let reads_after = self.known(|known| known.reads_after);
+        next.extend(due.poll_at.map(|at| reads_after.map_or(at, |after| at.max(after))));
         next.extend(due.delivery_at);
         // What is still due now was put off for a reason that only time mends.
         Ok(next.into_iter().map(|at| at.max(now.plus_ms(SECOND_MS))).min())
@@ -212,6 +222,9 @@ impl<O: Outside> Engine<O> {
 
     /// Notes whether an API is in reach. Every call's outcome passes through here.
     async fn observe<T>(&self, api: Api, now: Timestamp, result: &ApiResult<T>) -> EngineResult<()> {
+        if result.as_ref().is_err_and(|e| e.is_held_back()) {
+            return Ok(());
+        }
         let outage = result.as_ref().err().is_some_and(|e| e.is_outage());
         let changed = self.known(|known| {
             let health = known.health.entry(api).or_default();

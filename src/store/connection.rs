@@ -50,9 +50,9 @@ macro_rules! select {
 }
 
 impl Store {
-    /// Connections whose read is due, earliest first, at most `limit`.
+    /// Connections whose read is due, those whose token ends first before others, at most `limit`.
     pub async fn load_due_connections(&self, now: Timestamp, limit: u32) -> StoreResult<Vec<ConnectionRow>> {
-        let rows = sqlx::query(select!("WHERE poll_at <= ? ORDER BY poll_at, id LIMIT ?"))
+        let rows = sqlx::query(select!("WHERE poll_at <= ? ORDER BY expires_at IS NULL, expires_at, id LIMIT ?"))
             .bind(now.millis())
             .bind(limit)
             .fetch_all(&mut *self.lock().await)

@@ -9,6 +9,7 @@ mod delivery;
 mod event;
 mod evidence;
 mod journal;
+mod postpone;
 mod procedure;
 mod triplet;
 mod vault;

@@ -95,7 +95,7 @@ impl KvRead for CloudflareClient {
 
 impl KvWrite for CloudflareClient {
     async fn bulk_put(&self, namespace: Namespace, puts: &[KvPut]) -> ApiResult<Vec<String>> {
-        let request = self.kv_request(Method::PUT, BULK, namespace, "/bulk");
+        let request = self.kv_request(Method::PUT, BULK, namespace, "/bulk").urgent();
         let line = request.line();
         if puts.is_empty() {
             return Ok(Vec::new());
@@ -111,7 +111,7 @@ impl KvWrite for CloudflareClient {
     }
 
     async fn put(&self, namespace: Namespace, put: &KvPut) -> ApiResult<()> {
-        let request = self.value_request(Method::PUT, namespace, &put.key)?;
+        let request = self.value_request(Method::PUT, namespace, &put.key)?.urgent();
         let line = request.line();
         judged(&line, check_put(put))?;
         // Metadata can travel only in a form; a put without it clears what was there.
