@@ -21,6 +21,7 @@ use crate::catalogue::Catalogue;
 use crate::domain::api::Api;
 use crate::domain::criteria::Note;
 use crate::domain::time::{HOUR_MS, MINUTE_MS, SECOND_MS, Timestamp};
+use crate::domain::triplet::Triplet;
 use crate::plan::Policy;
 use crate::ports::{ApiResult, Outside};
 use crate::store::{Due, Store, StoreError};
@@ -84,6 +85,10 @@ struct Known {
     foreign: BTreeSet<String>,
     /// Shortest life of a token that was fresh when it was captured, since the engine started.
     shortest_life_ms: Option<i64>,
+    /// Where a round of smoke tests stopped for want of room.
+    smoked: Option<Triplet>,
+    /// The comparison of both namespaces that stopped for want of room.
+    verification: Option<watch::Verification>,
     /// The soak clock runs.
     soak_started: bool,
     /// Nango serves no reads before: it was out of reach, or said so.
