@@ -362,10 +362,19 @@ pub trait KvRead: Send + Sync {
 
 /// KV with writes.
 pub trait KvWrite: KvRead {
-    /// At most 10,000 entries, safe to repeat. Returns the keys that were not written and must be sent again.
+    /// At most 10,000 entries of different keys, safe to repeat. Returns the keys that were not
+    /// written, or less than a second ago, and must be sent again.
     fn bulk_put(&self, namespace: Namespace, puts: &[KvPut]) -> impl Future<Output = ApiResult<Vec<String>>> + Send;
     /// One entry, any text (the read-authority record is not a token).
     fn put(&self, namespace: Namespace, put: &KvPut) -> impl Future<Output = ApiResult<()>> + Send;
+    /// The same, and the entry goes away by itself at `expires_at`, at least a minute ahead. Not
+    /// for tokens: an ended token can be diagnosed, an absent one cannot.
+    fn put_until(
+        &self,
+        namespace: Namespace,
+        put: &KvPut,
+        expires_at: Timestamp,
+    ) -> impl Future<Output = ApiResult<()>> + Send;
     fn delete(&self, namespace: Namespace, key: &str) -> impl Future<Output = ApiResult<()>> + Send;
 }
 

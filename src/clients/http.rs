@@ -207,6 +207,11 @@ impl Http {
         Ok(Self { local, remote, clock, budgets: Budgets::default(), traffic: Mutex::default() })
     }
 
+    /// The time by the clock that the clients were given.
+    pub fn now(&self) -> Timestamp {
+        (self.clock)()
+    }
+
     pub fn budgets(&self) -> &Budgets {
         &self.budgets
     }
