@@ -233,6 +233,7 @@ async fn soaking(lives: &[i64], world: World) -> Trial {
         let entry = KvEntry { access_token, expires_at, token_type: None, scope: None, other: serde_json::Map::new() };
         Capture {
             connection: connection.id,
+            claim: connection.claim,
             fingerprint: store.vault().fingerprints().fingerprint(&entry.access_token),
             expires_at,
             // The same draw for all: no jitter helps.

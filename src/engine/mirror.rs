@@ -11,8 +11,7 @@ use crate::domain::budget::Lane;
 use crate::domain::criteria::Note;
 use crate::domain::schedule::delivery_retry_after_ms;
 use crate::domain::secret::Secret;
-use crate::domain::time::{SECOND_MS, Timestamp};
-use crate::domain::triplet::Triplet;
+use crate::domain::time::Timestamp;
 use crate::ports::{ApiError, ApiErrorKind, KvPut, KvWrite, Namespace, Outside, TargetCustody};
 use crate::store::{Delivered, PendingDelivery, Sink};
 
@@ -20,21 +19,20 @@ use crate::store::{Delivered, PendingDelivery, Sink};
 /// gentler on the API and keep a round's payloads small in memory.
 const ROUND_MAX: u32 = 1_000;
 
-/// How long patches wait for which the request budget had no room: room for many, not for one.
-const NO_ROOM_MS: i64 = 5 * SECOND_MS;
-
 impl<O: Outside> Engine<O> {
-    /// Delivers what is due.
+    /// Delivers what is due. Patches at Composio for which the request budget has no room stay due.
     pub(super) async fn mirror(&self, now: Timestamp) -> EngineResult<()> {
+        let until = now.plus_ms(self.config.claim_ms);
         loop {
-            let pending = self.store.load_pending(now, ROUND_MAX).await?;
+            // Both namespaces are written in one go and acknowledged in one commit; Composio,
+            // which is slower and limited, on its own.
+            let pending = self.store.claim_deliveries(&[Sink::KvSource, Sink::KvTarget], now, ROUND_MAX, until).await?;
+            crate::failpoint::hit("delivery-claimed");
             let full = pending.len() == ROUND_MAX as usize;
             let mut by_sink: BTreeMap<Sink, Vec<PendingDelivery>> = BTreeMap::new();
             for p in pending {
                 by_sink.entry(p.sink).or_default().push(p);
             }
-            // Both namespaces are written in one go and acknowledged in one commit; Composio,
-            // which is slower and limited, on its own.
             let mut written = Vec::new();
             for (sink, namespace) in [(Sink::KvSource, Namespace::Source), (Sink::KvTarget, Namespace::Target)] {
                 if let Some(pending) = by_sink.remove(&sink) {
@@ -42,10 +40,15 @@ impl<O: Outside> Engine<O> {
                 }
             }
             self.store.mark_delivered(&written, now).await?;
-            if let Some(pending) = by_sink.remove(&Sink::Composio) {
-                self.patch_all(pending, now).await?;
-            }
-            if !full {
+
+            let room = self.outside.allowance(Api::Composio, Lane::Urgent, now).now.min(ROUND_MAX);
+            let pending = match room {
+                0 => Vec::new(),
+                room => self.store.claim_deliveries(&[Sink::Composio], now, room, until).await?,
+            };
+            let more = room == ROUND_MAX && pending.len() == ROUND_MAX as usize;
+            self.patch_all(pending, now).await?;
+            if !full && !more {
                 return Ok(());
             }
         }
@@ -68,6 +71,7 @@ impl<O: Outside> Engine<O> {
             .collect();
         let answer = self.outside.cloudflare().bulk_put(namespace, &puts).await;
         self.observe(Api::Cloudflare, now, &answer).await?;
+        crate::failpoint::hit("delivery-sent");
         match answer {
             Ok(unwritten) => {
                 let (failed, written): (Vec<_>, Vec<_>) =
@@ -85,10 +89,7 @@ impl<O: Outside> Engine<O> {
         }
     }
 
-    async fn patch_all(&self, mut pending: Vec<PendingDelivery>, now: Timestamp) -> EngineResult<()> {
-        let room = self.outside.allowance(Api::Composio, Lane::Urgent, now);
-        let too_many = pending.len() > room.now as usize;
-        pending.truncate(room.now as usize);
+    async fn patch_all(&self, pending: Vec<PendingDelivery>, now: Timestamp) -> EngineResult<()> {
         let mut done = Vec::new();
         let mut rest = pending.into_iter();
         let mut failed: Vec<(Vec<PendingDelivery>, ApiErrorKind)> = Vec::new();
@@ -113,9 +114,6 @@ impl<O: Outside> Engine<O> {
         for (pending, kind) in failed {
             self.put_off(Sink::Composio, &pending, &kind, now).await?;
         }
-        if too_many {
-            self.store.postpone_sink(Sink::Composio, now, room.next_at.max(now.plus_ms(NO_ROOM_MS))).await?;
-        }
         Ok(())
     }
 
@@ -129,29 +127,33 @@ impl<O: Outside> Engine<O> {
     ) -> EngineResult<()> {
         let hopeless = matches!(kind, ApiErrorKind::Rejected { .. } | ApiErrorKind::Unauthorized { .. });
         let mut attempts = 0;
-        let mut later: Vec<Triplet> = Vec::new();
+        let mut later: Vec<&PendingDelivery> = Vec::new();
         for p in pending {
             if hopeless || p.attempts + 1 >= self.config.delivery_attempts_max {
                 let why = format!("{} after {} attempts: {kind}", sink.name(), p.attempts + 1);
+                if !self.store.bury_delivery(p, &why).await? {
+                    // A newer version is there, or somebody else is at it: that one is tried.
+                    later.push(p);
+                    continue;
+                }
                 tracing::error!(triplet = %p.triplet, "dead letter: {why}");
-                self.store.bury_delivery(sink, &p.triplet, &why).await?;
                 let note = Note { at: now, subject: p.triplet.to_string(), detail: why };
                 self.store.add_note("dead-letter", &note).await?;
             } else {
                 attempts = attempts.max(p.attempts + 1);
-                later.push(p.triplet.clone());
+                later.push(p);
             }
         }
         if let Some(first) = later.first() {
-            let draw = spread(&["delivery", sink.name(), &first.to_string()], u64::from(attempts));
+            let draw = spread(&["delivery", sink.name(), &first.triplet.to_string()], u64::from(attempts));
             let next_at = now.plus_ms(delivery_retry_after_ms(attempts, kind.wait_ms(), draw));
             tracing::warn!(sink = sink.name(), deliveries = later.len(), attempts, "put off: {kind}");
-            self.store.defer_deliveries(sink, &later, next_at).await?;
+            self.store.defer_deliveries(&later, next_at).await?;
         }
         Ok(())
     }
 }
 
 fn delivered(p: PendingDelivery) -> Delivered {
-    Delivered { sink: p.sink, triplet: p.triplet, metadata: p.metadata, captured_at: p.captured_at }
+    Delivered { sink: p.sink, triplet: p.triplet, metadata: p.metadata, captured_at: p.captured_at, claim: p.claim }
 }

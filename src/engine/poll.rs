@@ -39,6 +39,16 @@ const FAILURES_BEFORE_WHOAMI: u32 = 3;
 /// grant counts as gone.
 const DEAD_AFTER_EXPIRY_MS: i64 = 10 * MINUTE_MS;
 
+/// What came of a round of reads.
+#[derive(Default)]
+struct Round {
+    captures: Vec<Capture>,
+    /// Nango serves no reads before.
+    shut_until: Option<Timestamp>,
+    /// What was claimed and not read, because Nango is shut.
+    unread: Vec<ConnectionRow>,
+}
+
 impl<O: Outside> Engine<O> {
     /// Notes connections whose token ended before a refresh arrived.
     pub(super) async fn note_missed(&self, now: Timestamp) -> EngineResult<()> {
@@ -50,62 +60,71 @@ impl<O: Outside> Engine<O> {
         Ok(())
     }
 
-    /// Reads the connections that are due and have room in the budget.
+    /// Reads the connections that are due and have room in the budget. The others stay due.
     pub(super) async fn poll(&self, now: Timestamp) -> EngineResult<()> {
         loop {
-            if self.reads_are_shut(now) {
+            let due = self.claim_with_room(now).await?;
+            crate::failpoint::hit("poll-claimed");
+            if due.is_empty() {
                 return Ok(());
             }
-            let mut due = self.store.load_due_connections(now, ROUND_MAX).await?;
-            let full = due.len() == ROUND_MAX as usize;
-            let room = self.room_for(&due, now);
-            due.truncate(room);
-            let mut captures = Vec::new();
+            let mut round = Round::default();
             for some in due.chunks(self.config.reads_at_once.max(1)) {
-                captures.extend(self.read_some(some, now).await?);
+                match round.shut_until {
+                    None => self.read_some(some, &mut round, now).await?,
+                    Some(_) => round.unread.extend_from_slice(some),
+                }
             }
-            self.store.append_captures(&captures, &Sink::ALL, now).await?;
-            if !full || room < ROUND_MAX as usize {
+            crate::failpoint::hit("poll-read");
+            self.store.append_captures(&round.captures, &Sink::ALL, now).await?;
+            if let Some(until) = round.shut_until {
+                // The rest would meet the same wall, and nothing is held against them.
+                self.store.put_off_polls(&round.unread, now, until).await?;
                 return Ok(());
             }
         }
     }
 
-    /// How many of these reads, from the first, the budget has room for.
-    fn room_for(&self, due: &[ConnectionRow], now: Timestamp) -> usize {
-        let room = |lane| self.outside.allowance(Api::Nango, lane, now).now as usize;
-        let (ordinary, urgent) = (room(Lane::Ordinary), room(Lane::Urgent));
-        let fits = |(n, connection): &(usize, &ConnectionRow)| {
-            let is_urgent = connection.expires_at.is_some_and(|at| at.since(now) < URGENT_LIFE_MS);
-            *n < if is_urgent { urgent } else { ordinary.min(urgent) }
-        };
-        due.iter().enumerate().take_while(fits).count()
-    }
-
-    /// Reads these connections at the same time; none when Nango has turned out to be shut.
-    async fn read_some(&self, some: &[ConnectionRow], now: Timestamp) -> EngineResult<Vec<Capture>> {
-        if self.reads_are_shut(now) {
+    /// Takes as many due connections as the budget has room for: out of the ordinary share any,
+    /// out of the reserve those whose token ends soon.
+    async fn claim_with_room(&self, now: Timestamp) -> EngineResult<Vec<ConnectionRow>> {
+        let until = now.plus_ms(self.config.claim_ms);
+        let room = |lane| self.outside.allowance(Api::Nango, lane, now).now.min(ROUND_MAX);
+        let ordinary = room(Lane::Ordinary);
+        if ordinary > 0 {
+            let due = self.store.claim_polls(now, ordinary, until).await?;
+            if !due.is_empty() {
+                return Ok(due);
+            }
+        }
+        let urgent = room(Lane::Urgent);
+        if urgent == 0 || ordinary > 0 {
             return Ok(Vec::new());
         }
+        Ok(self.store.claim_ending_polls(now, urgent, until, now.plus_ms(URGENT_LIFE_MS)).await?)
+    }
+
+    /// Reads these connections at the same time.
+    async fn read_some(&self, some: &[ConnectionRow], round: &mut Round, now: Timestamp) -> EngineResult<()> {
         let ids: Vec<i64> = some.iter().map(|c| c.id).collect();
         let triplets = self.store.load_triplets_of(&ids).await?;
         let source = self.outside.source();
         let reads = some.iter().map(|c| source.fetch_credential(&c.integration_key, &c.connection_id));
-        let mut captures = Vec::new();
         for (connection, read) in some.iter().zip(together(reads).await) {
             self.observe(Api::Nango, now, &read).await?;
             let fed: Vec<&TripletRow> =
                 triplets.iter().filter(|t| t.connection == connection.id && t.moves()).collect();
             match read {
-                Ok(credential) => captures.extend(self.capture(connection, &fed, credential, now).await?),
-                Err(error) => self.read_failed(connection, &fed, &error, now).await?,
+                Ok(credential) => round.captures.extend(self.capture(connection, &fed, credential, now).await?),
+                Err(error) => {
+                    if let Some(until) = self.read_failed(connection, &fed, &error, now).await? {
+                        round.shut_until = round.shut_until.max(Some(until));
+                        round.unread.push(connection.clone());
+                    }
+                }
             }
         }
-        Ok(captures)
-    }
-
-    fn reads_are_shut(&self, now: Timestamp) -> bool {
-        self.known(|known| known.reads_after.is_some_and(|at| at > now))
+        Ok(())
     }
 
     /// Brings the read of a connection forward because Nango said that something happened to it.
@@ -148,8 +167,14 @@ impl<O: Outside> Engine<O> {
         let stuck = !is_new && credential.expires_at.is_some_and(|e| e.since(now) < 13 * MINUTE_MS);
         if stuck {
             let retry_at = now.plus_ms(poll_retry_after_ms(connection.failures + 1, 0));
-            let failure =
-                PollFailure { connection: connection.id, at: now, retry_at: Some(retry_at), dead: false, counts: true };
+            let failure = PollFailure {
+                connection: connection.id,
+                claim: connection.claim,
+                at: now,
+                retry_at: Some(retry_at),
+                dead: false,
+                counts: true,
+            };
             self.store.record_poll_failure(failure).await?;
             return Ok(None);
         }
@@ -177,6 +202,7 @@ impl<O: Outside> Engine<O> {
         };
         Ok(Some(Capture {
             connection: connection.id,
+            claim: connection.claim,
             fingerprint,
             expires_at: credential.expires_at,
             poll_at: poll_at(credential.expires_at, now, draw),
@@ -198,48 +224,55 @@ impl<O: Outside> Engine<O> {
         Ok(())
     }
 
+    /// Records a failed read. Returns until when Nango is shut, if the failure speaks of all reads.
     async fn read_failed(
         &self,
         connection: &ConnectionRow,
         fed: &[&TripletRow],
         error: &ApiError,
         now: Timestamp,
-    ) -> EngineResult<()> {
+    ) -> EngineResult<Option<Timestamp>> {
         let draw = spread(&["retry", &connection.connection_id], u64::from(connection.failures));
         let failures = connection.failures + 1;
         let failure = judge_read(error, failures, draw);
         let retry_at = now.plus_ms(failure.wait_ms);
         if failure.of_all {
-            // The others would meet the same wall. They stay due, and nothing is held against them.
-            self.known(|known| known.reads_after = known.reads_after.max(Some(retry_at)));
             if !error.is_held_back() {
                 tracing::warn!(class = failure.class.name(), "no connection can be read: {error}");
             }
-            return Ok(());
+            return Ok(Some(retry_at));
         }
         tracing::warn!(connection.id = %connection.connection_id, integration = %connection.integration_key,
             failures, class = failure.class.name(), "could not read a connection: {error}");
         let counts = failure.class != Class::Transient;
-        let record = PollFailure { connection: connection.id, at: now, retry_at: Some(retry_at), dead: false, counts };
+        let record = PollFailure {
+            connection: connection.id,
+            claim: connection.claim,
+            at: now,
+            retry_at: Some(retry_at),
+            dead: false,
+            counts,
+        };
         self.store.record_poll_failure(record).await?;
         if !counts || connection.dead_at.is_some() {
-            return Ok(());
+            return Ok(None);
         }
         // What only a person can mend waits too long for a third failure.
         if failures < FAILURES_BEFORE_WHOAMI && failure.class != Class::Config {
-            return Ok(());
+            return Ok(None);
         }
         // Nango gives the same answer for a revoked grant and for a provider that is down. The
         // old token tells them apart while it lives; after that, time does.
         if connection.expires_at.is_some_and(|e| now.since(e) > DEAD_AFTER_EXPIRY_MS) {
-            return self.bury_grant(connection, fed, "Nango could not refresh it past its expiry", now).await;
+            self.bury_grant(connection, fed, "Nango could not refresh it past its expiry", now).await?;
+            return Ok(None);
         }
         let unexpired = connection.expires_at.is_none_or(|e| e > now);
         if unexpired && self.liveness(connection, fed, now).await? == Liveness::Refused {
             let why = "Nango cannot refresh it and the provider refuses its unexpired token";
             self.bury_grant(connection, fed, why, now).await?;
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Marks a grant as gone: evidence for `invalid-grant`, and reads only once in a while.
@@ -257,6 +290,7 @@ impl<O: Outside> Engine<O> {
         tracing::error!(connection.id = %connection.connection_id, "the grant is gone: {why}");
         let failure = PollFailure {
             connection: connection.id,
+            claim: connection.claim,
             at: now,
             retry_at: Some(now.plus_ms(60 * MINUTE_MS)),
             dead: true,
