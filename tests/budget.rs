@@ -302,7 +302,7 @@ async fn ten_thousand_connections_stay_within_a_thousand_a_minute_and_lose_no_to
     let lives: Vec<i64> = (0..10_000).map(|n| if n % 5 == 0 { HOUR / 2 } else { HOUR }).collect();
     let trial = soaking(&lives, World { live_per_minute: 100, ..World::default() }).await;
     let began = std::time::Instant::now();
-    let hours = 1.25;
+    let hours = 1.1;
     let rounds = trial.run_ms((hours * HOUR as f64) as i64).await;
     let world = trial.outer.world.lock().unwrap();
     let (now, minute) = (trial.outer.now(), most_in_a_window(&world.ours, MINUTE));

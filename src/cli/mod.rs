@@ -8,6 +8,7 @@ pub mod config;
 mod error;
 pub mod inventory;
 mod logging;
+mod oauth_apps;
 pub mod plan;
 pub mod rehearse;
 pub mod sandbox;
