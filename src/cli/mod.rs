@@ -10,6 +10,7 @@ mod error;
 mod harden;
 pub mod inventory;
 mod logging;
+mod oauth_apps;
 pub mod plan;
 pub mod rehearse;
 pub mod repair;
