@@ -362,3 +362,15 @@ fn told_answers_strike_once_and_after_the_effect_where_told() {
     }
     assert!(serde_json::from_value::<crate::sandbox::Script>(json!({"api": "nango", "answer": "x"})).is_err());
 }
+
+/// §6.2: a provider that takes longer than the lock lets two processes refresh one grant.
+#[test]
+fn a_slow_provider_is_asked_twice_which_kills_a_grant_that_spends_its_tokens() {
+    for (key, status) in [("hubspot", 200), ("gong-oauth", 400)] {
+        let mut client = Client::new(World::new(config(vec![row("kahuna", key, &["p"])])));
+        let script = json!({"integration": key, "token_answer": "slow"});
+        client.world.add_token_script(serde_json::from_value(script).unwrap());
+        let target = format!("/connections/kahuna__{key}__default?provider_config_key={key}&force_refresh=true");
+        assert_eq!(client.nango("GET", &target).status, status, "{key}");
+    }
+}
