@@ -9,6 +9,7 @@ pub mod config;
 mod error;
 mod harden;
 pub mod inventory;
+pub mod keys;
 mod logging;
 mod oauth_apps;
 pub mod plan;
@@ -72,6 +73,7 @@ pub enum Command {
     Alert(alert::AlertArgs),
     Verify(Box<verify::VerifyArgs>),
     Sandbox(sandbox::SandboxArgs),
+    Keys(keys::KeysArgs),
     Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
 }
@@ -109,6 +111,7 @@ pub fn main() -> u8 {
         Command::Alert(args) => alert::run(&args, &ui),
         Command::Verify(args) => verify::run(&args, &ui),
         Command::Sandbox(args) => sandbox::run(args, &ui),
+        Command::Keys(args) => keys::run(&args, &ui),
         Command::Config(args) => config::run(&args, &ui),
         Command::Completions(args) => completions::run(args, &ui),
     };

@@ -119,7 +119,7 @@ impl<O: Outside> Engine<O> {
                 }
             };
             let until = now.plus_ms(self.config.claim_ms);
-            let pending = self.store.claim_deliveries(&[sink], now, limit, until).await?;
+            let pending = self.store.claim_deliveries(sink, now, limit, until).await?;
             crate::failpoint::hit("delivery-claimed");
             // After a single try the rest is due at once.
             let more = pending.len() == limit as usize;
