@@ -147,15 +147,19 @@ impl Store {
         tx.commit().await.during("commit")
     }
 
-    /// Brings the read of a connection forward to `at`, if it is read at all and later than that.
-    pub async fn advance_poll(&self, integration_key: &str, connection_id: &str, at: Timestamp) -> StoreResult<()> {
-        query("UPDATE connection SET poll_at = $1 WHERE integration_key = $2 AND connection_id = $3 AND poll_at > $1")
-            .bind(at.millis())
-            .bind(integration_key)
-            .bind(connection_id)
-            .execute(&mut self.lock().await)
-            .await
-            .during("bring a read forward")?;
+    /// Brings reads forward, in one commit: each names an integration key, a connection id and a
+    /// time. One that is not read at all, or sooner, stays as it is.
+    pub async fn advance_polls(&self, reads: &[(&str, &str, Timestamp)]) -> StoreResult<()> {
+        let reads: Vec<_> = reads.iter().map(|(key, id, at)| serde_json::json!([key, id, at.millis()])).collect();
+        query(
+            "UPDATE connection SET poll_at = CAST(j.value->>2 AS BIGINT) FROM json_each($1) AS j
+             WHERE connection.integration_key = j.value->>0 AND connection.connection_id = j.value->>1
+               AND connection.poll_at > CAST(j.value->>2 AS BIGINT)",
+        )
+        .bind(serde_json::json!(reads).to_string())
+        .execute(&mut self.lock().await)
+        .await
+        .during("bring reads forward")?;
         Ok(())
     }
 
