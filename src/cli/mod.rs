@@ -11,6 +11,7 @@ mod harden;
 pub mod inventory;
 pub mod keys;
 mod logging;
+mod oauth_apps;
 pub mod plan;
 pub mod rehearse;
 pub mod repair;
