@@ -265,7 +265,7 @@ fn the_old_secret_signs_along_and_copies_arrive_apart() {
     let mut client = composio_world(|composio| {
         composio.rotation_overlap_secs = 48 * 3_600;
         composio.duplicate_webhooks = true;
-        composio.webhook_delay_max_ms = 20 * SECOND_MS;
+        composio.webhook_delay_max_ms = 30 * MINUTE_MS;
     });
     client.nango("DELETE", CONNECTION);
     webhooks(&mut client);
