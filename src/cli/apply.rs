@@ -78,8 +78,12 @@ impl StateArgs {
     /// Exit code 2 when there is a state and no key for it, 7 when another process has it, 1 when
     /// either cannot be opened.
     pub async fn open(&self) -> Result<Store, CommandError> {
-        let (path, key_file) = (self.path.display(), self.key_file.display());
         self.lock()?;
+        self.open_unlocked().await
+    }
+
+    async fn open_unlocked(&self) -> Result<Store, CommandError> {
+        let (path, key_file) = (self.path.display(), self.key_file.display());
         if self.exists() && !self.key_file.exists() {
             return Err(CommandError::usage(format!("there is a state `{path}` but no key file `{key_file}`"))
                 .hint("name the key file that the state was made with as `--key-file`: no other opens it"));
@@ -87,6 +91,27 @@ impl StateArgs {
         let cannot = || CommandError::failed(format!("cannot open the state `{path}`"));
         let vault = Vault::load_or_create(&self.key_file).map_err(|error| cannot().because(&error))?;
         Store::open(&self.path, Durability::PowerLoss, vault).await.map_err(|error| cannot().because(&error))
+    }
+
+    /// The state that these names mean, as [`Self::names`] gave them.
+    ///
+    /// # Errors
+    /// When the first is no name of a state.
+    pub fn named(state: &str, key_file: &str) -> Result<Self, String> {
+        Ok(Self { path: state_path(state)?, key_file: PathBuf::from(key_file) })
+    }
+
+    /// The names of the state and of its key file.
+    pub fn names(&self) -> (String, String) {
+        (format!("sqlite:{}", self.path.display()), self.key_file.display().to_string())
+    }
+
+    /// Opens a state that is there, for a short command beside a process that runs its duties.
+    ///
+    /// # Errors
+    /// As [`Self::open`], but no other process is in the way.
+    pub async fn open_beside(&self) -> Result<Store, CommandError> {
+        self.open_unlocked().await
     }
 
     /// Takes the lock file beside the database, until the process ends however it ends.

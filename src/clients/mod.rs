@@ -10,6 +10,7 @@ pub mod gateway;
 pub mod http;
 pub mod nango;
 pub mod provider;
+mod read_only;
 mod reply;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ pub use self::gateway::GatewayClient;
 pub use self::http::{Clock, Timeouts};
 pub use self::nango::NangoClient;
 pub use self::provider::ProviderClient;
+pub use self::read_only::{kv_inspect, provider_read, target_read};
 use crate::domain::secret::Secret;
 use crate::ports::{Api, Outside, SourceRead, Traffic};
 

@@ -110,6 +110,13 @@ impl Fingerprint {
         Self(bytes)
     }
 
+    /// A keyed digest that was made elsewhere, cut to the length of a fingerprint.
+    pub fn from_digest(digest: &[u8; 16]) -> Self {
+        let mut bytes = [0; 12];
+        bytes.copy_from_slice(&digest[..12]);
+        Self(bytes)
+    }
+
     /// Reads the 24 hex digits back.
     pub fn parse(text: &str) -> Option<Self> {
         if text.len() != 24 || !text.is_ascii() {

@@ -25,6 +25,7 @@ use crate::store::{Due, Store, StoreError};
 
 pub use evidence::GateReport;
 pub use lifecycle::Progress;
+pub(crate) use poll::whoami_call;
 
 /// The policy, and what is not a matter of policy. Durations in milliseconds.
 #[derive(Clone, Debug)]

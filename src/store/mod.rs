@@ -12,6 +12,7 @@ mod journal;
 mod procedure;
 mod triplet;
 mod vault;
+mod verification;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -29,6 +30,7 @@ pub use evidence::LAG_BOUNDS_S;
 pub use journal::{Capture, NewVersion};
 pub use triplet::{NewTriplet, TripletRow};
 pub use vault::{Vault, VaultError};
+pub use verification::{JournalHead, Verification};
 
 /// What a commit survives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
