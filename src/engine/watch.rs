@@ -11,7 +11,7 @@ use crate::domain::time::{MINUTE_MS, Timestamp};
 use crate::domain::token::{KvEntry, KvMetadata, scope_set};
 use crate::domain::triplet::{KV_PREFIX, Triplet};
 use crate::ports::{ApiResult, AuditSink, GatewayRead, KvRead, Namespace, Outside, SourceRead, TargetRead};
-use crate::store::{Sink, SinkState, TripletRow};
+use crate::store::{Sink, SinkState, TripletRow, Verification};
 
 /// How soon a look that an API did not answer is tried again.
 const RETRY_MS: i64 = MINUTE_MS;
@@ -199,7 +199,7 @@ impl<O: Outside> Engine<O> {
     /// when nothing but settling entries differed.
     pub(super) async fn verify(&self, now: Timestamp) -> EngineResult<Timestamp> {
         let mut findings: Vec<Note> = Vec::new();
-        let mut compared = 0i64;
+        let mut compared = 0u64;
         let expected: Vec<SinkState> =
             self.store.load_sink(Sink::KvSource).await?.into_iter().filter(|s| s.delivered > 0).collect();
         let targets: BTreeMap<Triplet, SinkState> =
@@ -235,15 +235,23 @@ impl<O: Outside> Engine<O> {
             }
         }
         if compared > 0 {
-            self.store.add_counts(&[("parity_runs", 1), ("parity_compared", compared)]).await?;
-            if findings.is_empty() {
-                self.store.add_counts(&[("parity_clean", 1)]).await?;
-            } else {
-                self.store.set_counter("parity_clean", 0).await?;
-            }
-            for finding in &findings {
-                self.store.add_note("parity", finding).await?;
-            }
+            let keys = expected.len() as u64;
+            let run = Verification {
+                run: format!("duty-{}", now.millis()),
+                began_at: now,
+                at: now,
+                left: "kv:source".to_owned(),
+                right: "kv:target".to_owned(),
+                level: "full".to_owned(),
+                keys,
+                compared,
+                differing: findings.len() as u64,
+                unsure: keys - compared,
+                failed: 0,
+                counts: "{}".to_owned(),
+                findings,
+            };
+            self.store.record_verification(&run).await?;
         }
         Ok(now.plus_ms(self.config.policy.criteria.verify_every.0))
     }

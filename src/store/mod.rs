@@ -13,6 +13,7 @@ mod procedure;
 mod triplet;
 mod vault;
 mod verification;
+mod watermark;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -31,6 +32,7 @@ pub use journal::{Capture, NewVersion};
 pub use triplet::{NewTriplet, TripletRow};
 pub use vault::{Vault, VaultError};
 pub use verification::{JournalHead, Verification};
+pub use watermark::{Checked, DueKeys};
 
 /// What a commit survives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

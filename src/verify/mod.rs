@@ -16,6 +16,7 @@
 
 mod compact;
 mod compare;
+mod continuous;
 mod dump;
 mod entry;
 mod facts;
@@ -38,6 +39,7 @@ mod spill;
 mod spool;
 
 pub use compare::Keys;
+pub use continuous::{Continuous, Round, RoundError};
 pub use dump::Dump;
 pub use entry::{ENTRY_BYTES_MAX, KEY_BYTES_MAX};
 pub use finding::{Change, Class, Counts, Diagnostic, Diagnostics, Finding, Hand, Outcome, Rung};

@@ -89,6 +89,10 @@ pub struct Report {
 }
 
 impl Report {
+    pub(super) fn of(counts: Counts, diagnostics: Diagnostics, spool: Spool, segments: Vec<Segment>) -> Self {
+        Self { counts, diagnostics, spool, segments }
+    }
+
     /// Hands out all findings, sorted by key.
     ///
     /// # Errors
@@ -340,8 +344,7 @@ impl<'a> Job<'a, '_> {
                 .map_err(VerifyError::io("save the run file"))?;
         }
         self.meter.settling.store(true, Ordering::Relaxed);
-        let settler =
-            Settler { sides: self.sides, rules: &self.options.rules, keys: self.keys, clock, window_ms };
+        let settler = Settler { sides: self.sides, rules: &self.options.rules, keys: self.keys, clock, window_ms };
         let Settled { spool: mut finals, segments, counts } = settler
             .settle(&mut self.spool, &segments, counts, &mut diagnostics, &mut |finding| found(Some(finding)))
             .map_err(VerifyError::io(failed))?;

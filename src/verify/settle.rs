@@ -242,7 +242,9 @@ fn facts_of<'a>(now: &'a Now, rules: &Rules, scratch: &'a mut Vec<u8>) -> Option
     match now {
         Now::Absent => None,
         Now::Broken => Some(Err(())),
-        Now::Entry(line) => Some(scan(line).and_then(|scanned| Facts::read(line, &scanned, rules, scratch)).map_err(drop)),
+        Now::Entry(line) => {
+            Some(scan(line).and_then(|scanned| Facts::read(line, &scanned, rules, scratch)).map_err(drop))
+        }
     }
 }
 

@@ -201,7 +201,7 @@ mod tests {
             foreign: vec![],
             reason: Some("x".repeat(300)),
             diff: None,
-        seen: None,
+            seen: None,
         }
     }
 

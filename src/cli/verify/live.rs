@@ -94,7 +94,7 @@ pub(super) struct LiveSides {
     pub sides: [Box<dyn Source>; 2],
     /// The same sides by their keys and metadata only.
     pub listings: [Box<dyn Source>; 2],
-    pub kinds: [SideKind; 2],
+    pub caller: Caller,
     pub clock: Arc<dyn Clock>,
     pub budget: Arc<Budget>,
     pub store: Option<Arc<Store>>,
@@ -113,7 +113,9 @@ impl LiveSides {
     pub(super) fn announce(&self, ui: &Ui) {
         match &self.estimate {
             Some(estimate) => ui.note(&estimate.to_string()),
-            None => ui.note("nobody knows how many keys there are: one request per 1,000 keys of a listing, one per 100 values"),
+            None => ui.note(
+                "nobody knows how many keys there are: one request per 1,000 keys of a listing, one per 100 values",
+            ),
         }
         if self.left_out > 0 {
             ui.note(&format!("{} triplets that do not move are left out", self.left_out));
@@ -196,8 +198,7 @@ pub(super) fn build(
 
     let config = Config::load(ui.config.as_deref())?;
     let http_clock: clients::Clock = Arc::new(wall_clock);
-    let unusable =
-        |error: clients::SetupError| CommandError::usage("cannot use the settings").because(&error);
+    let unusable = |error: clients::SetupError| CommandError::usage("cannot use the settings").because(&error);
     let whoami = match (&store, live.identity) {
         (Some(store), true) => {
             let provider = clients::provider_read(config.provider()?, Arc::clone(&http_clock)).map_err(unusable)?;
@@ -259,7 +260,7 @@ pub(super) fn build(
     let settle_ms = task.rules.look_again_ms.unwrap_or(0);
     let estimate = keys.map(|keys| estimate(kinds, depth, live.identity, keys, settle_ms, &budget));
     let ours = known.applied && named.iter().all(Named::is_ours);
-    Ok(LiveSides { sides, listings, kinds, clock, budget, store, left_out: skip.len(), ours, estimate, runtime })
+    Ok(LiveSides { sides, listings, caller, clock, budget, store, left_out: skip.len(), ours, estimate, runtime })
 }
 
 fn broken(error: &crate::store::StoreError) -> CommandError {

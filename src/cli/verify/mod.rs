@@ -3,7 +3,7 @@
 mod live;
 mod print;
 mod progress;
-
+mod rounds;
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -221,7 +221,9 @@ impl From<LevelArg> for Level {
 /// A percentage as keys in a million.
 fn percent(text: &str) -> Result<u32, String> {
     let share = text.trim_end_matches('%').parse::<f64>().ok().filter(|share| *share > 0.0 && *share <= 100.0);
-    share.map(|share| ((share * 10_000.0).round() as u32).max(1)).ok_or_else(|| format!("`{text}` is not a share such as 5 or 0.5"))
+    share
+        .map(|share| ((share * 10_000.0).round() as u32).max(1))
+        .ok_or_else(|| format!("`{text}` is not a share such as 5 or 0.5"))
 }
 
 fn duration(text: &str) -> Result<i64, String> {
@@ -315,7 +317,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> CommandResult {
         let Some(live) = &live else {
             return Err(CommandError::usage("`--continuous` needs two live sides, and these are dumps"));
         };
-        let _ = live; todo!();
+        return rounds::run(args, &task, live, &options.rules, &keys, ui);
     }
 
     // With a run file the report comes whole at the end, so that a resumed run prints the same.
@@ -367,13 +369,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> CommandResult {
 }
 
 /// Keeps the outcome in the state, as evidence for the gate.
-fn record(
-    live: &LiveSides,
-    asked: &LiveTask,
-    task: &Task,
-    report: &mut Report,
-    ui: &Ui,
-) -> Result<(), CommandError> {
+fn record(live: &LiveSides, asked: &LiveTask, task: &Task, report: &mut Report, ui: &Ui) -> Result<(), CommandError> {
     let Some(store) = &live.store else { return Ok(()) };
     let at = live.clock.now();
     let run = evidence(task, asked, report, asked.level.name(), at)
@@ -387,7 +383,13 @@ fn record(
 /// How many differences are named in the evidence.
 const NAMED_MAX: usize = 100;
 
-fn evidence(task: &Task, asked: &LiveTask, report: &mut Report, level: &str, at: Timestamp) -> io::Result<Verification> {
+fn evidence(
+    task: &Task,
+    asked: &LiveTask,
+    report: &mut Report,
+    level: &str,
+    at: Timestamp,
+) -> io::Result<Verification> {
     let mut findings = Vec::new();
     report.findings(|finding| {
         if finding.outcome.is_difference() && findings.len() < NAMED_MAX {

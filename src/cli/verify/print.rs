@@ -113,7 +113,9 @@ pub(super) fn estimate(live: Option<&LiveSides>, text: bool, ui: &Ui) -> Command
         return Err(CommandError::usage("`--estimate` is about live sides, and these are dumps"));
     };
     let Some(estimate) = &live.estimate else {
-        return Err(CommandError::usage("nobody knows how many keys there are").hint("say about how many as `--keys N`"));
+        return Err(
+            CommandError::usage("nobody knows how many keys there are").hint("say about how many as `--keys N`")
+        );
     };
     if text {
         ui.print(&format!("{estimate}\n"));
@@ -148,7 +150,7 @@ pub(super) fn told(finding: &Finding) -> String {
     [told[..last].join(", "), told[last].clone()].join(" ").trim_start().to_owned()
 }
 
-fn text_line(finding: &Finding) -> String {
+pub(super) fn text_line(finding: &Finding) -> String {
     let told = told(finding);
     let gap = if told.starts_with('[') { " " } else { "  " };
     let mut line = format!("{} {}{gap}{told}\n", finding.outcome.symbol(), one_line(&finding.key));

@@ -27,10 +27,14 @@ pub(super) fn with_progress<T>(
             let started = Instant::now();
             while !done.load(Ordering::Relaxed) {
                 std::thread::park_timeout(Duration::from_millis(250));
-                let _ = write!(io::stderr(), "\r\x1b[K{}", match live {
-                    Some(live) => live_line(meter, live, started.elapsed()),
-                    None => progress_line(meter, total, started.elapsed()),
-                });
+                let _ = write!(
+                    io::stderr(),
+                    "\r\x1b[K{}",
+                    match live {
+                        Some(live) => live_line(meter, live, started.elapsed()),
+                        None => progress_line(meter, total, started.elapsed()),
+                    }
+                );
             }
             let _ = write!(io::stderr(), "\r\x1b[K");
         });
@@ -57,7 +61,6 @@ fn progress_line(meter: &Meter, total: Option<u64>, elapsed: Duration) -> String
     }
     line
 }
-
 
 /// Entries, rate, what of the planned requests is spent, and how long the rest takes.
 fn live_line(meter: &Meter, live: &LiveSides, elapsed: Duration) -> String {

@@ -44,17 +44,15 @@ impl KvInspect for CloudflareClient {
         if rows.iter().any(|row| !row.name.starts_with(prefix)) {
             return Err(line.error(contract("keys outside the prefix asked for")));
         }
-        let keys = rows.into_iter().map(|WireListed { name, expiration, metadata }| {
-            ListedKey { name, expiration, metadata: metadata.filter(|metadata| !metadata.is_null()) }
+        let keys = rows.into_iter().map(|WireListed { name, expiration, metadata }| ListedKey {
+            name,
+            expiration,
+            metadata: metadata.filter(|metadata| !metadata.is_null()),
         });
         Ok(KeyListing { keys: keys.collect(), cursor: next })
     }
 
-    async fn read_values(
-        &self,
-        place: &KvPlace,
-        keys: &[String],
-    ) -> ApiResult<BTreeMap<String, Option<StoredValue>>> {
+    async fn read_values(&self, place: &KvPlace, keys: &[String]) -> ApiResult<BTreeMap<String, Option<StoredValue>>> {
         let request = self.place_request(Method::POST, BULK_GET, place, "/bulk/get")?;
         let line = request.line();
         if keys.is_empty() {

@@ -125,11 +125,9 @@ pub fn nango_side<S: SourceRead + 'static>(
 ) -> impl Source + use<S> {
     let load = move |wanted: &dyn Fn(&str) -> bool| -> Result<Rows, Halt> {
         let pages = |all: &Vec<SourceConnection>| all.len() as u64 / NANGO_PAGE + 1;
-        let connections = caller
-            .call_paged(Api::Nango, || source.list_connections(), pages)
-            .map_err(|error| halted(&error))?;
-        let integrations =
-            caller.call(Api::Nango, || source.list_integrations()).map_err(|error| halted(&error))?;
+        let connections =
+            caller.call_paged(Api::Nango, || source.list_connections(), pages).map_err(|error| halted(&error))?;
+        let integrations = caller.call(Api::Nango, || source.list_integrations()).map_err(|error| halted(&error))?;
         let mut all = Rows::default();
         for connection in connections {
             let id = (connection.integration_key.clone(), connection.connection_id.clone());

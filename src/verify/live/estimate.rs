@@ -38,7 +38,14 @@ pub struct Estimate {
 }
 
 /// Plans the requests for two sides of about `keys` keys.
-pub fn estimate(sides: [SideKind; 2], depth: Depth, identity: bool, keys: u64, settle_ms: i64, budget: &Budget) -> Estimate {
+pub fn estimate(
+    sides: [SideKind; 2],
+    depth: Depth,
+    identity: bool,
+    keys: u64,
+    settle_ms: i64,
+    budget: &Budget,
+) -> Estimate {
     let mut requests: BTreeMap<Api, u64> = BTreeMap::new();
     let mut add = |api, n: u64| *requests.entry(api).or_default() += n;
     let deep = match depth {
@@ -75,7 +82,11 @@ impl fmt::Display for Estimate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let asked: Vec<String> = self.requests.iter().map(|(api, n)| format!("{n} to {}", api.name())).collect();
         let asked = if asked.is_empty() { "none".to_owned() } else { asked.join(", ") };
-        let lasts = if self.lasts_ms < 1_000 { "seconds".to_owned() } else { format_duration_ms(self.lasts_ms / 1_000 * 1_000) };
+        let lasts = if self.lasts_ms < 1_000 {
+            "seconds".to_owned()
+        } else {
+            format_duration_ms(self.lasts_ms / 1_000 * 1_000)
+        };
         write!(
             f,
             "about {} keys a side; requests: {asked}; at our share of the limits that takes {lasts}, and {} more if something differs",

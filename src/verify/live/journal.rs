@@ -94,7 +94,8 @@ impl Side for JournalWalk {
     fn fill(&mut self, block: &mut Block) -> Result<bool, Halt> {
         block.mark = Mark { entries: self.given, offset: 0 };
         block.without_places();
-        let heads = self.inner.caller.wait_for(self.inner.store.load_journal_heads(&self.after, PAGE)).map_err(broken)?;
+        let heads =
+            self.inner.caller.wait_for(self.inner.store.load_journal_heads(&self.after, PAGE)).map_err(broken)?;
         for head in &heads {
             let line = self.inner.line(head);
             block.push(&line, 0);

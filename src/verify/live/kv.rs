@@ -116,9 +116,9 @@ impl<C: KvInspect> Inner<C> {
         let mut refused = None;
         while let Some(batch) = batches.pop() {
             match self.caller.call(Api::Cloudflare, || self.client.read_values(&self.place, batch)) {
-                Ok(values) => fetched.extend(values.into_iter().map(|(key, value)| {
-                    (key, value.map_or(Fetched::Absent, Fetched::Value))
-                })),
+                Ok(values) => fetched.extend(
+                    values.into_iter().map(|(key, value)| (key, value.map_or(Fetched::Absent, Fetched::Value))),
+                ),
                 Err(error) if matches!(error.kind, ApiErrorKind::Rejected { .. } | ApiErrorKind::Contract { .. }) => {
                     if let [key] = batch {
                         fetched.insert(key.clone(), Fetched::Unreadable(error.kind.to_string()));

@@ -148,7 +148,7 @@ impl Caller {
     }
 
     /// Runs a future that is no request.
-    fn wait_for<F: Future>(&self, future: F) -> F::Output {
+    pub(in crate::verify) fn wait_for<F: Future>(&self, future: F) -> F::Output {
         self.handle.block_on(future)
     }
 

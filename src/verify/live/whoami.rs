@@ -53,9 +53,8 @@ impl Whoami {
         provider: Arc<P>,
         caller: Caller,
     ) -> Self {
-        let provider = move |token: &Secret, call: &ProviderCall| {
-            caller.call(Api::Provider, || provider.whoami(token, call))
-        };
+        let provider =
+            move |token: &Secret, call: &ProviderCall| caller.call(Api::Provider, || provider.whoami(token, call));
         Self { catalogue, key, subjects, provider: Box::new(provider) }
     }
 
