@@ -1,5 +1,7 @@
 //! Live sides against the sandbox: what is found, what is not, what it costs and what it leaves alone.
 
+#[path = "verify_live/custody.rs"]
+mod custody;
 #[path = "verify_live/namespaces.rs"]
 mod namespaces;
 

@@ -94,7 +94,7 @@ impl Continuous<'_> {
         let mut work = Work {
             spool: Spool::unnamed()?,
             segments: Vec::new(),
-            counts: Counts { entries, ..Counts::default() },
+            counts: Counts::of_entries(entries),
             diagnostics: Diagnostics::default(),
         };
         let changed = self.check(&pair, DueKeys::Changed, began_at, u64::MAX, &mut work)?;

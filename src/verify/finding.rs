@@ -237,6 +237,13 @@ pub struct Finding {
 /// Keyed digests of what the left and the right side said of a key; `None`: nothing.
 pub(super) type Seen = [Option<Fingerprint>; 2];
 
+impl Finding {
+    /// Whether the credential of the right side belongs to another upstream account.
+    pub fn is_of_another_account(&self) -> bool {
+        self.outcome == Outcome::Changed && self.changes.iter().any(|change| change.class == Class::Identity)
+    }
+}
+
 /// Keys per outcome and rung.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
@@ -254,6 +261,10 @@ impl Counts {
         if n > 0 {
             *self.by.entry(outcome).or_default().entry(rung).or_default() += n;
         }
+    }
+
+    pub(super) fn of_entries(entries: [u64; 2]) -> Self {
+        Self { entries, ..Self::default() }
     }
 
     /// Takes back one that was added.

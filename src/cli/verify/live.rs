@@ -73,17 +73,19 @@ impl Named {
     }
 }
 
-/// Real time.
+/// Real time, or as long after another time as the program has run.
 #[derive(Debug)]
-struct WallClock;
+struct WallClock {
+    ahead_ms: i64,
+}
 
 impl Clock for WallClock {
     fn now(&self) -> Timestamp {
-        wall_clock()
+        wall_clock().plus_ms(self.ahead_ms)
     }
 
     fn wait_until(&self, at: Timestamp) {
-        while let ms @ 1.. = at.since(wall_clock()) {
+        while let ms @ 1.. = at.since(self.now()) {
             std::thread::sleep(Duration::from_millis(ms.unsigned_abs()));
         }
     }
@@ -187,7 +189,8 @@ pub(super) fn build(
         ..Inputs::default()
     };
     let (policy, catalogue) = (inputs.load_policy()?, inputs.load_catalogue()?);
-    let clock: Arc<dyn Clock> = Arc::new(WallClock);
+    let ahead_ms = inputs.now()?.since(wall_clock());
+    let clock: Arc<dyn Clock> = Arc::new(WallClock { ahead_ms });
     let budget = Arc::new(Budget::new(&policy.rates, Arc::clone(&clock)));
     let caller = Caller::new(runtime.handle().clone(), Arc::clone(&budget));
     let store = open_state(live, named, &runtime)?;
@@ -197,7 +200,10 @@ pub(super) fn build(
     };
 
     let config = Config::load(ui.config.as_deref())?;
-    let http_clock: clients::Clock = Arc::new(wall_clock);
+    let http_clock: clients::Clock = {
+        let clock = Arc::clone(&clock);
+        Arc::new(move || clock.now())
+    };
     let unusable = |error: clients::SetupError| CommandError::usage("cannot use the settings").because(&error);
     let whoami = match (&store, live.identity) {
         (Some(store), true) => {

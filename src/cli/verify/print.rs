@@ -49,6 +49,11 @@ pub(super) fn print(
 ) -> io::Result<()> {
     match args.format {
         ReportFormat::Text => {
+            // Nothing that can be found is worse, so it stands before everything else.
+            report.findings(|finding| match finding.is_of_another_account() {
+                true => writeln!(out, "ANOTHER UPSTREAM ACCOUNT: {}", one_line(&finding.key)),
+                false => Ok(()),
+            })?;
             report.findings(|finding| out.write_all(text_line(&finding).as_bytes()))?;
             out.write_all(text_summary(task, &report.counts, reason).as_bytes())
         }
