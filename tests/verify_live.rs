@@ -169,6 +169,77 @@ fn the_requests_are_the_fewest_there_can_be_and_stay_within_the_limit() {
     assert!((world.all_requests() - before) as f64 <= 1.05 * 200.0);
 }
 
+/// What a run over both namespaces takes at most, in KiB, and how it ended.
+fn peak_kib(world: &Namespaces) -> (u64, Option<i32>) {
+    let folder = tempfile::tempdir().unwrap();
+    let args = ["kv:source", "kv:target", "--level", "full", "--policy", "policy.toml", "--settle", "1s"];
+    let mut child = world.command(folder.path(), &args).spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak = 0;
+    loop {
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        peak = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(peak);
+        if let Some(status) = child.try_wait().unwrap() {
+            return (peak, status.code());
+        }
+        std::thread::yield_now();
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_does_not_grow_with_the_number_of_keys() {
+    let world = Namespaces::start(None);
+    world.fill(10_000, &BTreeMap::new());
+    let (few, code) = peak_kib(&world);
+    assert!(code == Some(0) && few > 1_000, "{few} {code:?}");
+    world.fill(60_000, &BTreeMap::new());
+    let (many, code) = peak_kib(&world);
+    assert_eq!(code, Some(0));
+    assert!(many < few + 8 * 1_024, "{few} KiB for 10,000 keys, {many} for 60,000");
+}
+
+#[test]
+fn a_run_that_is_killed_again_and_again_gives_the_same_report() {
+    let world = Namespaces::start(None);
+    let planted: BTreeMap<usize, Kind> = (0..60).map(|n| (n * 131 + 7, KINDS[n % KINDS.len()])).collect();
+    world.fill(8_000, &planted);
+    let folder = tempfile::tempdir().unwrap();
+    let args = ["kv:source", "kv:target", "--level", "full", "--policy", "policy.toml", "--settle", "1s", "--diff"];
+    let whole = world.command(folder.path(), &args).output().unwrap();
+    assert_eq!(whole.status.code(), Some(3), "{}", String::from_utf8_lossy(&whole.stderr));
+
+    let run = folder.path().join("run.json");
+    let (mut kills, mut seen, mut after_the_pass) = (0, Vec::new(), false);
+    let resumed = loop {
+        let mut child = match kills {
+            0 => world.command(folder.path(), &[&args[..], &["--checkpoint", "run.json"]].concat()),
+            _ => world.command(folder.path(), &["--resume", "run.json"]),
+        };
+        let mut child = child.args(["--checkpoint-every", "150k"]).spawn().unwrap();
+        // Also when the pass is over and the differences are waited for.
+        while kills < 40 && child.try_wait().unwrap().is_none() {
+            let now = std::fs::read(&run).unwrap_or_default();
+            if now != seen && !now.is_empty() {
+                child.kill().unwrap();
+                after_the_pass |= String::from_utf8_lossy(&now).contains("\"phase\":\"compared\"");
+                seen = now;
+            }
+            std::thread::yield_now();
+        }
+        let output = child.wait_with_output().unwrap();
+        if output.status.code().is_some() {
+            break output;
+        }
+        kills += 1;
+    };
+    assert!(kills >= 5, "killed only {kills} times");
+    assert!(after_the_pass, "no kill came while the differences were waited for");
+    assert_eq!(resumed.status.code(), Some(3), "{}", String::from_utf8_lossy(&resumed.stderr));
+    assert_eq!(String::from_utf8_lossy(&resumed.stdout), String::from_utf8_lossy(&whole.stdout));
+}
+
 #[test]
 fn a_cursor_that_is_forgotten_costs_a_new_listing_and_no_key() {
     let world = Namespaces::start(None);

@@ -4,7 +4,7 @@
 use sqlx::Row;
 
 use super::delivery::{parse_fingerprint, parse_triplet};
-use super::{During, Store, StoreResult, from_json};
+use super::{During, Sink, Store, StoreResult, from_json};
 use crate::domain::criteria::Note;
 use crate::domain::time::Timestamp;
 use crate::domain::token::{KvEntry, KvMetadata, Writer};
@@ -175,6 +175,31 @@ impl Store {
         }
         tx.commit().await.during("commit a verification")?;
         Ok(true)
+    }
+
+    /// Delivers the newest versions of these triplets to these sinks again, in one commit: from now on
+    /// they count as not delivered. Says for each whether it is mirrored there at all.
+    pub async fn requeue_deliveries(&self, wanted: &[(Triplet, Sink)], now: Timestamp) -> StoreResult<Vec<bool>> {
+        let mut connection = self.lock().await;
+        let mut tx = sqlx::Connection::begin(&mut *connection).await.during("begin")?;
+        let mut queued = Vec::with_capacity(wanted.len());
+        for (triplet, sink) in wanted {
+            // The lag of a repair is counted from the repair on.
+            let updated = sqlx::query(
+                "UPDATE delivery SET delivered = CASE WHEN delivered < version THEN delivered ELSE version - 1 END,
+                   next_at = $3, captured_at = $3, attempts = 0, dead = NULL
+                 WHERE triplet = $1 AND sink = $2",
+            )
+            .bind(triplet.to_string())
+            .bind(sink.name())
+            .bind(now.millis())
+            .execute(&mut *tx)
+            .await
+            .during("queue deliveries again")?;
+            queued.push(updated.rows_affected() > 0);
+        }
+        tx.commit().await.during("commit deliveries")?;
+        Ok(queued)
     }
 
     /// Recorded comparisons, newest first.

@@ -99,8 +99,8 @@ impl Continuous<'_> {
         };
         let changed = self.check(&pair, DueKeys::Changed, began_at, u64::MAX, &mut work)?;
         let rounds = u64::try_from(self.period_ms / self.every_ms.max(1)).unwrap_or(1).max(1);
-        let turn = keys.div_ceil(rounds).saturating_sub(changed);
-        let in_turn = self.check(&pair, DueKeys::InTurn, began_at, turn, &mut work)?;
+        // Beside what changed, so that no number of changes puts the others off beyond the period.
+        let in_turn = self.check(&pair, DueKeys::InTurn, began_at, keys.div_ceil(rounds), &mut work)?;
         let report = self.settle(&pair, work)?;
         let clean_at = self.caller.wait_for(self.store.load_watermark(&pair))?;
         let took_ms = self.clock.now().since(began_at);

@@ -7,12 +7,13 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use cutover::catalogue::Catalogue;
-use cutover::domain::time::{DAY_MS, HOUR_MS, Timestamp};
+use cutover::domain::time::{DAY_MS, HOUR_MS, MINUTE_MS, Timestamp};
 use cutover::inventory;
 use cutover::plan::{self, Policy};
 use cutover::ports::Api;
 use cutover::sandbox::{Answer, CANARY, Call, LedgerSummary, Sandbox, TokenLife, World, WorldConfig};
-use cutover::store::{Durability, Store, Vault};
+use cutover::store::{Delivered, Durability, PendingDelivery, Sink, Store, Vault};
+use cutover::verify::repair_from;
 use serde_json::{Value, json};
 
 const INVENTORY: &str = "fixtures/inventories/adr-038.csv";
@@ -280,10 +281,15 @@ fn what_somebody_did_past_the_mirror_is_found_on_the_strongest_rung_and_told_wit
 fn rounds_keep_a_watermark_and_find_what_changes() {
     let world = Applied::start();
     let keys = world.sandbox.lock().keys();
-    let round = |expected: i32| -> (Vec<Value>, Value) {
+    // Each round is a process of its own, ten minutes after the one before.
+    let mut now = Timestamp::parse(NOW).unwrap();
+    let mut round = |expected: i32| -> (Vec<Value>, Value) {
+        now = now.plus_ms(10 * MINUTE_MS);
         let args = ["kv:source", "kv:target", "--level", "full", "--continuous", "--every", "10m", "--period", "40m"];
-        let (code, out, error) = world.verify(&[&args[..], &["--rounds", "1", "--format", "jsonl"]].concat());
-        assert_eq!(code, expected, "{out}{error}");
+        let args = [&["verify"], &args[..], &["--rounds", "1", "--format", "jsonl", "--settle", "1s"]].concat();
+        let output = world.command(&args).env("CUTOVER_NOW", now.to_rfc3339()).output().unwrap();
+        let out = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(expected), "{out}{}", String::from_utf8_lossy(&output.stderr));
         let mut lines: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let last = lines.pop().unwrap();
         assert_eq!(last["type"], "round");
@@ -310,9 +316,47 @@ fn rounds_keep_a_watermark_and_find_what_changes() {
     world.put(&keys.kv_target, key, was["value"].as_str().unwrap(), &was["metadata"]);
     let (_, fifth) = round(0);
     assert_eq!(fifth["changed"].as_u64(), Some(1));
-    assert!(fifth["clean_at"].as_str() > first["clean_at"].as_str());
+    assert!(fifth["clean_at"].as_str() > first["clean_at"].as_str(), "a period is over: {fifth}");
     let runs = world.runtime.block_on(world.store().load_verifications(10)).unwrap();
     assert!(runs.len() == 5 && runs.iter().all(|run| run.level == "full"), "{runs:?}");
+}
+
+#[test]
+fn what_a_run_found_missing_is_delivered_again_and_what_is_foreign_is_not() {
+    let world = Applied::start();
+    let keys = world.sandbox.lock().keys();
+    let (gone, foreign) = ("tokens:kahuna:hubspot:default", "tokens:kahuna:slack:default");
+    let path = format!("/storage/kv/namespaces/{}/bulk/delete", keys.kv_target);
+    world.ask(Api::Cloudflare, "POST", &path, &json!([gone]));
+    let was = world.stored(&keys.kv_source, foreign);
+    world.put(&keys.kv_source, foreign, was["value"].as_str().unwrap(), &Value::Null);
+    assert_eq!(world.verify(&["kv:source", "kv:target", "--checkpoint", "run.json"]).0, 3);
+
+    let store = world.store();
+    let now = Timestamp::parse(NOW).unwrap().plus_ms(HOUR_MS);
+    let run = world.dir.path().join("run.json");
+    let repaired = world.runtime.block_on(repair_from(&run, &store, now)).unwrap();
+    let shown: Vec<String> =
+        repaired.queued.iter().map(|(triplet, sink)| format!("{triplet} {}", sink.name())).collect();
+    assert_eq!(shown, ["kahuna:hubspot:default kv.target"]);
+    assert_eq!(repaired.left.len(), 1);
+    assert_eq!(repaired.left[0].0, foreign);
+    let pending = world.runtime.block_on(store.load_pending(now, 10)).unwrap();
+    assert_eq!(pending.len(), 1);
+    assert_eq!((pending[0].triplet.to_string().as_str(), pending[0].sink), ("kahuna:hubspot:default", Sink::KvTarget));
+    assert_eq!(
+        Some(pending[0].metadata.fp.to_string().as_str()),
+        was_fp(&world.stored(&keys.kv_source, gone)).as_deref()
+    );
+    // Delivered, it is not pending any more.
+    let PendingDelivery { sink, triplet, metadata, captured_at, .. } = pending.into_iter().next().unwrap();
+    let delivered = Delivered { sink, triplet, metadata, captured_at };
+    world.runtime.block_on(store.mark_delivered(&[delivered], now.plus_ms(1))).unwrap();
+    assert!(world.runtime.block_on(store.load_pending(now.plus_ms(2), 10)).unwrap().is_empty());
+}
+
+fn was_fp(stored: &Value) -> Option<String> {
+    stored["metadata"]["fp"].as_str().map(str::to_owned)
 }
 
 #[test]

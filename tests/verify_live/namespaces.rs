@@ -2,6 +2,8 @@
 //! writes that go on in virtual time.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -353,9 +355,30 @@ impl Namespaces {
         self.forget_at.set(pages);
     }
 
+    fn url(&self) -> String {
+        let account = &self.clock.keys.cloudflare_account_id;
+        format!("{}/client/v4/accounts/{account}", self.sandbox.urls.cloudflare)
+    }
+
+    /// The binary on both namespaces, at no rate to speak of and in real time.
+    pub fn command(&self, folder: &Path, args: &[&str]) -> Command {
+        let policy = folder.join("policy.toml");
+        std::fs::write(&policy, "[rates]\ncloudflare_per_5_minutes = 1000000\nreserved_share = 0.0\n").unwrap();
+        let keys = &self.clock.keys;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cutover"));
+        command.arg("verify").args(args).env_clear().current_dir(folder).env("TMPDIR", folder);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .env("CUTOVER_CLOUDFLARE_URL", self.url())
+            .env("CUTOVER_CLOUDFLARE_TOKEN", &keys.cloudflare_token)
+            .env("CUTOVER_KV_SOURCE", &keys.kv_source)
+            .env("CUTOVER_KV_TARGET", &keys.kv_target);
+        command
+    }
+
     pub fn verify(&self, depth: Depth, rules: &Rules) -> Report {
         let keys = &self.clock.keys;
-        let url = format!("{}/client/v4/accounts/{}", self.sandbox.urls.cloudflare, keys.cloudflare_account_id);
+        let url = self.url();
         let endpoint = CloudflareEndpoint {
             base: reqwest::Url::parse(&url).unwrap(),
             token: Secret::new(keys.cloudflare_token.clone()),
