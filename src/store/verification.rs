@@ -1,10 +1,9 @@
 //! What comparisons have shown: runs as evidence, watermarks by key, and the journal as it should
 //! stand in KV.
 
-use sqlx::Row;
-
+use super::db::Lock;
 use super::delivery::{parse_fingerprint, parse_triplet};
-use super::{During, Sink, Store, StoreResult, from_json};
+use super::{During, Row, Sink, Store, StoreResult, from_json, query};
 use crate::domain::criteria::Note;
 use crate::domain::time::Timestamp;
 use crate::domain::token::{KvEntry, KvMetadata, Writer};
@@ -75,10 +74,16 @@ macro_rules! head {
 impl Store {
     /// Newest versions of mirrored triplets, in the order of their names, those behind `after`.
     pub async fn load_journal_heads(&self, after: &str, limit: u32) -> StoreResult<Vec<JournalHead>> {
-        let rows = sqlx::query(head!("t.key > $1 ORDER BY t.key LIMIT $2"))
+        // PostgreSQL orders texts by the rules of a language unless it is told not to.
+        let sql = if self.is_shared() {
+            head!("t.key COLLATE \"C\" > $1 ORDER BY t.key COLLATE \"C\" LIMIT $2")
+        } else {
+            head!("t.key > $1 ORDER BY t.key LIMIT $2")
+        };
+        let rows = query(sql)
             .bind(after)
             .bind(limit)
-            .fetch_all(&mut *self.lock().await)
+            .fetch_all(&mut self.read().await)
             .await
             .during("read the heads of the journal")?;
         rows.iter().map(|row| self.journal_head(row)).collect()
@@ -86,26 +91,26 @@ impl Store {
 
     /// The newest version of one mirrored triplet.
     pub async fn load_journal_head(&self, triplet: &str) -> StoreResult<Option<JournalHead>> {
-        let row = sqlx::query(head!("t.key = $1"))
+        let row = query(head!("t.key = $1"))
             .bind(triplet)
-            .fetch_optional(&mut *self.lock().await)
+            .fetch_optional(&mut self.read().await)
             .await
             .during("read a head of the journal")?;
         row.map(|row| self.journal_head(&row)).transpose()
     }
 
-    fn journal_head(&self, row: &sqlx::sqlite::SqliteRow) -> StoreResult<JournalHead> {
+    fn journal_head(&self, row: &Row) -> StoreResult<JournalHead> {
         let name: String = row.get(0);
         let version: i64 = row.get(1);
-        let writer: Writer = from_json("writer", &format!("\"{}\"", row.get::<String, _>(3)))?;
-        let ends_at = row.get::<Option<i64>, _>(5).map(Timestamp::from_millis);
+        let writer: Writer = from_json("writer", &format!("\"{}\"", row.get::<String>(3)))?;
+        let ends_at = row.get::<Option<i64>>(5).map(Timestamp::from_millis);
         let payload: Option<Vec<u8>> = row.get(6);
         Ok(JournalHead {
             triplet: parse_triplet(&name)?,
             metadata: KvMetadata {
                 v: version as u64,
-                fp: parse_fingerprint(&row.get::<String, _>(4))?,
-                ep: row.get::<i64, _>(2) as u64,
+                fp: parse_fingerprint(&row.get::<String>(4))?,
+                ep: row.get::<i64>(2) as u64,
                 src: writer,
                 exp: ends_at.map(Timestamp::secs),
             },
@@ -121,9 +126,9 @@ impl Store {
     /// value and came to an end for some key adds to the series. Returns whether it was new.
     pub async fn record_verification(&self, run: &Verification) -> StoreResult<bool> {
         let mut connection = self.lock().await;
-        let mut tx = sqlx::Connection::begin(&mut *connection).await.during("begin")?;
+        let mut tx = connection.begin(Lock::Rows).await.during("begin")?;
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        let added = sqlx::query(
+        let added = query(
             "INSERT INTO verification
                (run, at, began_at, left_side, right_side, level, keys, compared, differing, unsure, failed, counts)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT (run) DO NOTHING",
@@ -140,10 +145,10 @@ impl Store {
         .bind(number(run.unsure))
         .bind(number(run.failed))
         .bind(&run.counts)
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await
         .during("record a verification")?;
-        if added.rows_affected() == 0 {
+        if added == 0 {
             return Ok(false);
         }
         if run.is_parity() && run.compared > 0 {
@@ -158,17 +163,17 @@ impl Store {
             }
             super::evidence::add(&mut tx, &counts).await?;
             if !clean {
-                sqlx::query("UPDATE counter SET value = 0 WHERE name = 'parity_clean'")
-                    .execute(&mut *tx)
+                query("UPDATE counter SET value = 0 WHERE name = 'parity_clean'")
+                    .execute(&mut tx)
                     .await
                     .during("end a series of clean runs")?;
             }
             for note in run.findings.iter().take(NOTES_MAX) {
-                sqlx::query("INSERT INTO note (at, kind, subject, detail) VALUES ($1, 'parity', $2, $3)")
+                query("INSERT INTO note (at, kind, subject, detail, alerted) VALUES ($1, 'parity', $2, $3, 0)")
                     .bind(note.at.millis())
                     .bind(&note.subject)
                     .bind(&note.detail)
-                    .execute(&mut *tx)
+                    .execute(&mut tx)
                     .await
                     .during("note evidence")?;
             }
@@ -178,25 +183,26 @@ impl Store {
     }
 
     /// Delivers the newest versions of these triplets to these sinks again, in one commit: from now on
-    /// they count as not delivered. Says for each whether it is mirrored there at all.
+    /// they count as not delivered; one that is under way comes after that. Says for each whether it is mirrored there at all.
     pub async fn requeue_deliveries(&self, wanted: &[(Triplet, Sink)], now: Timestamp) -> StoreResult<Vec<bool>> {
         let mut connection = self.lock().await;
-        let mut tx = sqlx::Connection::begin(&mut *connection).await.during("begin")?;
+        let mut tx = connection.begin(Lock::Journal).await.during("begin")?;
         let mut queued = Vec::with_capacity(wanted.len());
         for (triplet, sink) in wanted {
             // The lag of a repair is counted from the repair on.
-            let updated = sqlx::query(
+            let updated = query(
                 "UPDATE delivery SET delivered = CASE WHEN delivered < version THEN delivered ELSE version - 1 END,
-                   next_at = $3, captured_at = $3, attempts = 0, dead = NULL
+                   next_at = CASE WHEN claimed_until > $3 THEN claimed_until ELSE $3 END,
+                   captured_at = $3, attempts = 0, dead = NULL
                  WHERE triplet = $1 AND sink = $2",
             )
             .bind(triplet.to_string())
             .bind(sink.name())
             .bind(now.millis())
-            .execute(&mut *tx)
+            .execute(&mut tx)
             .await
             .during("queue deliveries again")?;
-            queued.push(updated.rows_affected() > 0);
+            queued.push(updated > 0);
         }
         tx.commit().await.during("commit deliveries")?;
         Ok(queued)
@@ -204,15 +210,15 @@ impl Store {
 
     /// Recorded comparisons, newest first.
     pub async fn load_verifications(&self, limit: u32) -> StoreResult<Vec<Verification>> {
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT run, began_at, at, left_side, right_side, level, keys, compared, differing, unsure, failed, counts
              FROM verification ORDER BY at DESC, run LIMIT $1",
         )
         .bind(limit)
-        .fetch_all(&mut *self.lock().await)
+        .fetch_all(&mut self.read().await)
         .await
         .during("load verifications")?;
-        let number = |row: &sqlx::sqlite::SqliteRow, at: usize| row.get::<i64, _>(at).max(0) as u64;
+        let number = |row: &Row, at: usize| row.get::<i64>(at).max(0) as u64;
         Ok(rows
             .into_iter()
             .map(|row| Verification {

@@ -1,9 +1,10 @@
 //! Since when each key of a pair of sides is known to be the same on both.
 
-use sqlx::{AssertSqlSafe, Connection, Row};
+use serde_json::json;
 
+use super::db::Lock;
 use super::delivery::parse_fingerprint;
-use super::{During, Store, StoreResult};
+use super::{During, Store, StoreResult, query};
 use crate::domain::secret::Fingerprint;
 use crate::domain::time::Timestamp;
 
@@ -29,38 +30,30 @@ pub struct Checked {
     pub at: Timestamp,
 }
 
-/// Rows in one statement: SQLite takes 32,766 parameters, PostgreSQL 65,535.
-const ROWS: usize = 500;
-
 impl Store {
     /// Notes what the listings of a pair say, in one commit.
     pub async fn note_listed(&self, pair: &str, keys: &[(String, Fingerprint)], at: Timestamp) -> StoreResult<()> {
-        let mut connection = self.lock().await;
-        let mut tx = connection.begin().await.during("begin")?;
-        for chunk in keys.chunks(ROWS) {
-            let rows: Vec<String> =
-                (0..chunk.len()).map(|n| format!("($1, ${}, ${}, $2)", 2 * n + 3, 2 * n + 4)).collect();
-            let sql = format!(
-                "INSERT INTO watermark (pair, key, listed, listed_at) VALUES {}
-                 ON CONFLICT (pair, key) DO UPDATE SET listed = excluded.listed, listed_at = excluded.listed_at",
-                rows.join(", ")
-            );
-            // The text holds numbers of parameters and nothing else that varies.
-            let mut query = sqlx::query(AssertSqlSafe(sql)).bind(pair).bind(at.millis());
-            for (key, listed) in chunk {
-                query = query.bind(key).bind(listed.to_string());
-            }
-            query.execute(&mut *tx).await.during("note a listing")?;
-        }
-        tx.commit().await.during("commit a listing")
+        let rows: Vec<_> = keys.iter().map(|(key, listed)| json!([key, listed])).collect();
+        query(
+            "INSERT INTO watermark (pair, key, listed, listed_at)
+             SELECT CAST($1 AS TEXT), value->>0, value->>1, CAST($2 AS BIGINT) FROM json_each($3) WHERE true
+             ON CONFLICT (pair, key) DO UPDATE SET listed = excluded.listed, listed_at = excluded.listed_at",
+        )
+        .bind(pair)
+        .bind(at.millis())
+        .bind(json!(rows).to_string())
+        .execute(&mut self.lock().await)
+        .await
+        .during("note a listing")?;
+        Ok(())
     }
 
     /// Forgets keys that no listing since `at` held.
     pub async fn forget_unlisted(&self, pair: &str, at: Timestamp) -> StoreResult<()> {
-        sqlx::query("DELETE FROM watermark WHERE pair = $1 AND listed_at < $2")
+        query("DELETE FROM watermark WHERE pair = $1 AND listed_at < $2")
             .bind(pair)
             .bind(at.millis())
-            .execute(&mut *self.lock().await)
+            .execute(&mut self.lock().await)
             .await
             .during("forget keys")?;
         Ok(())
@@ -87,22 +80,22 @@ impl Store {
                  ORDER BY checked_at, key LIMIT $3"
             }
         };
-        let rows = sqlx::query(sql)
+        let rows = query(sql)
             .bind(pair)
             .bind(since.millis())
             .bind(limit)
-            .fetch_all(&mut *self.lock().await)
+            .fetch_all(&mut self.read().await)
             .await
             .during("look for keys to compare")?;
-        rows.into_iter().map(|row| Ok((row.get(0), parse_fingerprint(&row.get::<String, _>(1))?))).collect()
+        rows.into_iter().map(|row| Ok((row.get(0), parse_fingerprint(&row.get::<String>(1))?))).collect()
     }
 
     /// Notes how comparisons came out, in one commit.
     pub async fn note_checked(&self, pair: &str, checked: &[Checked]) -> StoreResult<()> {
         let mut connection = self.lock().await;
-        let mut tx = connection.begin().await.during("begin")?;
+        let mut tx = connection.begin(Lock::Rows).await.during("begin")?;
         for Checked { key, listed, outcome, rung, at } in checked {
-            sqlx::query(
+            query(
                 "UPDATE watermark SET checked = $3, checked_at = $4, outcome = $5, rung = $6,
                    clean_at = CASE WHEN $5 = 'match' THEN $4 ELSE clean_at END
                  WHERE pair = $1 AND key = $2",
@@ -113,7 +106,7 @@ impl Store {
             .bind(at.millis())
             .bind(*outcome)
             .bind(*rung)
-            .execute(&mut *tx)
+            .execute(&mut tx)
             .await
             .during("note a comparison")?;
         }
@@ -124,9 +117,9 @@ impl Store {
     /// ended one began before `at`.
     pub async fn note_settled(&self, pair: &str, settled: &[(&str, &str, &str)], at: Timestamp) -> StoreResult<()> {
         let mut connection = self.lock().await;
-        let mut tx = connection.begin().await.during("begin")?;
+        let mut tx = connection.begin(Lock::Rows).await.during("begin")?;
         for (key, outcome, rung) in settled {
-            sqlx::query(
+            query(
                 "UPDATE watermark SET outcome = $3, rung = $4,
                    clean_at = CASE WHEN $3 = 'match' THEN $5 ELSE clean_at END
                  WHERE pair = $1 AND key = $2",
@@ -136,7 +129,7 @@ impl Store {
             .bind(*outcome)
             .bind(*rung)
             .bind(at.millis())
-            .execute(&mut *tx)
+            .execute(&mut tx)
             .await
             .during("note how a difference ended")?;
         }
@@ -145,9 +138,9 @@ impl Store {
 
     /// The oldest `clean_at` of a pair; `None` while a key has none.
     pub async fn load_watermark(&self, pair: &str) -> StoreResult<Option<Timestamp>> {
-        let row = sqlx::query("SELECT MIN(clean_at), COUNT(*), COUNT(clean_at) FROM watermark WHERE pair = $1")
+        let row = query("SELECT MIN(clean_at), COUNT(*), COUNT(clean_at) FROM watermark WHERE pair = $1")
             .bind(pair)
-            .fetch_one(&mut *self.lock().await)
+            .fetch_one(&mut self.read().await)
             .await
             .during("load a watermark")?;
         let (keys, clean): (i64, i64) = (row.get(1), row.get(2));

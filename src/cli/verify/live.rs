@@ -291,7 +291,7 @@ fn open_state(live: &LiveTask, named: &[Named; 2], runtime: &Runtime) -> Result<
                 .hint("name it as `--state`, or make it with `cutover apply`")),
         };
     };
-    let args = StateArgs::named(state, key_file).map_err(CommandError::usage)?;
+    let args = StateArgs::named(state, key_file).map_err(|error| CommandError::usage(error.to_string()))?;
     Ok(Some(Arc::new(runtime.block_on(args.open_beside())?)))
 }
 
