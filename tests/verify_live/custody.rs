@@ -13,7 +13,6 @@ use cutover::plan::{self, Policy};
 use cutover::ports::Api;
 use cutover::sandbox::{Answer, CANARY, Call, LedgerSummary, Sandbox, TokenLife, World, WorldConfig};
 use cutover::store::{Delivered, Durability, PendingDelivery, Sink, Store, Vault};
-use cutover::verify::repair_from;
 use serde_json::{Value, json};
 
 const INVENTORY: &str = "fixtures/inventories/adr-038.csv";
@@ -333,14 +332,19 @@ fn what_a_run_found_missing_is_delivered_again_and_what_is_foreign_is_not() {
     assert_eq!(world.verify(&["kv:source", "kv:target", "--checkpoint", "run.json"]).0, 3);
 
     let store = world.store();
-    let now = Timestamp::parse(NOW).unwrap().plus_ms(HOUR_MS);
-    let run = world.dir.path().join("run.json");
-    let repaired = world.runtime.block_on(repair_from(&run, &store, now)).unwrap();
-    let shown: Vec<String> =
-        repaired.queued.iter().map(|(triplet, sink)| format!("{triplet} {}", sink.name())).collect();
-    assert_eq!(shown, ["kahuna:hubspot:default kv.target"]);
-    assert_eq!(repaired.left.len(), 1);
-    assert_eq!(repaired.left[0].0, foreign);
+    // The binary queued it by the wall clock.
+    let now = Timestamp::from_millis(i64::MAX / 2);
+    let (code, out, error) = world.run(&["repair", "--from", "run.json"]);
+    assert_eq!(code, 3, "{error}");
+    assert_eq!(
+        out,
+        format!(
+            "queued  kahuna:hubspot:default  kv.target\n\
+             left    {foreign}  somebody else wrote it last, and that may be the newer token\n\
+             1 deliveries queued, 1 keys left alone\n"
+        )
+    );
+    assert_eq!(world.run(&["repair", "--from", "nowhere.json"]).0, 2);
     let claim = |now: Timestamp| {
         let until = now.plus_ms(MINUTE_MS);
         let claimed =

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::apply::StateArgs;
-use super::plan::wall_clock;
+use super::plan::{Inputs, wall_clock};
 use super::{CommandError, CommandResult, Ui};
 use crate::domain::criteria::Note;
 use crate::domain::secret::hex;
@@ -114,7 +114,7 @@ pub struct VerifyArgs {
     rounds: Option<u32>,
     #[command(flatten)]
     state: StateArgs,
-    /// Policy with the rates and the share of them that stays free
+    /// Policy: rates, the share of them that stays free, and fields whose differences do not matter
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
     /// Facts that are laid over the built-in catalogue
@@ -438,6 +438,11 @@ fn task(args: &VerifyArgs) -> Result<Task, CommandError> {
     let states = [state(&named[0], &left)?, state(&named[1], &right)?];
     let mut ignores = default_ignores();
     ignores.extend(args.ignores.iter().cloned());
+    let inputs = Inputs { policy: args.policy.clone(), ..Inputs::default() };
+    for rule in inputs.load_policy()?.verify.ignore {
+        let rule = Ignore::parse(&format!("{}={}", rule.field, rule.reason));
+        ignores.push(rule.map_err(|error| CommandError::usage("a rule of the policy cannot be used").because(&error))?);
+    }
     let settling = match args.settle {
         Some(window_ms) if !both_live => Some(Settling { now: args.now.unwrap_or_else(wall_clock), window_ms }),
         _ => None,
