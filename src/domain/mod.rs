@@ -7,6 +7,7 @@ pub mod api;
 pub mod criteria;
 pub mod custody;
 pub mod duration;
+pub mod evidence_file;
 pub mod schedule;
 pub mod secret;
 pub mod time;

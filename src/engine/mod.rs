@@ -6,9 +6,11 @@
 //! engine that was killed at any await and built again from its store goes on where it was.
 
 mod evidence;
+mod gate;
 mod lifecycle;
 mod mirror;
 mod poll;
+mod sample;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,14 +19,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::catalogue::Catalogue;
 use crate::domain::api::Api;
-use crate::domain::criteria::Note;
+use crate::domain::criteria::{EvidenceSource, LookOutcome, Note};
 use crate::domain::time::{HOUR_MS, MINUTE_MS, SECOND_MS, Timestamp};
 use crate::plan::Policy;
 use crate::ports::{ApiResult, Outside};
 use crate::store::{Due, Store, StoreError};
 
-pub use evidence::GateReport;
+pub use evidence::collect;
+pub use gate::{GateReport, NoFreshPass, fresh_pass, judge_state, record};
 pub use lifecycle::Progress;
+pub use sample::Sample;
 
 /// The policy, and what is not a matter of policy. Durations in milliseconds.
 #[derive(Clone, Debug)]
@@ -80,6 +84,8 @@ struct Known {
     shortest_life_ms: Option<i64>,
     /// The soak clock runs.
     soak_started: bool,
+    /// What sources of evidence that look all the time last recorded.
+    looked: BTreeMap<EvidenceSource, (LookOutcome, Timestamp)>,
     /// When the soak clock last showed that we are there.
     alive_at: Option<Timestamp>,
 }
@@ -107,7 +113,8 @@ pub enum EngineError {
 pub type EngineResult<T> = Result<T, EngineError>;
 
 /// The periodic duties, in the order in which they run when several are due.
-const PERIODIC: [Periodic; 5] = [Periodic::Probe, Periodic::Smoke, Periodic::Scan, Periodic::Verify, Periodic::Audit];
+const PERIODIC: [Periodic; 6] =
+    [Periodic::Probe, Periodic::Smoke, Periodic::Scan, Periodic::Verify, Periodic::Audit, Periodic::Sample];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Periodic {
@@ -116,6 +123,7 @@ enum Periodic {
     Scan,
     Verify,
     Audit,
+    Sample,
 }
 
 impl<O: Outside> Engine<O> {
@@ -205,6 +213,7 @@ impl<O: Outside> Engine<O> {
             Periodic::Scan => self.scan(now).await?,
             Periodic::Verify => self.verify(now).await?,
             Periodic::Audit => self.flush_audit(now).await?,
+            Periodic::Sample => self.sample(now).await?,
         };
         self.known(|known| known.periodic.insert(duty, next));
         Ok(next)

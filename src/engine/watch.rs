@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use super::evidence::SCAN_EVERY_MAX_MS;
 use super::{Engine, EngineResult};
 use crate::domain::api::Api;
-use crate::domain::criteria::Note;
+use crate::domain::criteria::{EvidenceSource, LookOutcome, Note};
 use crate::domain::custody::Stage;
 use crate::domain::time::{MINUTE_MS, Timestamp};
 use crate::domain::token::{KvEntry, KvMetadata, scope_set};
@@ -98,7 +99,8 @@ impl<O: Outside> Engine<O> {
         };
         let silent = alive_at.map_or(0, |at| now.since(at));
         if silent > self.config.policy.criteria.evidence_gap_max.0 {
-            self.store.add_counts(&[("gap_ms", silent)]).await?;
+            let from = now.plus_ms(-silent);
+            self.store.record_gap(EvidenceSource::Duties, from, now, "nothing of ours ran").await?;
         }
         self.store.save_meta("alive_at", &now.millis().to_string()).await?;
         if !started {
@@ -125,11 +127,15 @@ impl<O: Outside> Engine<O> {
             .map(|t| (t.triplet.clone(), t))
             .collect();
         let names: Vec<Triplet> = moving.keys().cloned().collect();
+        let (mut tested, mut found) = (0, false);
         for chunk in names.chunks(CHUNK) {
             let answer = self.outside.gateway().smoke(chunk).await;
             self.observe(Api::Gateway, now, &answer).await?;
-            let Ok(results) = answer else { return Ok(now.plus_ms(RETRY_MS)) };
-            self.store.add_counts(&[("smoke_tests", results.len() as i64)]).await?;
+            let Ok(results) = answer else {
+                self.looked(EvidenceSource::Smoke, LookOutcome::Error, 0, now).await?;
+                return Ok(now.plus_ms(RETRY_MS));
+            };
+            tested += results.len() as u64;
             for result in results {
                 if result.ok && !result.stale {
                     continue;
@@ -143,31 +149,49 @@ impl<O: Outside> Engine<O> {
                 if result.stale || result.read_authority == Namespace::Target {
                     let note = Note { at: now, subject: result.triplet.to_string(), detail };
                     self.store.add_note("smoke-stale", &note).await?;
+                    found = true;
                 } else if refused && let Some(row) = moving.get(&result.triplet) {
                     // Not late but refused: let the poller find out whether the grant is gone.
                     self.store.schedule_poll(row.connection, Some(now)).await?;
                 }
             }
         }
+        let outcome = match (names.is_empty(), found) {
+            (true, _) => LookOutcome::Idle,
+            (_, true) => LookOutcome::Finding,
+            (_, false) => LookOutcome::Clean,
+        };
+        self.looked(EvidenceSource::Smoke, outcome, tested, now).await?;
         Ok(now.plus_ms(self.config.policy.criteria.smoke_every.0))
     }
 
     /// Lists both namespaces with metadata and looks for writes that are not ours.
     pub(super) async fn scan(&self, now: Timestamp) -> EngineResult<Timestamp> {
+        let (mut scanned, mut found) = (0, false);
         for (sink, namespace) in [(Sink::KvSource, Namespace::Source), (Sink::KvTarget, Namespace::Target)] {
             let listed = self.list_tokens(namespace).await;
             self.observe(Api::Cloudflare, now, &listed).await?;
-            let Ok((listed, pages)) = listed else { return Ok(now.plus_ms(RETRY_MS)) };
+            let Ok((listed, pages)) = listed else {
+                self.looked(EvidenceSource::Scan, LookOutcome::Error, 0, now).await?;
+                return Ok(now.plus_ms(RETRY_MS));
+            };
             self.store.add_counts(&[("kv_lists", pages)]).await?;
             for state in self.store.load_sink(sink).await? {
                 if state.delivered == 0 {
                     continue;
                 }
                 let judged = judge_key(listed.get(&state.triplet.kv_key()), &state, now, self.config.settle_ms);
+                scanned += 1;
+                found |= judged == KeyState::Foreign;
                 self.note_foreign(&state.triplet, sink, judged == KeyState::Foreign, now).await?;
             }
         }
-        self.store.add_counts(&[("scans", 1)]).await?;
+        let outcome = match (scanned, found) {
+            (0, _) => LookOutcome::Idle,
+            (_, true) => LookOutcome::Finding,
+            (_, false) => LookOutcome::Clean,
+        };
+        self.looked(EvidenceSource::Scan, outcome, scanned, now).await?;
         Ok(now.plus_ms(self.scan_every_ms()))
     }
 
@@ -175,7 +199,7 @@ impl<O: Outside> Engine<O> {
     /// minutes after Nango: a third of the shortest token life comes round at least once in between.
     fn scan_every_ms(&self) -> i64 {
         let shortest = self.known(|known| known.shortest_life_ms).unwrap_or(30 * MINUTE_MS);
-        (shortest / 3).clamp(5 * MINUTE_MS, 20 * MINUTE_MS)
+        (shortest / 3).clamp(5 * MINUTE_MS, SCAN_EVERY_MAX_MS)
     }
 
     /// Notes a foreign write once, from when it is seen until the entry is ours again.
@@ -199,7 +223,7 @@ impl<O: Outside> Engine<O> {
     /// when nothing but settling entries differed.
     pub(super) async fn verify(&self, now: Timestamp) -> EngineResult<Timestamp> {
         let mut findings: Vec<Note> = Vec::new();
-        let mut compared = 0i64;
+        let mut compared = 0;
         let expected: Vec<SinkState> =
             self.store.load_sink(Sink::KvSource).await?.into_iter().filter(|s| s.delivered > 0).collect();
         let targets: BTreeMap<Triplet, SinkState> =
@@ -210,7 +234,10 @@ impl<O: Outside> Engine<O> {
             self.observe(Api::Cloudflare, now, &left).await?;
             let right = self.outside.cloudflare().bulk_get(Namespace::Target, &keys).await;
             self.observe(Api::Cloudflare, now, &right).await?;
-            let (Ok(left), Ok(right)) = (left, right) else { return Ok(now.plus_ms(RETRY_MS)) };
+            let (Ok(left), Ok(right)) = (left, right) else {
+                self.looked(EvidenceSource::Verify, LookOutcome::Error, 0, now).await?;
+                return Ok(now.plus_ms(RETRY_MS));
+            };
             self.store.add_counts(&[("kv_reads", 2 * keys.len() as i64)]).await?;
             for (state, key) in chunk.iter().zip(&keys) {
                 // A delivery on its way may have arrived without its acknowledgement: it is sent again.
@@ -234,17 +261,16 @@ impl<O: Outside> Engine<O> {
                 }
             }
         }
-        if compared > 0 {
-            self.store.add_counts(&[("parity_runs", 1), ("parity_compared", compared)]).await?;
-            if findings.is_empty() {
-                self.store.add_counts(&[("parity_clean", 1)]).await?;
-            } else {
-                self.store.set_counter("parity_clean", 0).await?;
-            }
-            for finding in &findings {
-                self.store.add_note("parity", finding).await?;
-            }
+        for finding in &findings {
+            self.store.add_note("parity", finding).await?;
         }
+        let outcome = match (expected.is_empty(), compared, findings.is_empty()) {
+            (true, ..) => LookOutcome::Idle,
+            (_, 0, _) => LookOutcome::Inconclusive,
+            (_, _, true) => LookOutcome::Clean,
+            (_, _, false) => LookOutcome::Finding,
+        };
+        self.looked(EvidenceSource::Verify, outcome, compared, now).await?;
         Ok(now.plus_ms(self.config.policy.criteria.verify_every.0))
     }
 
@@ -271,12 +297,14 @@ impl<O: Outside> Engine<O> {
         loop {
             let rows = self.store.load_audit_outbox(AUDIT_CHUNK).await?;
             if rows.is_empty() {
+                self.looked_again(EvidenceSource::Audit, LookOutcome::Clean, now).await?;
                 return Ok(now.plus_ms(self.config.audit_every_ms));
             }
             let answer = self.outside.cloudflare().append_audit(&rows).await;
             self.observe(Api::Cloudflare, now, &answer).await?;
             if let Err(error) = answer {
                 tracing::warn!("audit rows are waiting: {error}");
+                self.looked_again(EvidenceSource::Audit, LookOutcome::Error, now).await?;
                 return Ok(now.plus_ms(RETRY_MS));
             }
             self.store.clear_audit_outbox(&rows).await?;

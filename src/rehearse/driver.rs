@@ -16,7 +16,7 @@ use crate::domain::criteria::Verdict;
 use crate::domain::secret::{Secret, hmac_sha256};
 use crate::domain::time::{DAY_MS, HOUR_MS, SECOND_MS, Timestamp};
 use crate::engine::{Engine, EngineError, EngineResult, GateReport, Progress};
-use crate::plan::{Plan, Route};
+use crate::plan::Plan;
 use crate::sandbox::{Sandbox, TokenLife, World, WorldConfig};
 use crate::shim::Shim;
 use crate::store::{Durability, Store, Vault};
@@ -175,7 +175,7 @@ impl Driver {
         let gate = self.gate().await?;
         self.end_phase(gate.verdict.name().to_owned());
         if gate.verdict != Verdict::Pass {
-            let reason = format!("the gate does not pass: {}", failed(&gate));
+            let reason = format!("the gate does not pass: {}", gate.reason());
             return Ok((Some(gate), reason));
         }
 
@@ -193,7 +193,7 @@ impl Driver {
         let gate = self.gate().await?;
         if gate.verdict != Verdict::Pass {
             self.end_phase(gate.verdict.name().to_owned());
-            let reason = format!("the gate does not pass any more: {}", failed(&gate));
+            let reason = format!("the gate does not pass any more: {}", gate.reason());
             return Ok((Some(gate), reason));
         }
         self.until_done(progress, async |engine, now| engine.retire_do_alarms(now).await).await?;
@@ -218,7 +218,8 @@ impl Driver {
         loop {
             self.run_until(end, progress).await?;
             let evidence = self.step(async |engine, now| engine.evidence(now).await).await?;
-            let missing = days - evidence.soaked_ms.unwrap_or(0);
+            // A restart after a breach is not waited for: the gate shall see the breach.
+            let missing = days - evidence.watched_ms();
             if missing <= 0 || self.now().since(START) > 2 * days + DAY_MS {
                 return Ok(());
             }
@@ -360,12 +361,7 @@ impl Driver {
         let rows = self.step(async |engine, _| Ok(engine.store().load_triplets().await?)).await?;
         let mut stages = BTreeMap::new();
         for row in rows {
-            let name = match row.custody.route {
-                Route::Retain => "retained",
-                _ if row.custody.held.is_some() => "held",
-                _ => row.custody.stage.name(),
-            };
-            *stages.entry(name.to_owned()).or_insert(0) += 1;
+            *stages.entry(row.standing().to_owned()).or_insert(0) += 1;
         }
         Ok(stages)
     }
@@ -405,16 +401,6 @@ impl Driver {
         self.sandbox.stop().await;
         Ok(report)
     }
-}
-
-fn failed(gate: &GateReport) -> String {
-    let bad: Vec<String> = gate
-        .criteria
-        .iter()
-        .filter(|c| c.verdict == gate.verdict)
-        .map(|c| format!("{} ({})", c.id, c.reason))
-        .collect();
-    bad.join("; ")
 }
 
 fn lock(sandbox: &Sandbox) -> std::sync::MutexGuard<'_, World> {

@@ -93,6 +93,8 @@ impl Rehearsal {
         let rotations = self.inventory.rows.len() as u32 * self.days * 20;
         let criteria = &mut self.policy.criteria;
         criteria.soak_days = self.days;
+        // A fault anywhere in the run shall be seen at its end.
+        criteria.window = Millis(i64::from(self.days + 20) * DAY_MS).max(criteria.window);
         criteria.delivery_samples_min = criteria.delivery_samples_min.min(rotations / 2);
         criteria.lag_samples_min = criteria.lag_samples_min.min(rotations / 2);
         criteria.smoke_samples_min = criteria.smoke_samples_min.min(self.days * 20);
