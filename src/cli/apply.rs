@@ -78,8 +78,16 @@ impl StateArgs {
     /// Exit code 2 when there is a state and no key for it, 7 when another process has it, 1 when
     /// either cannot be opened.
     pub async fn open(&self) -> Result<Store, CommandError> {
-        let (path, key_file) = (self.path.display(), self.key_file.display());
         self.lock()?;
+        self.open_beside().await
+    }
+
+    /// Opens the state for a short command, also while a shim runs on it.
+    ///
+    /// # Errors
+    /// Exit code 2 when there is a state and no key for it, 1 when either cannot be opened.
+    pub async fn open_beside(&self) -> Result<Store, CommandError> {
+        let (path, key_file) = (self.path.display(), self.key_file.display());
         if self.exists() && !self.key_file.exists() {
             return Err(CommandError::usage(format!("there is a state `{path}` but no key file `{key_file}`"))
                 .hint("name the key file that the state was made with as `--key-file`: no other opens it"));

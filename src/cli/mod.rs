@@ -6,15 +6,18 @@ pub mod catalogue;
 pub mod completions;
 pub mod config;
 mod error;
+pub mod gate;
 pub mod inventory;
 mod logging;
 pub mod plan;
 pub mod rehearse;
+pub mod report;
 pub mod sandbox;
 pub mod shim;
 pub mod show;
 mod ui;
 pub mod verify;
+pub mod waive;
 
 use clap::{Parser, Subcommand};
 
@@ -65,6 +68,9 @@ pub enum Command {
     Apply(apply::ApplyArgs),
     Shim(shim::ShimArgs),
     Verify(Box<verify::VerifyArgs>),
+    Gate(Box<gate::GateArgs>),
+    Waive(Box<waive::WaiveArgs>),
+    Report(report::ReportArgs),
     Sandbox(sandbox::SandboxArgs),
     Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
@@ -93,6 +99,9 @@ pub fn main() -> u8 {
         Command::Apply(args) => apply::run(&args, &ui),
         Command::Shim(args) => shim::run(args, &ui),
         Command::Verify(args) => verify::run(&args, &ui),
+        Command::Gate(args) => gate::run(*args, &ui),
+        Command::Waive(args) => waive::run(*args, &ui),
+        Command::Report(args) => report::run(&args, &ui),
         Command::Sandbox(args) => sandbox::run(args, &ui),
         Command::Config(args) => config::run(&args, &ui),
         Command::Completions(args) => completions::run(args, &ui),

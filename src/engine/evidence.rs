@@ -264,7 +264,7 @@ fn cost(policy: &Policy, counters: &BTreeMap<String, i64>, triplets: &[TripletRo
 
 /// The 99th percentile, as the upper bound of its bucket, and the number of samples. Above the
 /// last bound it is twice that bound: all that is known is that it is more.
-pub(super) fn lag_p99(counters: &BTreeMap<String, i64>) -> (Option<i64>, u64) {
+pub fn lag_p99(counters: &BTreeMap<String, i64>) -> (Option<i64>, u64) {
     let last = LAG_BOUNDS_S.last().map_or(0, |s| 2 * s * 1000);
     let counts: Vec<(i64, u64)> = LAG_BOUNDS_S
         .iter()

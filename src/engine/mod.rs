@@ -25,7 +25,7 @@ use crate::plan::Policy;
 use crate::ports::{ApiResult, Outside};
 use crate::store::{Due, Store, StoreError};
 
-pub use evidence::collect;
+pub use evidence::{collect, lag_p99};
 pub use gate::{GateReport, NoFreshPass, fresh_pass, judge_state, record};
 pub use lifecycle::Progress;
 pub use sample::Sample;
