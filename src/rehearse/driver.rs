@@ -17,6 +17,7 @@ use crate::domain::secret::{Secret, hmac_sha256};
 use crate::domain::time::{DAY_MS, HOUR_MS, SECOND_MS, Timestamp};
 use crate::engine::{Engine, EngineError, EngineResult, GateReport, Progress};
 use crate::plan::Plan;
+use crate::report::Facts;
 use crate::sandbox::{Sandbox, TokenLife, World, WorldConfig};
 use crate::shim::Shim;
 use crate::store::{Durability, Store, Vault};
@@ -39,6 +40,7 @@ pub(super) struct Driver {
     phases: Vec<Phase>,
     phase: (&'static str, Timestamp),
     crashes: u64,
+    gate_passes: u64,
 }
 
 impl Driver {
@@ -127,6 +129,7 @@ impl Driver {
             phases: Vec::new(),
             phase: ("apply", START),
             crashes: 0,
+            gate_passes: 0,
         })
     }
 
@@ -228,12 +231,15 @@ impl Driver {
     }
 
     async fn gate(&mut self) -> Result<GateReport, RehearsalError> {
-        self.step(async |engine, now| {
-            let gate = engine.gate(now).await?;
-            engine.record_gate(&gate).await?;
-            Ok(gate)
-        })
-        .await
+        let gate = self
+            .step(async |engine, now| {
+                let gate = engine.gate(now).await?;
+                engine.record_gate(&gate).await?;
+                Ok(gate)
+            })
+            .await?;
+        self.gate_passes += u64::from(gate.verdict == Verdict::Pass);
+        Ok(gate)
     }
 
     /// Runs the duties, and nothing else, up to `end`.
@@ -381,7 +387,8 @@ impl Driver {
             (world.ledger(), world.fault_notes().to_vec())
         };
         let verdict = if completed { gate.verdict } else { gate.verdict.max(Verdict::Fail) };
-        let outcome = Outcome { verdict, reason, phases: self.phases, crashes: self.crashes, stages };
+        let phases = std::mem::take(&mut self.phases);
+        let outcome = Outcome { verdict, reason, phases, crashes: self.crashes, stages };
         let written = Written {
             rehearsal: &self.rehearsal,
             plan: &self.plan,
@@ -393,13 +400,31 @@ impl Driver {
                 .filter_map(|t| t.custody.held.map(|reason| (t.triplet.to_string(), reason)))
                 .collect(),
             journal_entries: journal,
+            gate_passes: self.gate_passes,
             ended_at: Timestamp::from_millis(self.clock.load(Ordering::Relaxed)),
         };
-        let report = Report::write(written, outcome);
+        let mut report = Report::write(written, outcome);
+        report.account = self.account(&report).await?;
         *self.shim.engine.lock().expect("no panic happens while this lock is held") = None;
         self.shim_server.abort();
         self.sandbox.stop().await;
         Ok(report)
+    }
+}
+
+impl Driver {
+    /// The account of the soak, when it was asked for.
+    async fn account(&mut self, report: &Report) -> Result<Option<Facts>, RehearsalError> {
+        if !self.rehearsal.account {
+            return Ok(None);
+        }
+        let rehearsed = report.rehearsed();
+        let account = self
+            .step(async |engine, now| {
+                Facts::collect(engine.store(), &engine.config().policy, now, Some(rehearsed.clone())).await
+            })
+            .await?;
+        Ok(Some(account))
     }
 }
 

@@ -4,6 +4,7 @@
 //! disk. It only owns the clock, which it moves to whatever is due next, and it asks the world,
 //! not the engine, what was lost.
 
+pub mod campaign;
 mod driver;
 mod grow;
 pub mod report;
@@ -20,6 +21,7 @@ use crate::inventory::Inventory;
 use crate::plan::{Plan, Policy, Route};
 use crate::sandbox::Fault;
 
+pub use campaign::Campaign;
 pub use grow::grow;
 pub use report::Report;
 
@@ -43,6 +45,8 @@ pub struct Rehearsal {
     /// Days of soak, at least 1.
     pub days: u32,
     pub faults: Vec<Fault>,
+    /// Gather the account for `--report` too.
+    pub account: bool,
     /// Where the state database goes. Made by the caller, removed by the caller.
     pub directory: PathBuf,
 }
