@@ -159,12 +159,9 @@ impl Report {
 
     /// What the account of the soak says about the rehearsal around it.
     pub(super) fn rehearsed(&self) -> Rehearsed {
-        let fault = |n: &FaultNote| Mark {
-            at: n.at,
-            until: None,
-            kind: MarkKind::Fault,
-            subject: n.triplet.as_ref().map_or_else(|| n.fault.to_owned(), ToString::to_string),
-            text: format!("{}: {}", n.fault, n.what),
+        let fault = |n: &FaultNote| {
+            let subject = n.triplet.as_ref().map_or_else(|| n.fault.to_owned(), ToString::to_string);
+            Mark::once(MarkKind::Fault, n.at, None, &subject, format!("{}: {}", n.fault, n.what))
         };
         Rehearsed {
             seed: self.seed,

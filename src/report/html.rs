@@ -153,13 +153,13 @@ fn marks(facts: &Facts, out: &mut String) {
         line!(out, "<p>None.</p>");
         return;
     }
-    line!(out, "<table>\n<thead><tr><th>From<th>Until<th>Kind<th>Subject<th>What</tr></thead>\n<tbody>");
+    line!(out, "<table>\n<thead><tr><th>From<th>Until<th>Kind<th>Times<th>Subject<th>What</tr></thead>\n<tbody>");
     for m in facts.marks.iter().take(ROWS_MAX) {
-        let (at, until, kind) = (m.at.to_minute(), or_dash(m.until), m.kind.name());
+        let (at, until, kind, times) = (m.at.to_minute(), or_dash(m.until), m.kind.name(), m.times);
         let (subject, text) = (escape(&m.subject), escape(&m.text));
         line!(
             out,
-            "<tr data-mark=\"{kind}\"><td>{at}</td><td>{until}</td><td>{kind}</td><td>{subject}</td><td>{text}</td></tr>"
+            "<tr data-mark=\"{kind}\"><td>{at}</td><td>{until}</td><td>{kind}</td><td class=\"n\">{times}</td><td>{subject}</td><td class=\"w\">{text}</td></tr>"
         );
     }
     line!(out, "</tbody></table>");
@@ -183,7 +183,7 @@ fn waivers(facts: &Facts, out: &mut String) {
         let standing = fact(&format!("waivers.{}.standing", w.id), line.standing);
         line!(
             out,
-            "<tr><td>{}</td><td>{}</td><td>{scope}</td><td>{by}</td><td>{given}</td><td>{until}</td><td>{standing}</td><td>{reason}</td></tr>",
+            "<tr><td>{}</td><td>{}</td><td>{scope}</td><td>{by}</td><td>{given}</td><td>{until}</td><td>{standing}</td><td class=\"w\">{reason}</td></tr>",
             w.id,
             w.criterion
         );
@@ -203,7 +203,7 @@ fn triplets(facts: &Facts, out: &mut String) {
         let since = or_dash(t.steps.last().map(|s| s.at));
         line!(
             out,
-            "<tr><td>{}</td><td>{}</td><td class=\"n\">{wave}</td><td>{standing}{held}</td>",
+            "<tr><td>{}</td><td>{}</td><td class=\"n\">{wave}</td><td class=\"h\">{standing}{held}</td>",
             escape(&t.triplet),
             t.route
         );

@@ -72,8 +72,16 @@ pub(super) fn markdown(facts: &Facts) -> String {
         line!(out, "## Faults, findings, gaps, waivers");
         line!(out);
         for m in facts.marks.iter().take(MARKS_MAX) {
+            let again = if m.times > 1 { format!(" ({} times)", m.times) } else { String::new() };
             let until = m.until.map(|at| format!(" to {}", at.to_minute())).unwrap_or_default();
-            line!(out, "- {}{until} {}, {}: {}", m.at.to_minute(), m.kind.name(), cell(&m.subject), cell(&m.text));
+            line!(
+                out,
+                "- {}{until} {}, {}: {}",
+                m.at.to_minute(),
+                m.kind.name(),
+                cell(&m.subject),
+                cell(&m.text) + &again
+            );
         }
         if facts.marks.len() > MARKS_MAX {
             line!(out, "- and {} more", facts.marks.len() - MARKS_MAX);

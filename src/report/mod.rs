@@ -111,6 +111,35 @@ pub struct Mark {
     pub kind: MarkKind,
     pub subject: String,
     pub text: String,
+    /// How often it happened between `at` and `until`.
+    pub times: u64,
+}
+
+impl Mark {
+    pub fn once(kind: MarkKind, at: Timestamp, until: Option<Timestamp>, subject: &str, text: String) -> Self {
+        Self { at, until, kind, subject: subject.to_owned(), text, times: 1 }
+    }
+}
+
+/// Makes one mark of what happened again and again to the same subject.
+fn gathered(mut marks: Vec<Mark>) -> Vec<Mark> {
+    marks.sort();
+    let mut out: Vec<Mark> = Vec::new();
+    let mut known: BTreeMap<(MarkKind, String, String), usize> = BTreeMap::new();
+    for mark in marks {
+        let same: String = mark.text.chars().filter(|c| !c.is_ascii_digit()).collect();
+        match known.get(&(mark.kind, mark.subject.clone(), same.clone())) {
+            Some(&at) => {
+                out[at].times += 1;
+                out[at].until = out[at].until.max(Some(mark.until.unwrap_or(mark.at)));
+            }
+            None => {
+                known.insert((mark.kind, mark.subject.clone(), same), out.len());
+                out.push(mark);
+            }
+        }
+    }
+    out
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -178,29 +207,19 @@ impl Facts {
         let rows = store.load_triplets().await?;
         let waivers = store.load_waivers().await?;
         let mut marks = findings(store, identity.applied_at).await?;
-        marks.extend(report.gaps.iter().map(|g| Mark {
-            at: g.from,
-            until: Some(g.until),
-            kind: MarkKind::Gap,
-            subject: g.source.clone(),
-            text: g.reason.clone(),
+        marks.extend(
+            report.gaps.iter().map(|g| Mark::once(MarkKind::Gap, g.from, Some(g.until), &g.source, g.reason.clone())),
+        );
+        marks.extend(report.clock.restarts.iter().map(|r| {
+            let text = format!("the soak clock starts again after {}", r.criterion);
+            Mark::once(MarkKind::Restart, r.at, None, &r.subject, text)
         }));
-        marks.extend(report.clock.restarts.iter().map(|r| Mark {
-            at: r.at,
-            until: None,
-            kind: MarkKind::Restart,
-            subject: r.subject.clone(),
-            text: format!("the soak clock starts again after {}", r.criterion),
-        }));
-        marks.extend(waivers.iter().map(|w| Mark {
-            at: w.given_at,
-            until: Some(w.revoked_at.unwrap_or(w.until)),
-            kind: MarkKind::Waiver,
-            subject: format!("{} ({})", w.criterion, w.scope),
-            text: format!("{} by {}: {}", w.id, w.by, w.reason),
+        marks.extend(waivers.iter().map(|w| {
+            let subject = format!("{} ({})", w.criterion, w.scope);
+            let text = format!("{} by {}: {}", w.id, w.by, w.reason);
+            Mark::once(MarkKind::Waiver, w.given_at, Some(w.revoked_at.unwrap_or(w.until)), &subject, text)
         }));
         marks.extend(rehearsal.iter().flat_map(|r| r.marks.clone()));
-        marks.sort();
         let mut stages = BTreeMap::new();
         for row in &rows {
             *stages.entry(row.standing().to_owned()).or_insert(0) += 1;
@@ -227,7 +246,7 @@ impl Facts {
             triplets: timeline::triplets(store, &rows, identity.applied_at).await?,
             days: days(&samples),
             samples: points(&samples),
-            marks,
+            marks: gathered(marks),
             totals: totals(&store.load_counters().await?, &rows),
             rehearsal,
             digest: String::new(),
@@ -278,8 +297,7 @@ async fn findings(store: &Store, since: Timestamp) -> EngineResult<Vec<Mark>> {
                 None => detail,
             };
             let until = length.map(|ms| at.plus_ms(ms));
-            let text = format!("{kind}: {text}");
-            marks.push(Mark { at, until, kind: MarkKind::Finding, subject, text });
+            marks.push(Mark::once(MarkKind::Finding, at, until, &subject, format!("{kind}: {text}")));
         }
     }
     Ok(marks)

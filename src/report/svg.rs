@@ -74,7 +74,7 @@ impl Axis {
     fn marks(&self, marks: &[Mark], height: f64, out: &mut String) {
         for mark in marks.iter().take(MARKS_MAX) {
             let (x, kind) = (self.x(mark.at), mark.kind.name());
-            let title = format!("{} {}: {} {}", mark.at.to_minute(), kind, mark.subject, mark.text);
+            let title = format!("{} {kind}: {} {} ({}x)", mark.at.to_minute(), mark.subject, mark.text, mark.times);
             let width = mark.until.map_or(0.0, |until| self.x(until) - x);
             line!(out, "<g class=\"mark {kind}\"><title>{}</title>", escape(&title));
             if width > 1.5 {
@@ -188,7 +188,8 @@ fn chart(facts: &Facts, title: &str, series: &[Series], threshold: Option<i64>, 
         );
     };
     level(0, "zero", "0".to_owned());
-    level(top, "tick", format_duration_ms(top));
+    let name = if threshold == Some(top) { "threshold " } else { "" };
+    level(top, if name.is_empty() { "tick" } else { "threshold" }, format!("{name}{}", format_duration_ms(top)));
     if let Some(threshold) = threshold.filter(|t| *t != top) {
         level(threshold, "threshold", format!("threshold {}", format_duration_ms(threshold)));
     }
