@@ -124,7 +124,7 @@ fn criteria(facts: &Facts, out: &mut String) {
         line!(out, "<td class=\"n\">{}</td>", at("observed", &c.observed.map_or_else(|| "-".to_owned(), number)));
         line!(out, "<td class=\"n\">{}</td><td>{}</td>", at("threshold", &number(c.threshold)), escape(&c.unit));
         line!(out, "<td class=\"n\">{} of {}</td>", at("samples", &c.samples.to_string()), c.expected_samples);
-        line!(out, "<td>{}</td><td>{}</td></tr>", or_dash(c.since), at("reason", &c.reason));
+        line!(out, "<td>{}</td><td class=\"w\">{}</td></tr>", or_dash(c.since), at("reason", &c.reason));
     }
     line!(out, "</tbody></table>");
 }

@@ -1,8 +1,7 @@
 //! Waivers, and the chain of what the gate said.
 
-use sqlx::{Connection, Row};
-
-use super::{During, Store, StoreError, StoreResult};
+use super::db::{Lock, Row};
+use super::{During, Store, StoreError, StoreResult, query};
 use crate::domain::criteria::{Verdict, Waiver};
 use crate::domain::time::Timestamp;
 
@@ -37,7 +36,7 @@ pub struct StateIdentity {
     pub json: String,
 }
 
-fn gate_run(r: &sqlx::sqlite::SqliteRow) -> StoreResult<GateRun> {
+fn gate_run(r: &Row) -> StoreResult<GateRun> {
     let verdict: String = r.get(3);
     Ok(GateRun {
         seq: r.get(0),
@@ -54,8 +53,8 @@ fn gate_run(r: &sqlx::sqlite::SqliteRow) -> StoreResult<GateRun> {
 impl Store {
     /// The plan that is applied here, and the name of this state.
     pub async fn load_identity(&self) -> StoreResult<Option<StateIdentity>> {
-        let row = sqlx::query("SELECT id, applied_at, json FROM plan LIMIT 1")
-            .fetch_optional(&mut *self.lock().await)
+        let row = query("SELECT id, applied_at, json FROM plan LIMIT 1")
+            .fetch_optional(&mut self.lock().await)
             .await
             .during("look for an applied plan")?;
         Ok(row.map(|r| {
@@ -68,7 +67,7 @@ impl Store {
 
     /// Gives a waiver. The same one again changes nothing.
     pub async fn save_waiver(&self, waiver: &Waiver) -> StoreResult<()> {
-        sqlx::query(
+        query(
             "INSERT INTO waiver (id, criterion, scope, given_by, reason, given_at, ends_at)
              VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (id) DO NOTHING",
         )
@@ -79,7 +78,7 @@ impl Store {
         .bind(&waiver.reason)
         .bind(waiver.given_at.millis())
         .bind(waiver.until.millis())
-        .execute(&mut *self.lock().await)
+        .execute(&mut self.lock().await)
         .await
         .during("save a waiver")?;
         Ok(())
@@ -87,24 +86,23 @@ impl Store {
 
     /// Ends a waiver early. Says whether there was one to end.
     pub async fn revoke_waiver(&self, id: &str, by: &str, now: Timestamp) -> StoreResult<bool> {
-        let done =
-            sqlx::query("UPDATE waiver SET revoked_at = $1, revoked_by = $2 WHERE id = $3 AND revoked_at IS NULL")
-                .bind(now.millis())
-                .bind(by)
-                .bind(id)
-                .execute(&mut *self.lock().await)
-                .await
-                .during("revoke a waiver")?;
-        Ok(done.rows_affected() > 0)
+        let done = query("UPDATE waiver SET revoked_at = $1, revoked_by = $2 WHERE id = $3 AND revoked_at IS NULL")
+            .bind(now.millis())
+            .bind(by)
+            .bind(id)
+            .execute(&mut self.lock().await)
+            .await
+            .during("revoke a waiver")?;
+        Ok(done > 0)
     }
 
     /// All waivers that were ever given, oldest first.
     pub async fn load_waivers(&self) -> StoreResult<Vec<Waiver>> {
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT id, criterion, scope, given_by, reason, given_at, ends_at, revoked_at, revoked_by
              FROM waiver ORDER BY given_at, id",
         )
-        .fetch_all(&mut *self.lock().await)
+        .fetch_all(&mut self.lock().await)
         .await
         .during("load waivers")?;
         Ok(rows
@@ -117,7 +115,7 @@ impl Store {
                 reason: r.get(4),
                 given_at: Timestamp::from_millis(r.get(5)),
                 until: Timestamp::from_millis(r.get(6)),
-                revoked_at: r.get::<Option<i64>, _>(7).map(Timestamp::from_millis),
+                revoked_at: r.get::<Option<i64>>(7).map(Timestamp::from_millis),
                 revoked_by: r.get(8),
             })
             .collect())
@@ -133,14 +131,14 @@ impl Store {
         seal: impl FnOnce(i64, Option<String>) -> GateRun + Send,
     ) -> StoreResult<GateRun> {
         let mut connection = self.lock().await;
-        let mut tx = connection.begin().await.during("begin")?;
-        let last = sqlx::query("SELECT seq, digest FROM gate_run ORDER BY seq DESC LIMIT 1")
-            .fetch_optional(&mut *tx)
+        let mut tx = connection.begin(Lock::Events).await.during("begin")?;
+        let last = query("SELECT seq, digest FROM gate_run ORDER BY seq DESC LIMIT 1")
+            .fetch_optional(&mut tx)
             .await
             .during("look for the last gate run")?;
-        let (seq, previous) = last.map_or((1, None), |r| (r.get::<i64, _>(0) + 1, Some(r.get(1))));
+        let (seq, previous) = last.map_or((1, None), |r| (r.get::<i64>(0) + 1, Some(r.get(1))));
         let run = seal(seq, previous);
-        sqlx::query(
+        query(
             "INSERT INTO gate_run (seq, at, plan, verdict, open_until, digest, previous, json)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         )
@@ -150,14 +148,14 @@ impl Store {
         .bind(run.verdict.name())
         .bind(run.open_until.millis())
         .bind(&run.digest)
-        .bind(&run.previous)
+        .bind(run.previous.clone())
         .bind(&run.json)
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await
         .during("record a gate run")?;
-        sqlx::query("UPDATE gate_run SET json = '' WHERE seq <= $1 AND json <> ''")
+        query("UPDATE gate_run SET json = '' WHERE seq <= $1 AND json <> ''")
             .bind(run.seq - BODIES_KEPT)
-            .execute(&mut *tx)
+            .execute(&mut tx)
             .await
             .during("forget an old document")?;
         tx.commit().await.during("commit")?;
@@ -166,20 +164,19 @@ impl Store {
 
     /// All gate runs, oldest first, without their documents.
     pub async fn load_gate_runs(&self) -> StoreResult<Vec<GateRun>> {
-        let rows =
-            sqlx::query("SELECT seq, at, plan, verdict, open_until, digest, previous, '' FROM gate_run ORDER BY seq")
-                .fetch_all(&mut *self.lock().await)
-                .await
-                .during("load gate runs")?;
+        let rows = query("SELECT seq, at, plan, verdict, open_until, digest, previous, '' FROM gate_run ORDER BY seq")
+            .fetch_all(&mut self.lock().await)
+            .await
+            .during("load gate runs")?;
         rows.iter().map(gate_run).collect()
     }
 
     /// The newest gate run.
     pub async fn load_last_gate_run(&self) -> StoreResult<Option<GateRun>> {
-        let row = sqlx::query(
+        let row = query(
             "SELECT seq, at, plan, verdict, open_until, digest, previous, json FROM gate_run ORDER BY seq DESC LIMIT 1",
         )
-        .fetch_optional(&mut *self.lock().await)
+        .fetch_optional(&mut self.lock().await)
         .await
         .during("load the last gate run")?;
         row.as_ref().map(gate_run).transpose()

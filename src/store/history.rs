@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::{Connection, Row};
-
-use super::{During, Store, StoreError, StoreResult};
+use super::db::{Lock, Session};
+use super::{During, Store, StoreError, StoreResult, query};
 use crate::domain::criteria::{EvidenceSource, Gap, LookOutcome, Looks, Note};
 use crate::domain::time::{DAY_MS, HOUR_MS, Timestamp};
 
@@ -34,32 +33,31 @@ impl Store {
         let source = look.source.name();
         let at = look.at.millis();
         let mut connection = self.lock().await;
-        let mut tx = connection.begin().await.during("begin")?;
+        let mut tx = connection.begin(Lock::History).await.during("begin")?;
         if look.outcome != LookOutcome::Error {
-            let last: Option<i64> =
-                sqlx::query("SELECT MAX(ended_at) FROM look WHERE source = $1 AND outcome <> 'error'")
-                    .bind(source)
-                    .fetch_one(&mut *tx)
-                    .await
-                    .during("look for the last look")?
-                    .get(0);
+            let last: Option<i64> = query("SELECT MAX(ended_at) FROM look WHERE source = $1 AND outcome <> 'error'")
+                .bind(source)
+                .fetch_one(&mut tx)
+                .await
+                .during("look for the last look")?
+                .get(0);
             if let Some(last) = last.filter(|last| at - last > look.every_ms + look.slack_ms) {
                 let reason = "no look got an answer";
                 insert_gap(&mut tx, look.source, last + look.every_ms, at, reason).await?;
             }
         }
-        let row = sqlx::query("SELECT seq, started_at, outcome FROM look WHERE source = $1 ORDER BY seq DESC LIMIT 1")
+        let row = query("SELECT seq, started_at, outcome FROM look WHERE source = $1 ORDER BY seq DESC LIMIT 1")
             .bind(source)
-            .fetch_optional(&mut *tx)
+            .fetch_optional(&mut tx)
             .await
             .during("look for the last look")?;
-        let last = row.map(|r| (r.get::<i64, _>(0), r.get::<i64, _>(1), r.get::<String, _>(2)));
+        let last = row.map(|r| (r.get::<i64>(0), r.get::<i64>(1), r.get::<String>(2)));
         let same = |(_, started, outcome): &(i64, i64, String)| {
             outcome == look.outcome.name() && started.div_euclid(DAY_MS) == at.div_euclid(DAY_MS)
         };
         match last {
             Some(last) if same(&last) => {
-                sqlx::query(
+                query(
                     "UPDATE look SET ended_at = $1, runs = runs + 1, samples = samples + $2
                      WHERE source = $3 AND seq = $4",
                 )
@@ -67,12 +65,12 @@ impl Store {
                 .bind(look.samples as i64)
                 .bind(source)
                 .bind(last.0)
-                .execute(&mut *tx)
+                .execute(&mut tx)
                 .await
                 .during("record a look")?;
             }
             last => {
-                sqlx::query(
+                query(
                     "INSERT INTO look (source, seq, started_at, ended_at, outcome, runs, samples)
                      VALUES ($1, $2, $3, $3, $4, 1, $5)",
                 )
@@ -81,7 +79,7 @@ impl Store {
                 .bind(at)
                 .bind(look.outcome.name())
                 .bind(look.samples as i64)
-                .execute(&mut *tx)
+                .execute(&mut tx)
                 .await
                 .during("record a look")?;
             }
@@ -97,13 +95,13 @@ impl Store {
         until: Timestamp,
         reason: &str,
     ) -> StoreResult<()> {
-        insert_gap(&mut *self.lock().await, source, from.millis(), until.millis(), reason).await
+        insert_gap(&mut self.lock().await, source, from.millis(), until.millis(), reason).await
     }
 
     /// All gaps that ended, by time.
     pub async fn load_gaps(&self) -> StoreResult<Vec<Gap>> {
-        let rows = sqlx::query("SELECT started_at, ended_at, source, reason FROM gap ORDER BY started_at, source")
-            .fetch_all(&mut *self.lock().await)
+        let rows = query("SELECT started_at, ended_at, source, reason FROM gap ORDER BY started_at, source")
+            .fetch_all(&mut self.lock().await)
             .await
             .during("load gaps")?;
         Ok(rows
@@ -119,12 +117,12 @@ impl Store {
 
     /// Looks by source that ended at or after `since`, in order.
     pub async fn load_looks(&self, since: Timestamp) -> StoreResult<BTreeMap<EvidenceSource, Vec<Looks>>> {
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT source, started_at, ended_at, outcome, runs, samples FROM look
              WHERE ended_at >= $1 ORDER BY source, seq",
         )
         .bind(since.millis())
-        .fetch_all(&mut *self.lock().await)
+        .fetch_all(&mut self.lock().await)
         .await
         .during("load looks")?;
         let mut looks: BTreeMap<EvidenceSource, Vec<Looks>> = BTreeMap::new();
@@ -136,8 +134,8 @@ impl Store {
                 from: Timestamp::from_millis(r.get(1)),
                 until: Timestamp::from_millis(r.get(2)),
                 outcome: LookOutcome::parse(&outcome).ok_or_else(|| corrupt("outcome of a look", &outcome))?,
-                runs: r.get::<i64, _>(4) as u64,
-                samples: r.get::<i64, _>(5) as u64,
+                runs: r.get::<i64>(4) as u64,
+                samples: r.get::<i64>(5) as u64,
             });
         }
         Ok(looks)
@@ -145,25 +143,25 @@ impl Store {
 
     /// When each source last looked and got an answer.
     pub async fn load_last_looks(&self) -> StoreResult<BTreeMap<EvidenceSource, Timestamp>> {
-        let rows = sqlx::query("SELECT source, MAX(ended_at) FROM look WHERE outcome <> 'error' GROUP BY source")
-            .fetch_all(&mut *self.lock().await)
+        let rows = query("SELECT source, MAX(ended_at) FROM look WHERE outcome <> 'error' GROUP BY source")
+            .fetch_all(&mut self.lock().await)
             .await
             .during("load the last looks")?;
         Ok(rows
             .into_iter()
-            .filter_map(|r| Some((EvidenceSource::parse(r.get(0))?, Timestamp::from_millis(r.get(1)))))
+            .filter_map(|r| Some((EvidenceSource::parse(&r.get::<String>(0))?, Timestamp::from_millis(r.get(1)))))
             .collect())
     }
 
     /// Notes of one kind from `since` on, oldest first, at most `limit` of the newest.
     pub async fn load_notes_since(&self, kind: &str, since: Timestamp, limit: u32) -> StoreResult<Vec<Note>> {
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT at, subject, detail FROM note WHERE kind = $1 AND at >= $2 ORDER BY at DESC, seq DESC LIMIT $3",
         )
         .bind(kind)
         .bind(since.millis())
         .bind(i64::from(limit))
-        .fetch_all(&mut *self.lock().await)
+        .fetch_all(&mut self.lock().await)
         .await
         .during("load evidence")?;
         Ok(rows
@@ -176,13 +174,10 @@ impl Store {
     /// Effects that were attempted, and those whose outcome nobody knows.
     pub async fn load_effects(&self) -> StoreResult<(u64, Vec<Note>)> {
         let mut connection = self.lock().await;
-        let count: i64 = sqlx::query("SELECT COUNT(*) FROM intent")
-            .fetch_one(&mut *connection)
-            .await
-            .during("count effects")?
-            .get(0);
-        let rows = sqlx::query("SELECT at, id, action FROM intent WHERE state = 'ambiguous' ORDER BY at, id")
-            .fetch_all(&mut *connection)
+        let count: i64 =
+            query("SELECT COUNT(*) FROM intent").fetch_one(&mut connection).await.during("count effects")?.get(0);
+        let rows = query("SELECT at, id, action FROM intent WHERE state = 'ambiguous' ORDER BY at, id")
+            .fetch_all(&mut connection)
             .await
             .during("look for ambiguous effects")?;
         let ambiguous = rows
@@ -195,28 +190,26 @@ impl Store {
     /// Saves what `sample` has, and forgets what is too old to matter.
     pub async fn save_sample(&self, at: Timestamp, json: &str) -> StoreResult<()> {
         let mut connection = self.lock().await;
-        let mut tx = connection.begin().await.during("begin")?;
-        sqlx::query(
-            "INSERT INTO sample (at, json) VALUES ($1, $2) ON CONFLICT (at) DO UPDATE SET json = excluded.json",
-        )
-        .bind(at.millis())
-        .bind(json)
-        .execute(&mut *tx)
-        .await
-        .during("save a sample")?;
+        let mut tx = connection.begin(Lock::History).await.during("begin")?;
+        query("INSERT INTO sample (at, json) VALUES ($1, $2) ON CONFLICT (at) DO UPDATE SET json = excluded.json")
+            .bind(at.millis())
+            .bind(json)
+            .execute(&mut tx)
+            .await
+            .during("save a sample")?;
         for (delete, before) in [
             ("DELETE FROM sample WHERE at < $1", at.plus_ms(-KEPT_MS)),
             ("DELETE FROM look WHERE ended_at < $1", at.plus_ms(-KEPT_MS)),
             ("DELETE FROM gap WHERE ended_at < $1", at.plus_ms(-KEPT_MS)),
         ] {
-            sqlx::query(delete).bind(before.millis()).execute(&mut *tx).await.during("forget old history")?;
+            query(delete).bind(before.millis()).execute(&mut tx).await.during("forget old history")?;
         }
         // One a day: the first hour of each.
-        sqlx::query("DELETE FROM sample WHERE at < $1 AND at % $2 >= $3")
+        query("DELETE FROM sample WHERE at < $1 AND at % $2 >= $3")
             .bind(at.plus_ms(-HOURLY_MS).millis())
             .bind(DAY_MS)
             .bind(HOUR_MS + HOUR_MS / 2)
-            .execute(&mut *tx)
+            .execute(&mut tx)
             .await
             .during("thin old history")?;
         tx.commit().await.during("commit")
@@ -224,9 +217,9 @@ impl Store {
 
     /// The newest sample at or before `at`.
     pub async fn load_sample_before(&self, at: Timestamp) -> StoreResult<Option<(Timestamp, String)>> {
-        let row = sqlx::query("SELECT at, json FROM sample WHERE at <= $1 ORDER BY at DESC LIMIT 1")
+        let row = query("SELECT at, json FROM sample WHERE at <= $1 ORDER BY at DESC LIMIT 1")
             .bind(at.millis())
-            .fetch_optional(&mut *self.lock().await)
+            .fetch_optional(&mut self.lock().await)
             .await
             .during("load a sample")?;
         Ok(row.map(|r| (Timestamp::from_millis(r.get(0)), r.get(1))))
@@ -234,9 +227,9 @@ impl Store {
 
     /// Samples from `since` on, by time.
     pub async fn load_samples(&self, since: Timestamp) -> StoreResult<Vec<(Timestamp, String)>> {
-        let rows = sqlx::query("SELECT at, json FROM sample WHERE at >= $1 ORDER BY at")
+        let rows = query("SELECT at, json FROM sample WHERE at >= $1 ORDER BY at")
             .bind(since.millis())
-            .fetch_all(&mut *self.lock().await)
+            .fetch_all(&mut self.lock().await)
             .await
             .during("load samples")?;
         Ok(rows.into_iter().map(|r| (Timestamp::from_millis(r.get(0)), r.get(1))).collect())
@@ -244,13 +237,13 @@ impl Store {
 }
 
 async fn insert_gap(
-    connection: &mut sqlx::SqliteConnection,
+    session: &mut impl Session,
     source: EvidenceSource,
     from: i64,
     until: i64,
     reason: &str,
 ) -> StoreResult<()> {
-    sqlx::query(
+    query(
         "INSERT INTO gap (source, started_at, ended_at, reason) VALUES ($1, $2, $3, $4)
          ON CONFLICT (source, started_at) DO UPDATE SET ended_at = excluded.ended_at",
     )
@@ -258,7 +251,7 @@ async fn insert_gap(
     .bind(from)
     .bind(until)
     .bind(reason)
-    .execute(connection)
+    .execute(session)
     .await
     .during("record a gap")?;
     Ok(())
