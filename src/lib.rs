@@ -2,6 +2,7 @@
 //!
 //! Start with `docs/architecture.md`.
 
+pub mod alert;
 pub mod catalogue;
 pub mod cli;
 pub mod clients;
@@ -16,5 +17,6 @@ pub mod rehearse;
 pub mod report;
 pub mod sandbox;
 pub mod shim;
+pub mod status;
 pub mod store;
 pub mod verify;

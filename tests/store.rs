@@ -11,8 +11,8 @@ use cutover::domain::time::Timestamp;
 use cutover::domain::token::{KvEntry, Writer};
 use cutover::domain::triplet::Triplet;
 use cutover::store::{
-    Capture, Delivered, Durability, Intake, IntakeKind, IntentState, Lead, NewTriplet, NewVersion, PendingDelivery,
-    Place, PollFailure, Sink, Store, StoreError, Vault,
+    Capture, Delivered, Durability, Intake, IntentState, Lead, NewTriplet, NewVersion, PendingDelivery, Place,
+    PollFailure, Sink, Store, StoreError, Vault,
 };
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -192,12 +192,7 @@ fn delivered(p: &PendingDelivery) -> Delivered {
 }
 
 fn token(subject: &Triplet, token: &str, expires: i64) -> Intake {
-    Intake {
-        kind: IntakeKind::Token,
-        at: at(1),
-        subject: subject.to_string(),
-        body: zeroize::Zeroizing::new(entry(token, expires).to_json().into_bytes()),
-    }
+    Intake::token(subject, &entry(token, expires), at(1))
 }
 
 async fn a_version_that_ends_earlier_than_the_head_is_dropped_with_a_record(state: State) {
@@ -589,4 +584,20 @@ async fn one_machine_leads_until_its_lease_is_over_or_given_back() {
     assert_eq!(a.lead("duties", at(92), at(152)).await.unwrap(), Lead::Ours { epoch: 3 });
     let alone = State::sqlite();
     assert_eq!(alone.open().await.lead("duties", at(0), at(60)).await.unwrap(), Lead::Ours { epoch: 0 });
+}
+
+#[tokio::test]
+async fn one_process_at_a_time_carries_out_operations_on_a_shared_state() {
+    let state = State::postgres();
+    let (a, b) = (state.open().await, state.open().await);
+    assert!(a.lock_operations().await.unwrap() && a.lock_operations().await.unwrap());
+    assert!(!b.lock_operations().await.unwrap());
+    drop(a);
+    for _ in 0..100 {
+        if b.lock_operations().await.unwrap() {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("the lock outlived the process that held it");
 }

@@ -160,6 +160,10 @@ pub fn run(args: &ApplyArgs, ui: &Ui) -> CommandResult {
             Some(store) => store,
             None => args.state.open().await?,
         };
+        if !store.lock_operations().await.map_err(|e| explain(e.into()))? {
+            let message = format!("another process carries out a plan on the state `{}`", args.state.place);
+            return Err(CommandError::new(exit::REFUSED, message).hint("wait until that `cutover apply` has ended"));
+        }
         let engine = Engine::new(store, outside, catalogue, EngineConfig::new(policy)).await.map_err(explain)?;
         carry_out(&engine, &plan, &clock, ui).await?;
         ui.print(&done(&engine, &plan, &args.state.place).await.map_err(|e| explain(e.into()))?);

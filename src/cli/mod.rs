@@ -1,16 +1,19 @@
 //! The command line: one file per command, each an `Args` struct whose doc comments are the
 //! help text, and a `run` that returns the exit code. Results go to stdout, the rest to stderr.
 
+pub mod alert;
 pub mod apply;
 pub mod catalogue;
 pub mod completions;
 pub mod config;
 mod error;
 pub mod gate;
+mod harden;
 pub mod inventory;
 mod logging;
 pub mod plan;
 pub mod rehearse;
+pub mod repair;
 pub mod report;
 pub mod sandbox;
 pub mod shim;
@@ -67,6 +70,8 @@ pub enum Command {
     Show(show::ShowArgs),
     Apply(apply::ApplyArgs),
     Shim(shim::ShimArgs),
+    Repair(repair::RepairArgs),
+    Alert(alert::AlertArgs),
     Verify(Box<verify::VerifyArgs>),
     Gate(Box<gate::GateArgs>),
     Waive(Box<waive::WaiveArgs>),
@@ -105,6 +110,8 @@ pub fn main() -> u8 {
         Command::Show(args) => show::run(&args, &ui),
         Command::Apply(args) => apply::run(&args, &ui),
         Command::Shim(args) => shim::run(args, &ui),
+        Command::Repair(args) => repair::run(&args, &ui),
+        Command::Alert(args) => alert::run(&args, &ui),
         Command::Verify(args) => verify::run(&args, &ui),
         Command::Gate(args) => gate::run(*args, &ui),
         Command::Waive(args) => waive::run(*args, &ui),

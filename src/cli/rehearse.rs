@@ -77,7 +77,8 @@ pub struct RehearseArgs {
     /// Rehearse with so many seeds under every fault profile, and say how often the gate was wrong
     #[arg(long, value_name = "SEEDS", conflicts_with_all = ["faults", "keep"], value_parser = clap::value_parser!(u64).range(1..=100_000))]
     campaign: Option<u64>,
-    /// Keep the state database in this folder, which must be empty or new
+    /// Keep the state in this folder, which must be empty or new, with its key and its policy, for
+    /// `gate`, `report` and the other commands that read a state
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
     /// Shape of the report
@@ -141,6 +142,9 @@ pub fn run(args: RehearseArgs, ui: &Ui) -> CommandResult {
     if let Some(seeds) = args.campaign {
         return campaign(&runtime, &rehearsal, seeds, args.format, ui);
     }
+    if let Folder::Kept(path) = &folder {
+        keep(path, &rehearsal)?;
+    }
     let mut progress = ProgressLine::new(ui, args.days);
     let result = runtime.block_on(rehearsal.run(&mut |position| progress.show(position)));
     progress.clear();
@@ -155,6 +159,15 @@ pub fn run(args: RehearseArgs, ui: &Ui) -> CommandResult {
         ReportFormat::Text => ui.print(&report.to_text(ui.color_stdout)),
     }
     Ok(report.exit_code)
+}
+
+/// Puts beside a kept state what it is opened and judged with.
+fn keep(folder: &Path, rehearsal: &Rehearsal) -> Result<(), CommandError> {
+    let policy = toml::to_string(&rehearsal.fitted_policy()).expect("a policy that was read can be written");
+    super::inventory::write_whole(&folder.join("policy.toml"), &policy)?;
+    let key = folder.join("cutover.key");
+    std::fs::write(&key, rehearsal.state_key())
+        .map_err(|error| CommandError::failed(format!("cannot write `{}`", key.display())).because(&error))
 }
 
 /// Runs the campaign with a line of progress.

@@ -10,7 +10,6 @@ use crate::domain::criteria::Note;
 use crate::domain::schedule::{poll_at, poll_retry_after_ms};
 use crate::domain::time::{MINUTE_MS, Timestamp};
 use crate::domain::token::{KvEntry, Writer};
-use crate::domain::webhook::AuthWebhook;
 use crate::ports::{ApiError, ApiErrorKind, Outside, ProviderCall, ProviderRead, SourceCredential, SourceCustody};
 use crate::store::{Capture, ConnectionRow, NewVersion, PollFailure, Sink, TripletRow};
 
@@ -84,28 +83,6 @@ impl<O: Outside> Engine<O> {
                 return Ok(());
             }
         }
-    }
-
-    /// Brings the read of a connection forward because Nango said that something happened to it.
-    ///
-    /// # Errors
-    /// When the hint cannot be recorded.
-    pub async fn hint(&self, webhook: &AuthWebhook, now: Timestamp) -> EngineResult<()> {
-        self.store.add_counts(&[("webhooks", 1)]).await?;
-        if webhook.kind != "auth" {
-            return Ok(());
-        }
-        for connection in self.store.load_connections().await? {
-            let meant = connection.connection_id == webhook.connection_id
-                && connection.integration_key == webhook.integration_key;
-            let Some(planned) = connection.poll_at.filter(|_| meant) else { continue };
-            // After a failure Nango answers from its 30-second cooldown.
-            let sooner = if webhook.success { now } else { now.plus_ms(poll_retry_after_ms(1, 0)) };
-            if sooner < planned {
-                self.store.schedule_poll(connection.id, Some(sooner)).await?;
-            }
-        }
-        Ok(())
     }
 
     async fn read(

@@ -13,13 +13,13 @@ use crate::clients::{
     ProviderEndpoint,
 };
 use crate::domain::criteria::Verdict;
-use crate::domain::secret::{Secret, hmac_sha256};
+use crate::domain::secret::Secret;
 use crate::domain::time::{DAY_MS, HOUR_MS, SECOND_MS, Timestamp};
 use crate::engine::{Engine, EngineError, EngineResult, GateReport, Progress};
 use crate::plan::Plan;
 use crate::report::Facts;
 use crate::sandbox::{Sandbox, TokenLife, World, WorldConfig};
-use crate::shim::Shim;
+use crate::shim::{Shim, ShimConfig};
 use crate::store::{Durability, Store, Vault};
 
 type RehearsedEngine = Engine<HttpOutside>;
@@ -95,11 +95,11 @@ impl Driver {
         };
 
         let now = Arc::clone(&clock);
-        let shim = Arc::new(Shim {
-            engine: std::sync::Mutex::new(None),
+        let config = ShimConfig {
             nango_keys: vec![Secret::new(keys.nango_webhook_signing_key.clone())],
-            clock: Box::new(move || Timestamp::from_millis(now.load(Ordering::Relaxed))),
-        });
+            ..ShimConfig::default()
+        };
+        let shim = Arc::new(Shim::new(config, move || Timestamp::from_millis(now.load(Ordering::Relaxed))));
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.map_err(RehearsalError::Sandbox)?;
         let address = listener.local_addr().map_err(RehearsalError::Sandbox)?;
         let router = Arc::clone(&shim).router();
@@ -285,7 +285,7 @@ impl Driver {
                 () = crash.crashed() => {}
             }
             self.crashes += 1;
-            *self.shim.engine.lock().expect("no panic happens while this lock is held") = None;
+            self.shim.set_engine(None);
             drop(engine);
             self.sandbox.crash.reset();
         }
@@ -293,11 +293,10 @@ impl Driver {
 
     /// The engine that runs now, or a new one from the store.
     async fn engine(&self) -> Result<Arc<RehearsedEngine>, RehearsalError> {
-        if let Some(engine) = &*self.shim.engine.lock().expect("no panic happens while this lock is held") {
-            return Ok(Arc::clone(engine));
+        if let Some(engine) = self.shim.engine() {
+            return Ok(engine);
         }
-        // The same key on every start, as a key file would give.
-        let master = hmac_sha256(&self.rehearsal.seed.to_be_bytes(), &[b"rehearsal key"]);
+        let master = self.rehearsal.state_key();
         let path = self.rehearsal.directory.join("cutover.db");
         let store = Store::open(&path, Durability::ProcessCrash, Vault::from_master(&master))
             .await
@@ -308,7 +307,7 @@ impl Driver {
         let config = self.rehearsal.engine_config();
         let engine = Engine::new(store, outside, self.rehearsal.catalogue.clone(), config).await?;
         let engine = Arc::new(engine);
-        *self.shim.engine.lock().expect("no panic happens while this lock is held") = Some(Arc::clone(&engine));
+        self.shim.set_engine(Some(Arc::clone(&engine)));
         Ok(engine)
     }
 
@@ -405,7 +404,7 @@ impl Driver {
         };
         let mut report = Report::write(written, outcome);
         report.account = self.account(&report).await?;
-        *self.shim.engine.lock().expect("no panic happens while this lock is held") = None;
+        self.shim.set_engine(None);
         self.shim_server.abort();
         self.sandbox.stop().await;
         Ok(report)

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use crate::catalogue::Catalogue;
 use crate::domain::criteria::Verdict;
 use crate::domain::duration::Millis;
+use crate::domain::secret::hmac_sha256;
 use crate::domain::time::{DAY_MS, HOUR_MS, Timestamp};
 use crate::engine::{EngineConfig, EngineError};
 use crate::inventory::Inventory;
@@ -90,6 +91,18 @@ impl Rehearsal {
         let plan = crate::plan::plan(&self.inventory, &self.catalogue, &self.policy, &[], START);
         self.check(&plan)?;
         driver::Driver::start(self, plan).await?.run(progress).await
+    }
+
+    /// The key that encrypts the state: the same on every start, as a key file would give.
+    pub fn state_key(&self) -> [u8; 32] {
+        hmac_sha256(&self.seed.to_be_bytes(), &[b"rehearsal key"])
+    }
+
+    /// The policy that the plan of the rehearsal is made with.
+    pub fn fitted_policy(&self) -> Policy {
+        let mut fitted = self.clone();
+        fitted.fit_policy();
+        fitted.policy
     }
 
     /// The criteria as the policy has them, but for what the length of this rehearsal decides.

@@ -132,6 +132,18 @@ impl Store {
         tx.commit().await.during("commit")
     }
 
+    /// Brings the read of a connection forward to `at`, if it is read at all and later than that.
+    pub async fn advance_poll(&self, integration_key: &str, connection_id: &str, at: Timestamp) -> StoreResult<()> {
+        query("UPDATE connection SET poll_at = $1 WHERE integration_key = $2 AND connection_id = $3 AND poll_at > $1")
+            .bind(at.millis())
+            .bind(integration_key)
+            .bind(connection_id)
+            .execute(&mut self.lock().await)
+            .await
+            .during("bring a read forward")?;
+        Ok(())
+    }
+
     /// Changes when a connection is read next; `None` stops the reads.
     pub async fn schedule_poll(&self, connection: i64, poll_at: Option<Timestamp>) -> StoreResult<()> {
         query("UPDATE connection SET poll_at = $1 WHERE id = $2")

@@ -4,6 +4,7 @@
 //! SQLite for one machine, PostgreSQL for several that share the work. A commit is durable when the
 //! method returns, unless [`Durability::ProcessCrash`] was asked for.
 
+mod alert;
 mod connection;
 mod db;
 mod delivery;
@@ -18,6 +19,7 @@ mod place;
 mod procedure;
 mod rotation;
 mod schema;
+mod status;
 mod triplet;
 mod vault;
 
@@ -34,6 +36,7 @@ use crate::domain::secret::hex;
 use crate::domain::time::Timestamp;
 use db::{Conn, Row, query};
 
+pub use alert::AlertRow;
 pub use connection::{ConnectionRow, PollFailure};
 pub use delivery::{Delivered, PendingDelivery, Sink, SinkState};
 pub use event::{EventRow, IntentState};
@@ -44,6 +47,7 @@ pub use intake::{Intake, IntakeKind, Segment, Settled};
 pub use journal::{Capture, NewVersion};
 pub use lease::Lead;
 pub use place::{Place, PlaceError};
+pub use status::BacklogRow;
 pub use triplet::{NewTriplet, TripletRow};
 pub use vault::{KeyProblem, Vault, VaultError};
 
@@ -74,6 +78,8 @@ pub struct Store {
     intake: intake::Queue,
     /// Names this opening of the state among others.
     holder: String,
+    /// The connection whose life is the lock of [`Store::lock_operations`].
+    operations: Mutex<Option<PgConnection>>,
 }
 
 /// The database behind the store.
@@ -201,6 +207,7 @@ impl Store {
             vault: Arc::new(vault),
             intake: intake::Queue::default(),
             holder: lease::new_holder()?,
+            operations: Mutex::default(),
         };
         store.check_keys(place).await?;
         Ok(store)

@@ -90,7 +90,7 @@ impl Ring {
         }
         let (mut stable, mut masters) = (None, BTreeMap::new());
         let text = std::str::from_utf8(bytes).map_err(|_| KeyProblem::Line(1))?;
-        for (n, line) in text.split(['\n', ',']).enumerate() {
+        for (n, line) in text.lines().enumerate() {
             let line = line.trim();
             if line.is_empty() || line.starts_with('#') {
                 continue;
@@ -145,7 +145,8 @@ impl Vault {
     /// # Errors
     /// Which line is no key.
     pub fn from_text(text: &Secret) -> Result<Self, KeyProblem> {
-        Ok(Self::new(Ring::parse(text.expose().as_bytes())?, None))
+        let lines = Zeroizing::new(text.expose().replace(',', "\n"));
+        Ok(Self::new(Ring::parse(lines.as_bytes())?, None))
     }
 
     fn new(ring: Ring, file: Option<PathBuf>) -> Self {
@@ -369,7 +370,7 @@ mod tests {
             (&format!("stable {digits}\n0 {digits}"), KeyProblem::Line(2)),
             (&format!("1 {digits}"), KeyProblem::NoStable),
             (&format!("# nothing\nstable {digits}"), KeyProblem::NoKey),
-            (&format!("stable {digits},1 {digits},1 {digits}"), KeyProblem::Repeated(3)),
+            (&format!("stable {digits}\n1 {digits}\n1 {digits}"), KeyProblem::Repeated(3)),
         ] {
             std::fs::write(&path, text).unwrap();
             let Err(VaultError::Format { problem: found, .. }) = Vault::load_or_create(&path) else {
