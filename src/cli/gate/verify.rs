@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::{JudgedBy, broken};
-use crate::cli::plan::read_text;
 use crate::cli::{CommandError, CommandResult, Ui};
 use crate::domain::evidence_file::EvidenceFile;
 use crate::domain::time::format_duration_ms;
@@ -51,9 +50,10 @@ fn stale(reason: impl Into<String>) -> Refusal {
 }
 
 pub(super) fn run(args: &VerifyFileArgs, ui: &Ui) -> CommandResult {
-    let text = read_text(&args.file)?;
     let shown = args.file.display();
-    let (code, answer) = match super::super::runtime()?.block_on(check(&text, &args.judged))? {
+    let bytes = std::fs::read(&args.file)
+        .map_err(|error| CommandError::usage(format!("cannot read `{shown}`")).because(&error))?;
+    let (code, answer) = match super::super::runtime()?.block_on(check(&bytes, &args.judged))? {
         Ok(file) => {
             let said = format!("`{shown}` is intact, newest of its chain, and says {}", file.verdict.name());
             (file.exit_code, said)
@@ -72,10 +72,11 @@ pub(super) fn run(args: &VerifyFileArgs, ui: &Ui) -> CommandResult {
     Ok(code)
 }
 
-async fn check(text: &str, judged: &JudgedBy) -> Result<Result<EvidenceFile, Refusal>, CommandError> {
+async fn check(bytes: &[u8], judged: &JudgedBy) -> Result<Result<EvidenceFile, Refusal>, CommandError> {
     let opened = judged.open().await?;
     let failed = |error: crate::store::StoreError| broken(error.into());
     let now = opened.inputs.now()?;
+    let Ok(text) = std::str::from_utf8(bytes) else { return Ok(Err(refused("it is no text: it was altered"))) };
     let file = match EvidenceFile::from_json(text) {
         Ok(file) => file,
         Err(error) => return Ok(Err(refused(error.to_string()))),
