@@ -10,7 +10,9 @@ mod error;
 pub mod gate;
 mod harden;
 pub mod inventory;
+pub mod keys;
 mod logging;
+mod oauth_apps;
 pub mod plan;
 pub mod rehearse;
 pub mod repair;
@@ -77,6 +79,7 @@ pub enum Command {
     Waive(Box<waive::WaiveArgs>),
     Report(report::ReportArgs),
     Sandbox(sandbox::SandboxArgs),
+    Keys(keys::KeysArgs),
     Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
 }
@@ -117,6 +120,7 @@ pub fn main() -> u8 {
         Command::Waive(args) => waive::run(*args, &ui),
         Command::Report(args) => report::run(&args, &ui),
         Command::Sandbox(args) => sandbox::run(args, &ui),
+        Command::Keys(args) => keys::run(&args, &ui),
         Command::Config(args) => config::run(&args, &ui),
         Command::Completions(args) => completions::run(args, &ui),
     };

@@ -7,6 +7,7 @@
 
 mod circuit;
 mod evidence;
+mod failure;
 mod gate;
 mod intake;
 mod lifecycle;
@@ -14,6 +15,7 @@ mod mirror;
 mod onboard;
 mod poll;
 mod sample;
+mod together;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +26,7 @@ use crate::catalogue::Catalogue;
 use crate::domain::api::Api;
 use crate::domain::criteria::{EvidenceSource, LookOutcome, Note};
 use crate::domain::time::{HOUR_MS, MINUTE_MS, SECOND_MS, Timestamp};
+use crate::domain::triplet::Triplet;
 use crate::plan::Policy;
 use crate::ports::{ApiResult, Outside};
 use crate::status::{Snapshot, snapshot};
@@ -54,6 +57,9 @@ pub struct EngineConfig {
     pub consent_attempts_max: u32,
     /// Attempts per delivery before it becomes a dead letter.
     pub delivery_attempts_max: u32,
+    /// Reads at Nango under way at the same time, at least 1. One by one they take as long as the
+    /// providers do, which is too slow for thousands of connections; with 1 they have an order.
+    pub reads_at_once: usize,
     /// Requests to one sink that may be under way at once. More than one makes their order a
     /// matter of chance, which a rehearsal must not have.
     pub sink_parallel: usize,
@@ -69,6 +75,7 @@ impl EngineConfig {
             claim_ms: 2 * MINUTE_MS,
             consent_attempts_max: 3,
             delivery_attempts_max: 60,
+            reads_at_once: 16,
             sink_parallel: 1,
         }
     }
@@ -98,6 +105,10 @@ struct Known {
     foreign: BTreeSet<String>,
     /// Shortest life of a token that was fresh when it was captured, since the engine started.
     shortest_life_ms: Option<i64>,
+    /// Where a round of smoke tests stopped for want of room.
+    smoked: Option<Triplet>,
+    /// The comparison of both namespaces that stopped for want of room.
+    verification: Option<watch::Verification>,
     /// The soak clock runs.
     soak_started: bool,
     /// What sources of evidence that look all the time last recorded.
@@ -188,6 +199,7 @@ impl<O: Outside> Engine<O> {
     /// # Errors
     /// When the store cannot be read.
     pub async fn new(store: Store, outside: O, catalogue: Catalogue, config: EngineConfig) -> EngineResult<Self> {
+        outside.limit_requests(&config.policy.rates.limits());
         let known = Mutex::new(Known::load(&store).await?);
         let (soaking, directory) = (AtomicBool::new(false), intake::Directory::default());
         Ok(Self { store, outside, catalogue, config, soaking, known, directory })
@@ -364,6 +376,9 @@ impl<O: Outside> Engine<O> {
 
     /// Notes whether an API is in reach. Every call's outcome passes through here.
     async fn observe<T>(&self, api: Api, now: Timestamp, result: &ApiResult<T>) -> EngineResult<()> {
+        if result.as_ref().is_err_and(|e| e.is_held_back()) {
+            return Ok(());
+        }
         let outage = result.as_ref().err().is_some_and(|e| e.is_outage());
         let changed = self.known(|known| {
             let health = known.health.entry(api).or_default();

@@ -8,7 +8,7 @@ use super::{Engine, EngineResult, gate};
 use crate::domain::api::Api;
 use crate::domain::criteria::{EvidenceSource, LookOutcome, Verdict};
 use crate::domain::time::{HOUR_MS, MINUTE_MS, Timestamp};
-use crate::ports::Outside;
+use crate::ports::{ApiError, Outside};
 use crate::store::{Look, Sink, StoreError, StoreResult};
 
 use super::evidence::look_every_ms;
@@ -116,6 +116,34 @@ impl<O: Outside> Engine<O> {
         let every_ms = look_every_ms(source, criteria);
         let slack_ms = criteria.evidence_gap_max.0;
         Ok(self.store.record_look(&Look { source, at: now, outcome, samples, every_ms, slack_ms }).await?)
+    }
+
+    /// Records a round of smoke tests, or the part of one that ended with an error.
+    pub(super) async fn smoked(
+        &self,
+        tested: u64,
+        found: bool,
+        error: Option<&ApiError>,
+        now: Timestamp,
+    ) -> EngineResult<()> {
+        if tested > 0 {
+            let outcome = if found { LookOutcome::Finding } else { LookOutcome::Clean };
+            self.looked(EvidenceSource::Smoke, outcome, tested, now).await?;
+        }
+        match error {
+            Some(error) => self.unanswered(EvidenceSource::Smoke, error, now).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Records a look that got no answer. One that our own budget held back was not made at all.
+    pub(super) async fn unanswered(
+        &self,
+        source: EvidenceSource,
+        error: &ApiError,
+        now: Timestamp,
+    ) -> EngineResult<()> {
+        if error.is_held_back() { Ok(()) } else { self.looked(source, LookOutcome::Error, 0, now).await }
     }
 
     /// The same for a source that looks all the time: only changes, and now and then.

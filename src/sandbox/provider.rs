@@ -428,7 +428,7 @@ impl Providers {
             }
         }
         let rotated = match told {
-            None | Some(TokenTwist::NoExpiry) => g.rotates,
+            None | Some(TokenTwist::NoExpiry | TokenTwist::Slow) => g.rotates,
             Some(TokenTwist::Rotate) => true,
             Some(TokenTwist::KeepRefreshToken) => false,
             Some(refused) => {

@@ -1,9 +1,12 @@
 //! How Composio behaves where its contract leaves a choice, or could not be established.
 
+use serde::Deserialize;
+
 use crate::domain::time::SECOND_MS;
 
 /// How secrets of custom auth configs are shown (composio.md §3.2). Managed ones are always redacted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Masking {
     /// The first four characters and `...`.
     #[default]
@@ -14,7 +17,8 @@ pub enum Masking {
 }
 
 /// What becomes of an OAuth2 token that is imported into a custom auth config (composio.md §4).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Oauth2Import {
     /// 400.
     Reject,
@@ -28,7 +32,8 @@ pub enum Oauth2Import {
 }
 
 /// Whether a query parameter that the contract does not name is ignored or refused.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum UnknownQuery {
     #[default]
     Ignore,
@@ -36,7 +41,8 @@ pub enum UnknownQuery {
 }
 
 /// One switch for each point that composio.md marks UNCONFIRMED, and the dated changes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct ComposioSettings {
     pub masking: Masking,
     pub oauth2_import: Oauth2Import,
