@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use super::evidence::SCAN_EVERY_MAX_MS;
 use super::{Engine, EngineResult};
 use crate::domain::api::Api;
-use crate::domain::criteria::Note;
+use crate::domain::criteria::{EvidenceSource, LookOutcome, Note};
 use crate::domain::custody::Stage;
 use crate::domain::time::{MINUTE_MS, SECOND_MS, Timestamp};
 use crate::domain::token::{KvEntry, KvMetadata, scope_set};
@@ -122,7 +123,8 @@ impl<O: Outside> Engine<O> {
         };
         let silent = alive_at.map_or(0, |at| now.since(at));
         if silent > self.config.policy.criteria.evidence_gap_max.0 {
-            self.store.add_counts(&[("gap_ms", silent)]).await?;
+            let from = now.plus_ms(-silent);
+            self.store.record_gap(EvidenceSource::Duties, from, now, "nothing of ours ran").await?;
         }
         self.store.save_meta("alive_at", &now.millis().to_string()).await?;
         if !started {
@@ -153,6 +155,7 @@ impl<O: Outside> Engine<O> {
         let names: Vec<Triplet> =
             moving.keys().filter(|t| after.as_ref().is_none_or(|after| *t > after)).cloned().collect();
         let mut done = after;
+        let (mut tested, mut found) = (0, false);
         for chunk in names.chunks(CHUNK) {
             let answer = self.outside.gateway().smoke(chunk).await;
             self.observe(Api::Gateway, now, &answer).await?;
@@ -160,11 +163,12 @@ impl<O: Outside> Engine<O> {
                 Ok(results) => results,
                 Err(error) => {
                     self.known(|known| known.smoked = done);
+                    self.smoked(tested, found, Some(&error), now).await?;
                     return Ok(retry_look_at(now, &error));
                 }
             };
             done = chunk.last().cloned();
-            self.store.add_counts(&[("smoke_tests", results.len() as i64)]).await?;
+            tested += results.len() as u64;
             for result in results {
                 if result.ok && !result.stale {
                     continue;
@@ -178,31 +182,50 @@ impl<O: Outside> Engine<O> {
                 if result.stale || result.read_authority == Namespace::Target {
                     let note = Note { at: now, subject: result.triplet.to_string(), detail };
                     self.store.add_note("smoke-stale", &note).await?;
+                    found = true;
                 } else if refused && let Some(row) = moving.get(&result.triplet) {
                     // Not late but refused: let the poller find out whether the grant is gone.
                     self.store.schedule_poll(row.connection, Some(now)).await?;
                 }
             }
         }
+        if moving.is_empty() {
+            self.looked(EvidenceSource::Smoke, LookOutcome::Idle, 0, now).await?;
+        }
+        self.smoked(tested, found, None, now).await?;
         Ok(now.plus_ms(self.config.policy.criteria.smoke_every.0))
     }
 
     /// Lists both namespaces with metadata and looks for writes that are not ours.
     pub(super) async fn scan(&self, now: Timestamp) -> EngineResult<Timestamp> {
+        let (mut scanned, mut found) = (0, false);
         for (sink, namespace) in [(Sink::KvSource, Namespace::Source), (Sink::KvTarget, Namespace::Target)] {
             let listed = self.list_tokens(namespace).await;
             self.observe(Api::Cloudflare, now, &listed).await?;
-            let Ok((listed, pages)) = listed else { return Ok(now.plus_ms(RETRY_MS)) };
+            let (listed, pages) = match listed {
+                Ok(listed) => listed,
+                Err(error) => {
+                    self.unanswered(EvidenceSource::Scan, &error, now).await?;
+                    return Ok(retry_look_at(now, &error));
+                }
+            };
             self.store.add_counts(&[("kv_lists", pages)]).await?;
             for state in self.store.load_sink(sink).await? {
                 if state.delivered == 0 {
                     continue;
                 }
                 let judged = judge_key(listed.get(&state.triplet.kv_key()), &state, now, self.config.settle_ms);
+                scanned += 1;
+                found |= judged == KeyState::Foreign;
                 self.note_foreign(&state.triplet, sink, judged == KeyState::Foreign, now).await?;
             }
         }
-        self.store.add_counts(&[("scans", 1)]).await?;
+        let outcome = match (scanned, found) {
+            (0, _) => LookOutcome::Idle,
+            (_, true) => LookOutcome::Finding,
+            (_, false) => LookOutcome::Clean,
+        };
+        self.looked(EvidenceSource::Scan, outcome, scanned, now).await?;
         Ok(now.plus_ms(self.scan_every_ms()))
     }
 
@@ -210,7 +233,7 @@ impl<O: Outside> Engine<O> {
     /// minutes after Nango: a third of the shortest token life comes round at least once in between.
     fn scan_every_ms(&self) -> i64 {
         let shortest = self.known(|known| known.shortest_life_ms).unwrap_or(30 * MINUTE_MS);
-        (shortest / 3).clamp(5 * MINUTE_MS, 20 * MINUTE_MS)
+        (shortest / 3).clamp(5 * MINUTE_MS, SCAN_EVERY_MAX_MS)
     }
 
     /// Notes a foreign write once, from when it is seen until the entry is ours again.
@@ -254,6 +277,7 @@ impl<O: Outside> Engine<O> {
                 (Ok(left), Ok(right)) => (left, right),
                 (Err(error), _) | (_, Err(error)) => {
                     self.known(|known| known.comparing = Some(Comparing { began_at, after: done, findings, compared }));
+                    self.unanswered(EvidenceSource::Verify, &error, now).await?;
                     return Ok(retry_look_at(now, &error));
                 }
             };
@@ -281,7 +305,9 @@ impl<O: Outside> Engine<O> {
                 }
             }
         }
-        if compared > 0 {
+        if keys_in_all == 0 {
+            self.looked(EvidenceSource::Verify, LookOutcome::Idle, 0, now).await?;
+        } else {
             let run = Verification {
                 run: format!("duty-{}", now.millis()),
                 began_at,
@@ -297,7 +323,7 @@ impl<O: Outside> Engine<O> {
                 counts: "{}".to_owned(),
                 findings,
             };
-            self.store.record_verification(&run).await?;
+            self.store.record_verification(&run, &self.config.policy.criteria).await?;
         }
         Ok(now.plus_ms(self.config.policy.criteria.verify_every.0))
     }
@@ -325,12 +351,14 @@ impl<O: Outside> Engine<O> {
         loop {
             let rows = self.store.load_audit_outbox(AUDIT_CHUNK).await?;
             if rows.is_empty() {
+                self.looked_again(EvidenceSource::Audit, LookOutcome::Clean, now).await?;
                 return Ok(now.plus_ms(self.config.audit_every_ms));
             }
             let answer = self.outside.cloudflare().append_audit(&rows).await;
             self.observe(Api::Cloudflare, now, &answer).await?;
             if let Err(error) = answer {
                 tracing::warn!("audit rows are waiting: {error}");
+                self.looked_again(EvidenceSource::Audit, LookOutcome::Error, now).await?;
                 return Ok(now.plus_ms(RETRY_MS));
             }
             self.store.clear_audit_outbox(&rows).await?;

@@ -357,6 +357,8 @@ pub enum PolicyError {
     Version { found: u32 },
     #[error("`{key}` is {found} and must be {expected}")]
     Range { key: &'static str, found: String, expected: &'static str },
+    #[error("`{key}` names `{id}`, which is no criterion; known are {}", crate::domain::criteria::CRITERIA.join(", "))]
+    Criterion { key: &'static str, id: String },
     #[error("`{text}` is not a pattern such as `kahuna:*:default`: {reason}")]
     Pattern { text: String, reason: String },
     #[error("two decisions about `{triplet}`")]
@@ -383,6 +385,9 @@ impl Policy {
         let range = |ok: bool, key, found: String, expected| {
             if ok { Ok(()) } else { Err(PolicyError::Range { key, found, expected }) }
         };
+        if let Some((key, id)) = self.criteria.unknown_criterion() {
+            return Err(PolicyError::Criterion { key, id: id.to_owned() });
+        }
         let w = &self.waves;
         range(w.size_max >= 1, "waves.size_max", w.size_max.to_string(), "at least 1")?;
         range(
