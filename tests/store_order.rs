@@ -216,6 +216,11 @@ impl Play {
     }
 }
 
+/// 48, or `PROPTEST_CASES`.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(48)
+}
+
 fn play(steps: &[Step], stalls: bool) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
@@ -228,7 +233,7 @@ fn play(steps: &[Step], stalls: bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { max_shrink_iters: 2_000, ..ProptestConfig::with_cases(48) })]
+    #![proptest_config(ProptestConfig { max_shrink_iters: 2_000, ..ProptestConfig::with_cases(cases()) })]
 
     /// While everybody writes within the time of their claim, no sink ever goes back.
     #[test]
