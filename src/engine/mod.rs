@@ -8,11 +8,13 @@
 mod circuit;
 mod evidence;
 mod failure;
+mod gate;
 mod intake;
 mod lifecycle;
 mod mirror;
 mod onboard;
 mod poll;
+mod sample;
 mod together;
 mod watch;
 
@@ -22,7 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::catalogue::Catalogue;
 use crate::domain::api::Api;
-use crate::domain::criteria::Note;
+use crate::domain::criteria::{EvidenceSource, LookOutcome, Note};
 use crate::domain::time::{HOUR_MS, MINUTE_MS, SECOND_MS, Timestamp};
 use crate::domain::triplet::Triplet;
 use crate::plan::Policy;
@@ -30,10 +32,13 @@ use crate::ports::{ApiResult, Outside};
 use crate::status::{Snapshot, snapshot};
 use crate::store::{Due, Lead, Sink, Store, StoreError};
 
-pub use evidence::GateReport;
+pub use evidence::{collect, lag_p99};
+pub use gate::{GateReport, NoFreshPass, fresh_pass, judge_state, record};
 pub use intake::Reported;
 pub use lifecycle::Progress;
 pub use onboard::{Newcomer, Onboarding, TargetLink};
+pub(crate) use poll::whoami_call;
+pub use sample::Sample;
 
 /// The policy, and what is not a matter of policy. Durations in milliseconds.
 #[derive(Clone, Debug)]
@@ -104,9 +109,11 @@ struct Known {
     /// Where a round of smoke tests stopped for want of room.
     smoked: Option<Triplet>,
     /// The comparison of both namespaces that stopped for want of room.
-    verification: Option<watch::Verification>,
+    comparing: Option<watch::Comparing>,
     /// The soak clock runs.
     soak_started: bool,
+    /// What sources of evidence that look all the time last recorded.
+    looked: BTreeMap<EvidenceSource, (LookOutcome, Timestamp)>,
     /// When the soak clock last showed that we are there.
     alive_at: Option<Timestamp>,
     /// The epoch in which this engine led the periodic duties last.
@@ -174,7 +181,8 @@ impl Lane {
 }
 
 /// The periodic duties, in the order in which they run when several are due.
-const PERIODIC: [Periodic; 5] = [Periodic::Probe, Periodic::Smoke, Periodic::Scan, Periodic::Verify, Periodic::Audit];
+const PERIODIC: [Periodic; 6] =
+    [Periodic::Probe, Periodic::Smoke, Periodic::Scan, Periodic::Verify, Periodic::Audit, Periodic::Sample];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Periodic {
@@ -183,6 +191,7 @@ enum Periodic {
     Scan,
     Verify,
     Audit,
+    Sample,
 }
 
 impl<O: Outside> Engine<O> {
@@ -360,6 +369,7 @@ impl<O: Outside> Engine<O> {
             Periodic::Scan => self.scan(now).await?,
             Periodic::Verify => self.verify(now).await?,
             Periodic::Audit => self.flush_audit(now).await?,
+            Periodic::Sample => self.sample(now).await?,
         };
         self.known(|known| known.periodic.insert(duty, next));
         Ok(next)
