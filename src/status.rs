@@ -185,7 +185,7 @@ pub async fn snapshot(store: &Store, policy: &Policy, now: Timestamp) -> StoreRe
         classes.count(!lacks(Sink::KvSource), !lacks(Sink::KvTarget) && !lacks(Sink::Composio));
     }
     // Whatever waits for nothing is on both sides.
-    classes.both = store.count_delivering().await?.saturating_sub(behind.len() as u64) + classes.both;
+    classes.both += store.count_delivering().await?.saturating_sub(behind.len() as u64);
     let sinks = Sink::ALL
         .into_iter()
         .map(|sink| {
