@@ -90,6 +90,22 @@ impl StateArgs {
         Store::open_at(&self.place, Durability::PowerLoss, vault).await.map_err(|error| cannot().because(&error))
     }
 
+    /// The key file, to be changed.
+    ///
+    /// # Errors
+    /// Exit code 2 when the keys come from the environment, or there is no such file.
+    pub fn key_file(&self) -> Result<&Path, CommandError> {
+        if std::env::var_os(KEY_VARIABLE).is_some_and(|text| !text.is_empty()) {
+            return Err(CommandError::usage(format!("the keys are in `{KEY_VARIABLE}`, not in a file"))
+                .hint("add a key there with a higher number, restart what uses it, then run `cutover keys rotate --reencrypt-only`"));
+        }
+        if !self.key_file.exists() {
+            return Err(CommandError::usage(format!("there is no key file `{}`", self.key_file.display()))
+                .hint("name the key file of the state as `--key-file`"));
+        }
+        Ok(&self.key_file)
+    }
+
     fn load_keys(&self) -> Result<Vault, CommandError> {
         let (place, key_file) = (&self.place, self.key_file.display());
         if self.place.file().is_some() && self.exists() && !self.key_file.exists() {

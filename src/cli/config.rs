@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use reqwest::Url;
 use serde_json::json;
 
+use super::oauth_apps::{self, OauthApps};
 use super::plan::read_text;
 use super::{CommandError, CommandResult, Ui};
 use crate::alert::{Alerts, NotQuietHours, Slack};
@@ -132,6 +133,7 @@ struct Found {
 #[derive(Debug, Default)]
 pub struct Config {
     found: BTreeMap<&'static str, Found>,
+    oauth_apps: OauthApps,
 }
 
 impl Config {
@@ -142,14 +144,17 @@ impl Config {
     /// variable is set in two ways.
     pub fn load(file: Option<&Path>) -> Result<Self, CommandError> {
         let text = file.map(read_text).transpose()?;
-        Self::resolve(variable, file.zip(text.as_deref()))
+        let mut config = Self::resolve(variable, file.zip(text.as_deref()))?;
+        let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+        config.oauth_apps.read_environment(names, variable)?;
+        Ok(config)
     }
 
     fn resolve(
         environment: impl Fn(&str) -> Result<Option<String>, CommandError>,
         file: Option<(&Path, &str)>,
     ) -> Result<Self, CommandError> {
-        let mut found = BTreeMap::new();
+        let (mut found, mut oauth_apps) = (BTreeMap::new(), OauthApps::default());
         for setting in ALL {
             if let Some(default) = setting.default {
                 let value = Value::Text(default.to_owned());
@@ -157,7 +162,7 @@ impl Config {
             }
         }
         if let Some((path, text)) = file {
-            read_file(path, text, &mut found)?;
+            read_file(path, text, &mut found, &mut oauth_apps)?;
         }
         for setting in ALL {
             let by_value = environment(setting.variable)?;
@@ -177,7 +182,7 @@ impl Config {
             };
             found.insert(setting.variable, Found { value, from });
         }
-        Ok(Self { found })
+        Ok(Self { found, oauth_apps })
     }
 
     /// What reading the inventory at Nango needs.
@@ -209,6 +214,7 @@ impl Config {
             nango_legacy_signature,
             composio_keys: self.keys(&COMPOSIO_WEBHOOK_KEY)?,
             admin_keys: hashes(&SHIM_ADMIN_KEYS, self.text(&SHIM_ADMIN_KEYS).unwrap_or_default())?,
+            ..ShimConfig::default()
         })
     }
 
@@ -283,7 +289,7 @@ impl Config {
             composio: ComposioEndpoint {
                 base: asked.url(&COMPOSIO_URL)?,
                 key: asked.secret(&COMPOSIO_KEY)?,
-                oauth_apps: BTreeMap::new(),
+                oauth_apps: self.oauth_apps.resolve()?,
             },
             cloudflare: CloudflareEndpoint {
                 base: asked.cloudflare_base()?,
@@ -332,7 +338,12 @@ fn variable(name: &str) -> Result<Option<String>, CommandError> {
     }
 }
 
-fn read_file(path: &Path, text: &str, found: &mut BTreeMap<&'static str, Found>) -> Result<(), CommandError> {
+fn read_file(
+    path: &Path,
+    text: &str,
+    found: &mut BTreeMap<&'static str, Found>,
+    oauth_apps: &mut OauthApps,
+) -> Result<(), CommandError> {
     let shown = path.display().to_string();
     let bad = |problem: String| CommandError::usage(format!("`{shown}` is not a configuration file: {problem}"));
     let document: toml::Table = text.parse().map_err(|error: toml::de::Error| {
@@ -349,6 +360,10 @@ fn read_file(path: &Path, text: &str, found: &mut BTreeMap<&'static str, Found>)
         }
         let toml::Value::Table(keys) = value else { return Err(bad(format!("`{table}` is not a table"))) };
         for (key, value) in keys {
+            if table == "composio" && key == oauth_apps::TABLE {
+                oauth_apps.read_table(value, folder, &shown).map_err(bad)?;
+                continue;
+            }
             let Some(setting) = known.iter().find(|setting| setting.file_key() == key) else {
                 let error = bad(if known.iter().any(|setting| setting.key == key) {
                     format!("`{table}.{key}` is a secret and must not stand in it")
@@ -371,11 +386,17 @@ fn read_file(path: &Path, text: &str, found: &mut BTreeMap<&'static str, Found>)
     Ok(())
 }
 
-/// Reads a secret and drops the newline that editors put at its end.
+/// Reads the file that a setting's secret is in.
 fn read_secret(setting: &Setting, path: &Path) -> Result<Secret, CommandError> {
+    read_secret_file(&format!("`{}`", setting.variable), setting.what, path)
+}
+
+/// Reads a secret and drops the newline that editors put at its end. `name` is what errors call
+/// it, `what` what the file must hold.
+pub(super) fn read_secret_file(name: &str, what: &str, path: &Path) -> Result<Secret, CommandError> {
     let cannot = |problem: &str| {
-        CommandError::usage(format!("the file of `{}`, `{}`, {problem}", setting.variable, path.display()))
-            .hint(format!("it must hold {} and nothing else", setting.what))
+        CommandError::usage(format!("the file of {name}, `{}`, {problem}", path.display()))
+            .hint(format!("it must hold {what} and nothing else"))
     };
     let mut text = String::new();
     let read = std::fs::File::open(path).and_then(|file| file.take(SECRET_BYTES_MAX + 1).read_to_string(&mut text));
@@ -511,7 +532,14 @@ struct Line {
 pub fn run(args: &ConfigArgs, ui: &Ui) -> CommandResult {
     let config = Config::load(ui.config.as_deref())?;
     let lines: Vec<Line> = ALL.iter().map(|setting| line(&config, setting)).collect();
-    let problems: Vec<&str> = lines.iter().filter_map(|line| line.problem.as_deref()).collect();
+    let apps = config.oauth_apps.shown();
+    let problems: Vec<&str> = lines
+        .iter()
+        .map(|line| &line.problem)
+        .chain(apps.iter().map(|app| &app.problem))
+        .flatten()
+        .map(String::as_str)
+        .collect();
     let code = if problems.is_empty() { exit::OK } else { exit::USAGE };
     match args.format {
         ConfigFormat::Text => {
@@ -520,6 +548,11 @@ pub fn run(args: &ConfigArgs, ui: &Ui) -> CommandResult {
             for Line { setting, value, from, .. } in &lines {
                 let value = value.as_deref().unwrap_or("-");
                 let _ = writeln!(out, "{:<28}{from:<from_width$}  {value}", setting.variable);
+            }
+            for app in &apps {
+                let id = app.client_id.as_deref().unwrap_or("-");
+                let name = format!("OAuth app of {}", app.toolkit);
+                let _ = writeln!(out, "{name:<28}{:<from_width$}  {id}", app.from);
             }
             ui.print(&out);
             problems.iter().for_each(|problem| ui.note(&format!("error: {problem}")));
@@ -539,7 +572,13 @@ pub fn run(args: &ConfigArgs, ui: &Ui) -> CommandResult {
                 })
                 .collect();
             let reason = if problems.is_empty() { "no problems" } else { "a setting cannot be used" };
-            let report = json!({"exit_code": code, "reason": reason, "settings": settings});
+            let apps: Vec<_> = apps
+                .iter()
+                .map(|app| {
+                    json!({"toolkit": app.toolkit, "client_id": app.client_id, "from": app.from, "problem": app.problem})
+                })
+                .collect();
+            let report = json!({"exit_code": code, "reason": reason, "settings": settings, "oauth_apps": apps});
             ui.print(&format!("{report:#}\n"));
         }
     }

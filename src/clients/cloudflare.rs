@@ -8,6 +8,7 @@ mod d1;
 mod envelope;
 mod inspect;
 mod kv;
+mod pace;
 
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use reqwest::{Method, Url};
 
 pub use self::d1::INSERT_AUDIT_SQL;
 use self::envelope::Envelope;
+use self::pace::KeyPace;
 use super::http::{Http, Request, join, judged, segment};
 use super::{CloudflareEndpoint, SetupError, key_header};
 use crate::ports::{Api, ApiResult, Namespace};
@@ -29,6 +31,7 @@ pub struct CloudflareClient {
     kv_source: String,
     kv_target: String,
     d1: String,
+    pace: KeyPace,
 }
 
 impl CloudflareClient {
@@ -41,6 +44,7 @@ impl CloudflareClient {
             kv_target: id("target namespace id", &endpoint.kv_target)?,
             d1: id("database id", &endpoint.d1)?,
             base: endpoint.base,
+            pace: KeyPace::default(),
         })
     }
 

@@ -5,19 +5,18 @@
 //! and a sink has one round at a time, so nothing can overtake.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
-use std::task::Poll;
 
 use super::circuit::{Allowance, Change, Circuit};
+use super::together::together;
 use super::{Engine, EngineResult, spread};
 use crate::domain::api::Api;
+use crate::domain::budget::Lane;
 use crate::domain::criteria::Note;
 use crate::domain::schedule::delivery_retry_after_ms;
 use crate::domain::secret::Secret;
 use crate::domain::time::{SECOND_MS, Timestamp};
 use crate::domain::triplet::Triplet;
-use crate::ports::{ApiErrorKind, KvPut, KvWrite, Namespace, Outside, TargetCustody};
+use crate::ports::{ApiErrorKind, KvPut, KvRead, KvWrite, Namespace, Outside, TargetCustody};
 use crate::status::Classes;
 use crate::store::{Delivered, PendingDelivery, Sink};
 
@@ -28,9 +27,24 @@ const ROUND_MAX: u32 = 1_000;
 /// How long to wait after a 429 that names no time.
 const LIMITED_MS: i64 = 2 * SECOND_MS;
 
+/// A delivery older than this may come after a write of somebody else.
+const LATE_MS: i64 = 60 * SECOND_MS;
+
+/// How long a delivery waits whose key holds a token that lives longer.
+const HOLD_MS: i64 = 300 * SECOND_MS;
+
+/// Keys in one bulk read.
+const LOOK_MAX: usize = 100;
+
 /// Patches of one request queue in one round. A claim lasts 2 minutes and a request at most 30 s: a
 /// round that runs side by side must be over before its claims are.
 const PATCHES_MAX: usize = 3;
+
+/// What a round at a sink may do.
+enum Room {
+    For(u32),
+    NoneUntil(Timestamp),
+}
 
 /// What became of a queue of patches.
 #[derive(Default)]
@@ -92,16 +106,20 @@ impl<O: Outside> Engine<O> {
     /// Delivers what is due at `sink`. Returns when it is next due there.
     pub(super) async fn mirror(&self, sink: Sink, now: Timestamp) -> EngineResult<Option<Timestamp>> {
         loop {
-            let limit = match self.circuit(sink, |circuit| circuit.allows(now)) {
-                Allowance::All => self.round_max(sink),
-                Allowance::One => 1,
-                Allowance::NoneUntil(until) => {
+            let room = match self.circuit(sink, |circuit| circuit.allows(now)) {
+                Allowance::All => self.room(sink, self.round_max(sink), now),
+                Allowance::One => self.room(sink, 1, now),
+                Allowance::NoneUntil(until) => Room::NoneUntil(until),
+            };
+            let limit = match room {
+                Room::For(limit) => limit,
+                Room::NoneUntil(until) => {
                     let due = self.store.load_sink_due(sink).await?;
                     return Ok(due.map(|due| due.max(until)));
                 }
             };
             let until = now.plus_ms(self.config.claim_ms);
-            let pending = self.store.claim_deliveries(&[sink], now, limit, until).await?;
+            let pending = self.store.claim_deliveries(sink, now, limit, until).await?;
             crate::failpoint::hit("delivery-claimed");
             // After a single try the rest is due at once.
             let more = pending.len() == limit as usize;
@@ -110,9 +128,22 @@ impl<O: Outside> Engine<O> {
                 Sink::KvTarget => self.put_all(sink, Namespace::Target, pending, now).await?,
                 Sink::Composio => self.patch_all(pending, now).await?,
             }
-            if !more {
+            // A claim counts from `now`, which a long round leaves behind: in real time the next round
+            // is the caller's, with a later one.
+            if !more || self.config.sink_parallel > 1 {
                 return Ok(self.store.load_sink_due(sink).await?);
             }
+        }
+    }
+
+    /// How many of `wanted` deliveries the request budget has room for. A bulk put is one request.
+    fn room(&self, sink: Sink, wanted: u32, now: Timestamp) -> Room {
+        let api = if sink == Sink::Composio { Api::Composio } else { Api::Cloudflare };
+        let allowed = self.outside.allowance(api, Lane::Urgent, now);
+        match allowed.now {
+            0 => Room::NoneUntil(allowed.next_at),
+            requests if sink == Sink::Composio => Room::For(wanted.min(requests)),
+            _ => Room::For(wanted),
         }
     }
 
@@ -133,6 +164,7 @@ impl<O: Outside> Engine<O> {
         pending: Vec<PendingDelivery>,
         now: Timestamp,
     ) -> EngineResult<()> {
+        let Some(pending) = self.hold_older(sink, namespace, pending, now).await? else { return Ok(()) };
         let mut parts = VecDeque::from([pending]);
         while let Some(mut part) = parts.pop_front().filter(|part| !part.is_empty()) {
             let puts: Vec<KvPut> = part
@@ -171,6 +203,58 @@ impl<O: Outside> Engine<O> {
         Ok(())
     }
 
+    /// KV cannot compare and set. Before a delivery that is late, or whose key somebody else wrote, the
+    /// key is looked at: a token there that lives longer than ours is not replaced, and ours waits.
+    /// Returns what may be put, `None` when KV does not answer.
+    async fn hold_older(
+        &self,
+        sink: Sink,
+        namespace: Namespace,
+        pending: Vec<PendingDelivery>,
+        now: Timestamp,
+    ) -> EngineResult<Option<Vec<PendingDelivery>>> {
+        if sink != Sink::KvSource {
+            return Ok(Some(pending));
+        }
+        let is_doubtful = |p: &PendingDelivery| {
+            let foreign = self.known(|known| known.foreign.contains(&format!("{}:{}", sink.name(), p.triplet)));
+            foreign || p.attempts > 0 || now.since(p.captured_at) > LATE_MS
+        };
+        let (doubtful, mut clear): (Vec<_>, Vec<_>) = pending.into_iter().partition(is_doubtful);
+        let mut held = Vec::new();
+        let mut doubtful = doubtful.into_iter().peekable();
+        while doubtful.peek().is_some() {
+            let chunk: Vec<PendingDelivery> = doubtful.by_ref().take(LOOK_MAX).collect();
+            let keys: Vec<String> = chunk.iter().map(|p| p.triplet.kv_key()).collect();
+            let answer = self.outside.cloudflare().bulk_get(namespace, &keys).await;
+            self.observe(Api::Cloudflare, now, &answer).await?;
+            let found = match answer {
+                Ok(found) => found,
+                Err(error) => {
+                    self.sink_failed(sink, &error.kind, now).await?;
+                    self.put_off(sink, &chunk, &error.kind, now).await?;
+                    clear.extend(held);
+                    clear.extend(doubtful);
+                    self.store.release_deliveries(&clear, now).await?;
+                    return Ok(None);
+                }
+            };
+            self.store.add_counts(&[("kv_reads", keys.len() as i64)]).await?;
+            for p in chunk {
+                let there = found.get(&p.triplet.kv_key()).and_then(Option::as_ref);
+                let ends = there.and_then(|entry| entry.as_ref().ok()?.expires_at);
+                if ends.is_some_and(|ends| p.entry.expires_at.is_some_and(|ours| ours < ends)) {
+                    tracing::warn!(triplet = %p.triplet, "held back: KV has a token of another writer that lives longer");
+                    held.push(p);
+                } else {
+                    clear.push(p);
+                }
+            }
+        }
+        self.store.release_deliveries(&held, now.plus_ms(HOLD_MS)).await?;
+        Ok(Some(clear))
+    }
+
     /// Patches one account after the other in each of a few queues; no account is in two of them.
     async fn patch_all(&self, pending: Vec<PendingDelivery>, now: Timestamp) -> EngineResult<()> {
         let width = self.config.sink_parallel.clamp(1, pending.len().max(1));
@@ -178,7 +262,7 @@ impl<O: Outside> Engine<O> {
         for (n, p) in pending.into_iter().enumerate() {
             queues[n % width].push(p);
         }
-        let results = all(queues.into_iter().map(|queue| self.patch_queue(queue, now)).collect()).await;
+        let results = together(queues.into_iter().map(|queue| self.patch_queue(queue, now))).await;
         let mut patched = Patched::default();
         for result in results {
             let Patched { done, failed, untried } = result?;
@@ -251,10 +335,6 @@ impl<O: Outside> Engine<O> {
     ) -> EngineResult<()> {
         let hopeless = matches!(kind, ApiErrorKind::Rejected { .. });
         let healthy = self.circuit(sink, |circuit| circuit.is_closed());
-        let retry_after = match kind {
-            ApiErrorKind::RateLimited { retry_after_ms } => *retry_after_ms,
-            _ => None,
-        };
         let mut attempts = 0;
         let mut later: Vec<&PendingDelivery> = Vec::new();
         self.known(|known| {
@@ -278,7 +358,7 @@ impl<O: Outside> Engine<O> {
         }
         if let Some(first) = later.first() {
             let draw = spread(&["delivery", sink.name(), &first.triplet.to_string()], u64::from(attempts));
-            let next_at = now.plus_ms(delivery_retry_after_ms(attempts, retry_after, draw));
+            let next_at = now.plus_ms(delivery_retry_after_ms(attempts, kind.wait_ms(), draw));
             tracing::warn!(sink = sink.name(), deliveries = later.len(), attempts, "put off: {kind}");
             self.store.defer_deliveries(&later, next_at).await?;
         }
@@ -298,8 +378,8 @@ impl<O: Outside> Engine<O> {
     /// Whether this failure speaks of the sink as a whole, and what follows from that.
     async fn sink_failed(&self, sink: Sink, kind: &ApiErrorKind, now: Timestamp) -> EngineResult<()> {
         let change = match kind {
-            ApiErrorKind::RateLimited { retry_after_ms } => {
-                let until = now.plus_ms(retry_after_ms.unwrap_or(0).max(LIMITED_MS));
+            limit if limit.is_limit() => {
+                let until = now.plus_ms(limit.wait_ms().unwrap_or(0).max(LIMITED_MS));
                 self.circuit(sink, |circuit| circuit.limited(until));
                 Change::None
             }
@@ -326,26 +406,6 @@ impl<O: Outside> Engine<O> {
     }
 }
 
-/// Runs a handful of futures side by side and gives their results in order.
-async fn all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
-    let mut running: Vec<(Pin<Box<F>>, Option<F::Output>)> =
-        futures.into_iter().map(|future| (Box::pin(future), None)).collect();
-    poll_fn(|cx| {
-        let mut waiting = false;
-        for (future, result) in &mut running {
-            if result.is_none() {
-                match future.as_mut().poll(cx) {
-                    Poll::Ready(ready) => *result = Some(ready),
-                    Poll::Pending => waiting = true,
-                }
-            }
-        }
-        if waiting { Poll::Pending } else { Poll::Ready(()) }
-    })
-    .await;
-    running.into_iter().filter_map(|(_, result)| result).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -367,16 +427,5 @@ mod tests {
         m.count(Sink::KvTarget, &t("5"), 2, true);
         assert_eq!(m.results().each().map(|(_, n)| n), [2, 1, 1, 2]);
         assert!(m.open.is_empty());
-    }
-
-    #[tokio::test]
-    async fn futures_side_by_side_give_their_results_in_order() {
-        let (send, receive) = tokio::sync::oneshot::channel::<u8>();
-        let first: Pin<Box<dyn Future<Output = u8>>> = Box::pin(async { receive.await.unwrap() });
-        let second: Pin<Box<dyn Future<Output = u8>>> = Box::pin(async {
-            send.send(1).unwrap();
-            2
-        });
-        assert_eq!(all(vec![first, second]).await, [1, 2]);
     }
 }
