@@ -1,6 +1,5 @@
 //! Sinks that are slow, down or picky; alerts about them; and what a person does about a dead letter.
 
-#[allow(dead_code, reason = "each test uses its part of it")]
 #[path = "support/fake.rs"]
 mod fake;
 
