@@ -37,6 +37,7 @@ pub use gate::{GateReport, NoFreshPass, fresh_pass, judge_state, record};
 pub use intake::Reported;
 pub use lifecycle::Progress;
 pub use onboard::{Newcomer, Onboarding, TargetLink};
+pub(crate) use poll::whoami_call;
 pub use sample::Sample;
 
 /// The policy, and what is not a matter of policy. Durations in milliseconds.
@@ -108,7 +109,7 @@ struct Known {
     /// Where a round of smoke tests stopped for want of room.
     smoked: Option<Triplet>,
     /// The comparison of both namespaces that stopped for want of room.
-    verification: Option<watch::Verification>,
+    comparing: Option<watch::Comparing>,
     /// The soak clock runs.
     soak_started: bool,
     /// What sources of evidence that look all the time last recorded.
