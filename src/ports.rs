@@ -159,6 +159,14 @@ pub trait SourceCustody: SourceRead {
     ) -> impl Future<Output = ApiResult<()>> + Send;
 }
 
+/// A webhook subscription at Composio (`ws_…`), without its secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WebhookSubscription {
+    pub id: String,
+    /// Without query and fragment, which may hold a key.
+    pub url: String,
+}
+
 /// How an auth config at Composio authenticates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TargetScheme {
@@ -247,6 +255,8 @@ pub trait TargetRead: Send + Sync {
     /// Accounts of one user (all statuses).
     fn list_accounts_of(&self, user_id: &str) -> impl Future<Output = ApiResult<Vec<ConnectedAccount>>> + Send;
     fn get_account(&self, account_id: &str) -> impl Future<Output = ApiResult<ConnectedAccount>> + Send;
+    /// The project's webhook subscriptions, wherever they point.
+    fn list_webhook_subscriptions(&self) -> impl Future<Output = ApiResult<Vec<WebhookSubscription>>> + Send;
     /// Whether the toolkit exists.
     fn find_toolkit(&self, slug: &str) -> impl Future<Output = ApiResult<bool>> + Send;
     /// A call through the account at the provider (whoami).

@@ -24,7 +24,7 @@ use crate::ports::{ApiResult, Outside};
 use crate::store::{Due, Store, StoreError};
 
 pub use evidence::GateReport;
-pub use lifecycle::Progress;
+pub use lifecycle::{ConsentRow, ConsentStart, Progress, RetireStage, Reversal, SwitchPreview, Zombie, ZombieKind};
 
 /// The policy, and what is not a matter of policy. Durations in milliseconds.
 #[derive(Clone, Debug)]
@@ -99,6 +99,9 @@ pub enum EngineError {
     /// A guard refused the operation.
     #[error("{0}")]
     Refused(String),
+    /// What became of an effect cannot be told by looking; a person must decide.
+    #[error("ambiguous: {question}")]
+    Ambiguous { intent: String, question: String },
     /// An outside system did not answer; the operation goes on from here at `at`.
     #[error("{error}")]
     Later { at: Timestamp, error: crate::ports::ApiError },

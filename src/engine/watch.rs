@@ -130,6 +130,7 @@ impl<O: Outside> Engine<O> {
             self.observe(Api::Gateway, now, &answer).await?;
             let Ok(results) = answer else { return Ok(now.plus_ms(RETRY_MS)) };
             self.store.add_counts(&[("smoke_tests", results.len() as i64)]).await?;
+            self.guard_reads(&results, &moving, now).await?;
             for result in results {
                 if result.ok && !result.stale {
                     continue;

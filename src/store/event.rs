@@ -25,6 +25,8 @@ pub enum IntentState {
     Started,
     /// It happened; this is what it gave (an id, usually).
     Done(String),
+    /// Looking could not tell; this is the question that a person must answer.
+    Ambiguous(String),
 }
 
 impl Store {
@@ -119,6 +121,7 @@ impl Store {
         if let Some(row) = row {
             return Ok(Some(match row.get::<String, _>(0).as_str() {
                 "done" => IntentState::Done(row.get::<Option<String>, _>(1).unwrap_or_default()),
+                "ambiguous" => IntentState::Ambiguous(row.get::<Option<String>, _>(1).unwrap_or_default()),
                 _ => IntentState::Started,
             }));
         }

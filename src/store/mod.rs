@@ -5,6 +5,8 @@
 //! unless [`Durability::ProcessCrash`] was asked for).
 
 mod connection;
+mod control;
+mod copy;
 mod delivery;
 mod event;
 mod evidence;
@@ -23,6 +25,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use crate::domain::time::Timestamp;
 
 pub use connection::{ConnectionRow, PollFailure};
+pub use control::{ControlRow, Decision, Scope};
 pub use delivery::{Delivered, PendingDelivery, Sink, SinkState};
 pub use event::{EventRow, IntentState};
 pub use evidence::LAG_BOUNDS_S;
