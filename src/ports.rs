@@ -436,6 +436,19 @@ pub trait ProviderRead: Send + Sync {
     fn whoami(&self, token: &Secret, call: &ProviderCall) -> impl Future<Output = ApiResult<Value>> + Send;
 }
 
+/// The reading halves of the outside world, and nothing else.
+pub trait OutsideRead: Send + Sync + 'static {
+    type Source: SourceRead;
+    type Target: TargetRead;
+    type Cloudflare: KvRead;
+    type Gateway: GatewayRead;
+
+    fn read_source(&self) -> &Self::Source;
+    fn read_target(&self) -> &Self::Target;
+    fn read_cloudflare(&self) -> &Self::Cloudflare;
+    fn read_gateway(&self) -> &Self::Gateway;
+}
+
 /// Everything the engine talks to, and the wall clock skew that each API's `Date` header showed.
 pub trait Outside: Send + Sync + 'static {
     type Source: SourceCustody;

@@ -2,17 +2,25 @@
 //! help text, and a `run` that returns the exit code. Results go to stdout, the rest to stderr.
 
 pub mod apply;
+pub mod audit;
 pub mod catalogue;
 pub mod completions;
 pub mod config;
+pub mod consent;
+pub mod ctl;
 mod error;
+mod hooks;
 pub mod inventory;
 mod logging;
+pub mod operate;
 pub mod plan;
 pub mod rehearse;
+pub mod retire;
 pub mod sandbox;
 pub mod shim;
 pub mod show;
+pub mod status;
+pub mod switch;
 mod ui;
 pub mod verify;
 
@@ -64,6 +72,14 @@ pub enum Command {
     Show(show::ShowArgs),
     Apply(apply::ApplyArgs),
     Shim(shim::ShimArgs),
+    Status(status::StatusArgs),
+    Ctl(ctl::CtlArgs),
+    Consent(Box<consent::ConsentArgs>),
+    Switch(Box<switch::SwitchArgs>),
+    Reverse(Box<switch::ReverseArgs>),
+    Settle(Box<switch::SettleArgs>),
+    Retire(Box<retire::RetireArgs>),
+    Audit(audit::AuditArgs),
     Verify(Box<verify::VerifyArgs>),
     Sandbox(sandbox::SandboxArgs),
     Config(config::ConfigArgs),
@@ -92,6 +108,14 @@ pub fn main() -> u8 {
         Command::Show(args) => show::run(&args, &ui),
         Command::Apply(args) => apply::run(&args, &ui),
         Command::Shim(args) => shim::run(args, &ui),
+        Command::Status(args) => status::run(&args, &ui),
+        Command::Ctl(args) => ctl::run(&args, &ui),
+        Command::Consent(args) => consent::run(&args, &ui),
+        Command::Switch(args) => switch::run(&args, &ui),
+        Command::Reverse(args) => switch::run_reverse(&args, &ui),
+        Command::Settle(args) => switch::run_settle(&args, &ui),
+        Command::Retire(args) => retire::run(&args, &ui),
+        Command::Audit(args) => audit::run(&args, &ui),
         Command::Verify(args) => verify::run(&args, &ui),
         Command::Sandbox(args) => sandbox::run(args, &ui),
         Command::Config(args) => config::run(&args, &ui),

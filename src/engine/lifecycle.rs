@@ -25,6 +25,7 @@ use crate::ports::{ApiError, ApiErrorKind, ApiResult, Outside};
 use crate::store::{IntentState, TripletRow};
 
 pub use campaign::{ConsentRow, ConsentStart};
+pub use control::Control;
 pub use retire::RetireStage;
 pub use reverse::{Reversal, SwitchPreview};
 pub use sweep::{Zombie, ZombieKind};

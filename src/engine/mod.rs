@@ -9,6 +9,7 @@ mod evidence;
 mod lifecycle;
 mod mirror;
 mod poll;
+pub mod steps;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,7 +25,9 @@ use crate::ports::{ApiResult, Outside};
 use crate::store::{Due, Store, StoreError};
 
 pub use evidence::GateReport;
-pub use lifecycle::{ConsentRow, ConsentStart, Progress, RetireStage, Reversal, SwitchPreview, Zombie, ZombieKind};
+pub use lifecycle::{
+    ConsentRow, ConsentStart, Control, Progress, RetireStage, Reversal, SwitchPreview, Zombie, ZombieKind,
+};
 
 /// The policy, and what is not a matter of policy. Durations in milliseconds.
 #[derive(Clone, Debug)]
@@ -145,6 +148,10 @@ impl<O: Outside> Engine<O> {
 
     pub fn config(&self) -> &EngineConfig {
         &self.config
+    }
+
+    pub fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
     }
 
     /// Ends this engine and gives the store back.

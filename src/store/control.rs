@@ -68,6 +68,15 @@ pub struct ControlRow {
 }
 
 impl Store {
+    /// The applied plan, as it was saved.
+    pub async fn load_applied_plan(&self) -> StoreResult<Option<String>> {
+        let row = sqlx::query("SELECT json FROM plan LIMIT 1")
+            .fetch_optional(&mut *self.lock().await)
+            .await
+            .during("load the applied plan")?;
+        Ok(row.map(|r| r.get(0)))
+    }
+
     /// Everything that people said and did not take back, in the order of scope and decision.
     pub async fn load_controls(&self) -> StoreResult<Vec<ControlRow>> {
         let rows = sqlx::query("SELECT scope, decision, reason, actor, at FROM control ORDER BY scope, decision")

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::super::{Engine, EngineError, EngineResult};
 use super::ACTOR;
 use super::consent::Opened;
+use crate::catalogue::identity::Identity;
 use crate::domain::api::Api;
 use crate::domain::criteria::Note;
 use crate::domain::custody::{Event, Route, Stage};
@@ -74,6 +75,18 @@ impl<O: Outside> Engine<O> {
             .find(|row| row.custody.route == Route::Reconsent && self.consent_page(&row.triplet) == path))
     }
 
+    /// Lets a dry run of the campaign go on where the real one asks the providers who each old grant
+    /// belongs to. Only for a state that is thrown away: nothing can be compared afterwards.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn skip_old_identities(&self) -> EngineResult<()> {
+        for row in self.moving().await?.iter().filter(|row| row.old_identity.is_none()) {
+            self.store.save_old_identity(&row.triplet, &Identity::default()).await?;
+        }
+        Ok(())
+    }
+
     /// Where the campaign stands, triplet by triplet.
     ///
     /// # Errors
@@ -117,14 +130,22 @@ impl<O: Outside> Engine<O> {
             .collect())
     }
 
-    /// The consents that are due a reminder: open, and not reminded for `every_ms`. Records that
-    /// they are reminded now; sending is the caller's.
+    /// The consents that are due a reminder: open, and not reminded for `every_ms`.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn due_reminders(&self, every_ms: i64, now: Timestamp) -> EngineResult<Vec<ConsentRow>> {
+        let mut due = self.campaign().await?;
+        due.retain(|row| row.is_open() && row.reminded_at.is_none_or(|at| now.since(at) >= every_ms));
+        Ok(due)
+    }
+
+    /// [`Engine::due_reminders`], noted as reminded now; sending is the caller's.
     ///
     /// # Errors
     /// When the store fails.
     pub async fn remind(&self, every_ms: i64, now: Timestamp) -> EngineResult<Vec<ConsentRow>> {
-        let mut due = self.campaign().await?;
-        due.retain(|row| row.is_open() && row.reminded_at.is_none_or(|at| now.since(at) >= every_ms));
+        let due = self.due_reminders(every_ms, now).await?;
         for row in &due {
             let note = Note { at: now, subject: row.triplet.to_string(), detail: "reminded".to_owned() };
             self.store.add_note("consent-reminder", &note).await?;

@@ -6,7 +6,7 @@ use crate::domain::custody::Event;
 use crate::domain::time::{SECOND_MS, Timestamp};
 use crate::domain::triplet::Triplet;
 use crate::ports::Outside;
-use crate::store::{ControlRow, Decision, Scope};
+use crate::store::{ControlRow, Decision, Scope, Store};
 
 /// How soon a paused operation looks whether it may go on.
 const PAUSE_LOOK_MS: i64 = 2 * SECOND_MS;
@@ -38,6 +38,22 @@ impl<O: Outside> Engine<O> {
             )));
         }
         Ok(found(Decision::Pause).map(|_| now.plus_ms(PAUSE_LOOK_MS)))
+    }
+
+    /// The least time between two triplets of an operation, in milliseconds; 0: none.
+    pub(super) async fn throttle_ms(&self) -> EngineResult<i64> {
+        Control::new(&self.store).throttle_ms().await
+    }
+}
+
+/// A person's word, written where whatever runs will find it. Needs the state and nothing else.
+pub struct Control<'a> {
+    store: &'a Store,
+}
+
+impl<'a> Control<'a> {
+    pub fn new(store: &'a Store) -> Self {
+        Self { store }
     }
 
     /// Takes a person's word about a part of the cutover, for the audit trail as well.
@@ -94,9 +110,9 @@ impl<O: Outside> Engine<O> {
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn set_throttle(&self, ms: i64, actor: &str, now: Timestamp) -> EngineResult<()> {
+    pub async fn set_throttle(&self, ms: i64, why: &str, actor: &str, now: Timestamp) -> EngineResult<()> {
         self.store.save_meta(THROTTLE, &ms.max(0).to_string()).await?;
-        let json = serde_json::json!({"event": "throttle", "ms": ms.max(0)}).to_string();
+        let json = serde_json::json!({"event": "throttle", "ms": ms.max(0), "reason": why}).to_string();
         Ok(self.store.record_action(actor, "all", &json, now).await?)
     }
 
