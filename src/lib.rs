@@ -8,6 +8,7 @@ pub mod clients;
 pub mod domain;
 pub mod engine;
 pub mod exit;
+pub mod failpoint;
 pub mod inventory;
 pub mod plan;
 pub mod ports;

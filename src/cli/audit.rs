@@ -62,7 +62,7 @@ pub fn run(args: &AuditArgs, ui: &Ui) -> CommandResult {
     }
     let from = args.since.map(|ms| wall_clock().plus_ms(-ms));
     super::runtime()?.block_on(async {
-        let store = args.state.open_shared().await?;
+        let store = args.state.open_beside().await?;
         let broken = |error: &StoreError| CommandError::failed("the state cannot be read").because(error);
         let (mut after, mut verified) = (0, 0u64);
         let found = loop {

@@ -133,7 +133,7 @@ pub fn run(args: &CtlArgs, ui: &Ui) -> CommandResult {
     }
     let actor = who.name()?;
     super::runtime()?.block_on(async {
-        let store = who.state.open_shared().await?;
+        let store = who.state.open_beside().await?;
         let control = Control::new(&store);
         let now = wall_clock();
         let said = match &args.command {

@@ -100,6 +100,13 @@ pub fn main() -> u8 {
     };
     let ui = Ui::from_environment(&cli.globals);
     logging::start(&cli.globals, ui.color_stderr);
+    if let Ok(text) = std::env::var("CUTOVER_FAILPOINT")
+        && let Err(problem) = crate::failpoint::arm(&text)
+    {
+        let error = CommandError::usage(format!("`CUTOVER_FAILPOINT`: {problem}"));
+        ui.print_error(&error);
+        return error.code();
+    }
     let result: CommandResult = match cli.command {
         Command::Rehearse(args) => rehearse::run(args, &ui),
         Command::Inventory(args) => inventory::run(args, &ui),

@@ -193,7 +193,7 @@ impl Session {
         if !args.state.exists() {
             return Err(not_applied());
         }
-        let (store, duties) = args.state.open_beside().await?;
+        let (store, duties) = args.state.open_with_duties().await?;
         let failed = |error| explain(EngineError::from(error));
         let plan = store.load_applied_plan().await.map_err(failed)?.ok_or_else(not_applied)?;
         let plan = Plan::from_json(&plan)

@@ -59,7 +59,7 @@ pub fn run(args: &StatusArgs, ui: &Ui) -> CommandResult {
     }
     let now = Inputs::default().now()?;
     super::runtime()?.block_on(async {
-        let store = args.state.open_shared().await?;
+        let store = args.state.open_beside().await?;
         let status = load(&store, now).await.map_err(|error| explain(error.into()))?.ok_or_else(not_applied)?;
         let code = if status.questions.is_empty() { exit::OK } else { exit::AMBIGUOUS };
         ui.print(&match args.format {

@@ -11,7 +11,6 @@ use crate::domain::criteria::Note;
 use crate::domain::schedule::delivery_retry_after_ms;
 use crate::domain::secret::Secret;
 use crate::domain::time::Timestamp;
-use crate::domain::triplet::Triplet;
 use crate::ports::{ApiError, ApiErrorKind, KvPut, KvWrite, Namespace, Outside, TargetCustody};
 use crate::store::{Delivered, PendingDelivery, Sink};
 
@@ -23,7 +22,9 @@ impl<O: Outside> Engine<O> {
     /// Delivers what is due.
     pub(super) async fn mirror(&self, now: Timestamp) -> EngineResult<()> {
         loop {
-            let pending = self.store.load_pending(now, ROUND_MAX).await?;
+            let until = now.plus_ms(self.config.claim_ms);
+            let pending = self.store.claim_deliveries(&Sink::ALL, now, ROUND_MAX, until).await?;
+            crate::failpoint::hit("delivery-claimed");
             let full = pending.len() == ROUND_MAX as usize;
             let mut by_sink: BTreeMap<Sink, Vec<PendingDelivery>> = BTreeMap::new();
             for p in pending {
@@ -64,6 +65,7 @@ impl<O: Outside> Engine<O> {
             .collect();
         let answer = self.outside.cloudflare().bulk_put(namespace, &puts).await;
         self.observe(Api::Cloudflare, now, &answer).await?;
+        crate::failpoint::hit("delivery-sent");
         match answer {
             Ok(unwritten) => {
                 let (failed, written): (Vec<_>, Vec<_>) =
@@ -123,29 +125,33 @@ impl<O: Outside> Engine<O> {
             _ => None,
         };
         let mut attempts = 0;
-        let mut later: Vec<Triplet> = Vec::new();
+        let mut later: Vec<&PendingDelivery> = Vec::new();
         for p in pending {
             if hopeless || p.attempts + 1 >= self.config.delivery_attempts_max {
                 let why = format!("{} after {} attempts: {kind}", sink.name(), p.attempts + 1);
+                if !self.store.bury_delivery(p, &why).await? {
+                    // A newer version is there, or somebody else is at it: that one is tried.
+                    later.push(p);
+                    continue;
+                }
                 tracing::error!(triplet = %p.triplet, "dead letter: {why}");
-                self.store.bury_delivery(sink, &p.triplet, &why).await?;
                 let note = Note { at: now, subject: p.triplet.to_string(), detail: why };
                 self.store.add_note("dead-letter", &note).await?;
             } else {
                 attempts = attempts.max(p.attempts + 1);
-                later.push(p.triplet.clone());
+                later.push(p);
             }
         }
         if let Some(first) = later.first() {
-            let draw = spread(&["delivery", sink.name(), &first.to_string()], u64::from(attempts));
+            let draw = spread(&["delivery", sink.name(), &first.triplet.to_string()], u64::from(attempts));
             let next_at = now.plus_ms(delivery_retry_after_ms(attempts, retry_after, draw));
             tracing::warn!(sink = sink.name(), deliveries = later.len(), attempts, "put off: {kind}");
-            self.store.defer_deliveries(sink, &later, next_at).await?;
+            self.store.defer_deliveries(&later, next_at).await?;
         }
         Ok(())
     }
 }
 
 fn delivered(p: PendingDelivery) -> Delivered {
-    Delivered { sink: p.sink, triplet: p.triplet, metadata: p.metadata, captured_at: p.captured_at }
+    Delivered { sink: p.sink, triplet: p.triplet, metadata: p.metadata, captured_at: p.captured_at, claim: p.claim }
 }

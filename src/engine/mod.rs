@@ -20,9 +20,10 @@ use crate::catalogue::Catalogue;
 use crate::domain::api::Api;
 use crate::domain::criteria::Note;
 use crate::domain::time::{HOUR_MS, MINUTE_MS, SECOND_MS, Timestamp};
+use crate::domain::webhook::read_verified;
 use crate::plan::Policy;
 use crate::ports::{ApiResult, Outside};
-use crate::store::{Due, Store, StoreError};
+use crate::store::{Due, IntakeKind, Lead, Sink, Store, StoreError};
 
 pub use evidence::GateReport;
 pub use lifecycle::{
@@ -40,6 +41,9 @@ pub struct EngineConfig {
     pub settle_ms: i64,
     /// How long disarmed alarms are watched before they count as silent.
     pub silence_ms: i64,
+    /// How long what was taken up belongs to the one who took it. Longer than a round's requests
+    /// take: what a dead worker sent must have arrived before somebody else sends.
+    pub claim_ms: i64,
     /// Attempts per consent before the triplet is held.
     pub consent_attempts_max: u32,
     /// Attempts per delivery before it becomes a dead letter.
@@ -53,6 +57,7 @@ impl EngineConfig {
             audit_every_ms: 10 * MINUTE_MS,
             settle_ms: 150 * SECOND_MS,
             silence_ms: 2 * HOUR_MS,
+            claim_ms: 2 * MINUTE_MS,
             consent_attempts_max: 3,
             delivery_attempts_max: 60,
         }
@@ -69,7 +74,8 @@ pub struct Engine<O> {
     known: Mutex<Known>,
 }
 
-/// What the store also has, kept at hand: read once when the engine starts, written through.
+/// What the store also has, kept at hand: read when the engine starts and when it takes the lead,
+/// written through.
 #[derive(Debug, Default)]
 struct Known {
     /// When each API last answered, and since when it does not.
@@ -85,6 +91,21 @@ struct Known {
     soak_started: bool,
     /// When the soak clock last showed that we are there.
     alive_at: Option<Timestamp>,
+    /// The epoch in which this engine led the periodic duties last.
+    led: Option<u64>,
+}
+
+/// The lease under which one machine runs the periodic duties for all.
+const LEAD: &str = "duties";
+
+impl Known {
+    async fn load(store: &Store) -> Result<Self, StoreError> {
+        let at = |text: &String| text.parse().ok().map(Timestamp::from_millis);
+        let down = store.load_metas("down:").await?;
+        let health = Api::ALL.map(|api| (api, Health { last_ok: None, down_since: down.get(api.name()).and_then(at) }));
+        let foreign = store.load_metas("foreign:").await?.into_keys().collect();
+        Ok(Self { health: health.into(), foreign, ..Self::default() })
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -112,6 +133,9 @@ pub enum EngineError {
 
 pub type EngineResult<T> = Result<T, EngineError>;
 
+/// Commits of the intake log that are worked in at once.
+const DRAIN_MAX: u32 = 64;
+
 /// The periodic duties, in the order in which they run when several are due.
 const PERIODIC: [Periodic; 5] = [Periodic::Probe, Periodic::Smoke, Periodic::Scan, Periodic::Verify, Periodic::Audit];
 
@@ -130,11 +154,7 @@ impl<O: Outside> Engine<O> {
     /// # Errors
     /// When the store cannot be read.
     pub async fn new(store: Store, outside: O, catalogue: Catalogue, config: EngineConfig) -> EngineResult<Self> {
-        let at = |text: &String| text.parse().ok().map(Timestamp::from_millis);
-        let down = store.load_metas("down:").await?;
-        let health = Api::ALL.map(|api| (api, Health { last_ok: None, down_since: down.get(api.name()).and_then(at) }));
-        let foreign = store.load_metas("foreign:").await?.into_keys().collect();
-        let known = Mutex::new(Known { health: health.into(), foreign, ..Known::default() });
+        let known = Mutex::new(Known::load(&store).await?);
         Ok(Self { store, outside, catalogue, config, soaking: AtomicBool::new(false), known })
     }
 
@@ -176,17 +196,26 @@ impl<O: Outside> Engine<O> {
         if due.rotation_by.is_some_and(|at| at < now) {
             self.note_missed(now).await?;
         }
-        let polled = Due::is(due.poll_at, now);
+        let drained = due.intake;
+        if drained {
+            self.drain(now).await?;
+        }
+        let polled = Due::is(due.poll_at, now) || (drained && Due::is(self.store.load_due().await?.poll_at, now));
         if polled {
             self.poll(now).await?;
         }
-        let delivered = polled || Due::is(due.delivery_at, now);
+        let delivered = drained || polled || Due::is(due.delivery_at, now);
         if delivered {
             self.mirror(now).await?;
         }
         let mut next = Vec::new();
-        for duty in PERIODIC {
-            next.push(self.run_periodic(duty, now).await?);
+        match self.lead(now).await? {
+            None => {
+                for duty in PERIODIC {
+                    next.push(self.run_periodic(duty, now).await?);
+                }
+            }
+            Some(theirs_until) => next.push(theirs_until),
         }
         let due = if delivered { self.store.load_due().await? } else { due };
         next.extend(due.poll_at);
@@ -200,6 +229,47 @@ impl<O: Outside> Engine<O> {
             self.soaking.store(true, Ordering::Relaxed);
         }
         Ok(self.soaking.load(Ordering::Relaxed))
+    }
+
+    /// Takes the lead of the periodic duties, or says until when another machine has it. Who takes
+    /// over trusts nothing that it remembers, and looks at everything first.
+    async fn lead(&self, now: Timestamp) -> EngineResult<Option<Timestamp>> {
+        match self.store.lead(LEAD, now, now.plus_ms(self.config.claim_ms)).await? {
+            Lead::Theirs { until } => {
+                self.known(|known| known.led = None);
+                Ok(Some(until))
+            }
+            Lead::Ours { epoch } => {
+                let led = self.known(|known| known.led.replace(epoch));
+                if led != Some(epoch) && self.store.is_shared() {
+                    let fresh = Known::load(&self.store).await?;
+                    self.known(|known| {
+                        let shortest_life_ms = known.shortest_life_ms;
+                        *known = Known { shortest_life_ms, led: Some(epoch), ..fresh };
+                    });
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// Works in what was accepted from outside: webhooks bring reads forward, tokens go into the journal.
+    async fn drain(&self, now: Timestamp) -> EngineResult<()> {
+        loop {
+            let segments = self.store.load_intake(DRAIN_MAX).await?;
+            if segments.is_empty() {
+                return Ok(());
+            }
+            for intake in segments.iter().flat_map(|s| &s.entries).filter(|e| e.kind == IntakeKind::NangoWebhook) {
+                if let Ok(webhook) = read_verified(&intake.body) {
+                    self.hint(&webhook, now).await?;
+                }
+            }
+            self.store.settle_intake(&segments, &Sink::ALL, now).await?;
+            if segments.len() < DRAIN_MAX as usize {
+                return Ok(());
+            }
+        }
     }
 
     async fn run_periodic(&self, duty: Periodic, now: Timestamp) -> EngineResult<Timestamp> {
@@ -234,10 +304,15 @@ impl<O: Outside> Engine<O> {
         });
         match changed {
             None => {}
-            Some(None) => self.store.save_meta(&format!("down:{}", api.name()), &now.millis().to_string()).await?,
-            Some(Some(since)) => {
-                self.store.delete_meta(&format!("down:{}", api.name())).await?;
-                self.close_outage(api, since, now).await?;
+            // Of several machines the first one opens the outage, and the first one closes it.
+            Some(None) => {
+                self.store.create_meta(&format!("down:{}", api.name()), &now.millis().to_string()).await?;
+            }
+            Some(Some(_)) => {
+                let since = self.store.take_meta(&format!("down:{}", api.name())).await?;
+                if let Some(since) = since.and_then(|text| text.parse().ok()).map(Timestamp::from_millis) {
+                    self.close_outage(api, since, now).await?;
+                }
             }
         }
         Ok(())

@@ -1,8 +1,6 @@
 //! What people said while an operation runs.
 
-use sqlx::Row;
-
-use super::{During, Store, StoreError, StoreResult};
+use super::{During, Store, StoreError, StoreResult, query};
 use crate::domain::time::Timestamp;
 
 /// What part of the cutover a decision is about.
@@ -70,8 +68,8 @@ pub struct ControlRow {
 impl Store {
     /// The applied plan, as it was saved.
     pub async fn load_applied_plan(&self) -> StoreResult<Option<String>> {
-        let row = sqlx::query("SELECT json FROM plan LIMIT 1")
-            .fetch_optional(&mut *self.lock().await)
+        let row = query("SELECT json FROM plan LIMIT 1")
+            .fetch_optional(&mut self.lock().await)
             .await
             .during("load the applied plan")?;
         Ok(row.map(|r| r.get(0)))
@@ -79,8 +77,8 @@ impl Store {
 
     /// Everything that people said and did not take back, in the order of scope and decision.
     pub async fn load_controls(&self) -> StoreResult<Vec<ControlRow>> {
-        let rows = sqlx::query("SELECT scope, decision, reason, actor, at FROM control ORDER BY scope, decision")
-            .fetch_all(&mut *self.lock().await)
+        let rows = query("SELECT scope, decision, reason, actor, at FROM control ORDER BY scope, decision")
+            .fetch_all(&mut self.lock().await)
             .await
             .during("load decisions")?;
         rows.iter()
@@ -104,7 +102,7 @@ impl Store {
 
     /// Records a decision; the newest one of its scope counts.
     pub async fn save_control(&self, row: &ControlRow) -> StoreResult<()> {
-        sqlx::query(
+        query(
             "INSERT INTO control (scope, decision, reason, actor, at) VALUES ($1, $2, $3, $4, $5)
              ON CONFLICT (scope, decision) DO UPDATE SET reason = excluded.reason, actor = excluded.actor, at = excluded.at",
         )
@@ -113,7 +111,7 @@ impl Store {
         .bind(&row.reason)
         .bind(&row.actor)
         .bind(row.at.millis())
-        .execute(&mut *self.lock().await)
+        .execute(&mut self.lock().await)
         .await
         .during("save a decision")?;
         Ok(())
@@ -121,21 +119,21 @@ impl Store {
 
     /// Takes a decision back. Whether there was one.
     pub async fn delete_control(&self, scope: Scope, decision: Decision) -> StoreResult<bool> {
-        let done = sqlx::query("DELETE FROM control WHERE scope = $1 AND decision = $2")
+        let done = query("DELETE FROM control WHERE scope = $1 AND decision = $2")
             .bind(scope.to_string())
             .bind(decision.name())
-            .execute(&mut *self.lock().await)
+            .execute(&mut self.lock().await)
             .await
             .during("take a decision back")?;
-        Ok(done.rows_affected() > 0)
+        Ok(done > 0)
     }
 
     /// Marks an intent whose outcome looking cannot tell; `question` is what a person must answer.
     pub async fn mark_ambiguous(&self, id: &str, question: &str) -> StoreResult<()> {
-        sqlx::query("UPDATE intent SET state = 'ambiguous', result = $1 WHERE id = $2")
+        query("UPDATE intent SET state = 'ambiguous', result = $1 WHERE id = $2")
             .bind(question)
             .bind(id)
-            .execute(&mut *self.lock().await)
+            .execute(&mut self.lock().await)
             .await
             .during("mark an intent")?;
         Ok(())
@@ -143,24 +141,24 @@ impl Store {
 
     /// Intents that a person must settle, with their question, by id.
     pub async fn load_ambiguous(&self) -> StoreResult<Vec<(String, String)>> {
-        let rows = sqlx::query("SELECT id, result FROM intent WHERE state = 'ambiguous' ORDER BY id")
-            .fetch_all(&mut *self.lock().await)
+        let rows = query("SELECT id, result FROM intent WHERE state = 'ambiguous' ORDER BY id")
+            .fetch_all(&mut self.lock().await)
             .await
             .during("load open questions")?;
-        Ok(rows.iter().map(|r| (r.get(0), r.get::<Option<String>, _>(1).unwrap_or_default())).collect())
+        Ok(rows.iter().map(|r| (r.get(0), r.get::<Option<String>>(1).unwrap_or_default())).collect())
     }
 
     /// Takes a person's answer: the effect happened and gave `result`, or (`None`) it did not and
     /// may be tried again. Whether there was such a question.
     pub async fn answer_ambiguous(&self, id: &str, result: Option<&str>) -> StoreResult<bool> {
         let state = if result.is_some() { "done" } else { "started" };
-        let done = sqlx::query("UPDATE intent SET state = $1, result = $2 WHERE id = $3 AND state = 'ambiguous'")
+        let done = query("UPDATE intent SET state = $1, result = $2 WHERE id = $3 AND state = 'ambiguous'")
             .bind(state)
             .bind(result)
             .bind(id)
-            .execute(&mut *self.lock().await)
+            .execute(&mut self.lock().await)
             .await
             .during("settle an intent")?;
-        Ok(done.rows_affected() > 0)
+        Ok(done > 0)
     }
 }
