@@ -60,3 +60,182 @@ fn a_whole_cutover_from_the_command_line() {
     let names: Vec<&str> = events.iter().filter_map(|e| e["event"]["event"].as_str()).collect();
     assert!(names.ends_with(&["switch_begun", "switched", "settled", "retired"]), "{names:?}");
 }
+
+/// The steps of some reports, as lines, in the order of their text: reads of several connections
+/// may overlap.
+fn lines(reports: &[Value]) -> Vec<String> {
+    let text = |step: &Value, field: &str| step[field].as_str().unwrap_or_default().to_owned();
+    let mut lines: Vec<String> = reports
+        .iter()
+        .flat_map(|report| report["steps"].as_array().unwrap())
+        .map(|step| {
+            let (api, action) = (text(step, "api"), text(step, "action"));
+            format!("{api}: {action} {} ({})", text(step, "subject"), text(step, "detail"))
+        })
+        .collect();
+    lines.sort();
+    lines
+}
+
+/// Runs an operation dry and then for real: the dry run asks with `GET` and refreshes nothing, and
+/// both take the same steps.
+fn dry_then_real(cutover: &Cutover, name: &str, args: &[&str], before_people: bool) {
+    let asked = cutover.ledger();
+    let dry_args = [args, &["--dry-run", "--policy", &cutover.policy, "--format", "json"]].concat();
+    let (code, out, error) = cutover.run(&dry_args);
+    assert_eq!(code, 0, "{name}: {out}{error}");
+    let after = cutover.ledger();
+    for (api, methods) in &after.requests {
+        let before = |method: &str| asked.requests.get(api).and_then(|m| m.get(method)).copied().unwrap_or(0);
+        let written: Vec<&String> = methods.keys().filter(|m| *m != "GET" && methods[*m] != before(m)).collect();
+        assert!(written.is_empty(), "{name}: the dry run sent {written:?} to {api}");
+    }
+    let quiet = (after.refreshing_reads, after.kv_writes, after.deliveries, after.audit_rows);
+    assert_eq!(quiet, (asked.refreshing_reads, asked.kv_writes, asked.deliveries, asked.audit_rows), "{name}");
+    let dry = lines(&[serde_json::from_str(&out).unwrap()]);
+    let mut reports = cutover.until_done(args);
+    if before_people {
+        reports.truncate(1);
+    }
+    let real = lines(&reports);
+    // Tokens rotate while a real operation waits; their copies are no steps of its own.
+    let own = |line: &&String| !line.contains("copy the token to") && !line.contains("put tokens:");
+    let (dry_own, real_own): (Vec<_>, Vec<_>) = (dry.iter().filter(own).collect(), real.iter().filter(own).collect());
+    assert_eq!(dry_own, real_own, "{name}");
+    assert!(!dry.is_empty(), "{name}: nothing to do proves nothing");
+    insta::assert_snapshot!(format!("steps_{name}"), dry.join("\n"));
+}
+
+#[test]
+fn a_dry_run_only_reads_and_takes_the_steps_of_the_real_run() {
+    let cutover = Cutover::start(SMALL, POLICY, Vec::new());
+    dry_then_real(&cutover, "apply", &["apply", &cutover.plan, "--yes"], false);
+    cutover.live(26 * 3_600_000);
+    dry_then_real(&cutover, "consent", &["consent", "all", "--yes"], true);
+    dry_then_real(&cutover, "drill", &["switch", "--wave", "1", "--drill", "--yes"], false);
+    for wave in cutover.waves().iter().skip(1) {
+        cutover.until_done(&["switch", "--wave", &wave.to_string(), "--drill", "--yes"]);
+    }
+    assert_eq!(cutover.gate(), "pass");
+    dry_then_real(&cutover, "switch", &["switch", "--wave", "1", "--yes"], false);
+    dry_then_real(&cutover, "reverse", &["reverse", "--wave", "1", "--yes"], false);
+    for wave in cutover.waves() {
+        cutover.until_done(&["switch", "--wave", &wave.to_string(), "--yes"]);
+    }
+    cutover.live(6 * 3_600_000);
+    assert_eq!(cutover.gate(), "pass");
+    let id = cutover.plan_id();
+    dry_then_real(&cutover, "settle", &["settle", "--confirm", &id], false);
+    dry_then_real(&cutover, "retire_do_alarm", &["retire", "do-alarm", "--yes"], false);
+    dry_then_real(&cutover, "retire_restore", &["retire", "restore", "--yes"], false);
+    cutover.until_done(&["retire", "do-alarm", "--yes"]);
+    dry_then_real(&cutover, "retire_nango", &["retire", "nango", "--confirm", &id], false);
+}
+
+#[test]
+fn zombies_are_found_by_kind_and_nothing_calls_itself_done() {
+    let cutover = Cutover::start(SMALL, POLICY, Vec::new());
+    cutover.up_to_settled();
+    // Another environment of the gateway, which nobody retired.
+    let other = Cutover::start(SMALL, POLICY, Vec::new());
+    let staging = format!("staging={}", other.sandbox.urls.gateway);
+    let key = other.sandbox.lock().keys().gateway_admin_key;
+    let secrets = [("CUTOVER_GATEWAY_ADMIN_KEY_STAGING", key.as_str())];
+
+    let args = ["retire", "do-alarm", "--yes", "--environment", &staging, "--policy", &cutover.policy];
+    let json = [&args[..], &["--no-wait", "--format", "json"]].concat();
+    let missing = cutover.run(&args);
+    assert!(missing.0 == 2 && missing.2.contains("CUTOVER_GATEWAY_ADMIN_KEY_STAGING"), "{}", missing.2);
+    let call = || -> (i32, Value) {
+        let (code, out, error) = cutover.run_with(&json, &secrets);
+        (code, serde_json::from_str(&out).unwrap_or_else(|_| panic!("{code}: {out}{error}")))
+    };
+    // Until every object is disarmed and the silence runs.
+    for _ in 0..2 {
+        let (code, report) = call();
+        assert_eq!(code, 4, "{report:#}");
+        cutover.live_until(support::time(report["next_at"].as_str().unwrap()));
+    }
+    // Somebody arms one object again, and a subscription still points at the retired route.
+    cutover.admin("POST", "/admin/alarms/kahuna%3Aslack%3Adefault/mode", r#"{"mode":"standby"}"#);
+    cutover.subscribe("https://v5.example.com/admin/sync/nango");
+    cutover.live(3 * 3_600_000);
+    assert_eq!(cutover.gate(), "pass");
+    let (code, report) = call();
+    assert_eq!(code, 7, "{report:#}");
+    let reason = report["reason"].as_str().unwrap();
+    for zombie in ["zombie armed: `kahuna:slack:default`", "zombie environment: `staging`", "zombie subscription:"] {
+        assert!(reason.contains(zombie), "{reason}");
+    }
+    let (code, _, error) =
+        cutover.run(&["retire", "nango", "--confirm", &cutover.plan_id(), "--policy", &cutover.policy]);
+    assert!(code == 7 && error.contains("must be retired first"), "{error}");
+
+    // Mended, it is done again from the start, and is clean then.
+    cutover.unsubscribe();
+    let (code, report) = call();
+    assert_eq!(code, 4, "{report:#}");
+    cutover.until_done(&["retire", "do-alarm", "--yes"]);
+    let (code, out, error) = cutover.run(&["retire", "sweep", "--policy", &cutover.policy]);
+    assert_eq!(code, 0, "{out}{error}");
+}
+
+#[test]
+fn a_no_wins_over_a_switch_that_runs_and_never_over_a_reverse() {
+    let cutover = Cutover::start(SMALL, POLICY, Vec::new());
+    cutover.up_to_gate();
+    let switch = ["switch", "--wave", "1", "--yes", "--no-wait", "--policy", &cutover.policy];
+    assert_eq!(cutover.run(&switch).0, 4, "the canary moved");
+    let (code, _, error) = cutover.run(&["ctl", "no"]);
+    assert!(code == 2 && error.contains("needs a reason"), "{error}");
+    assert_eq!(cutover.run(&["ctl", "no", "--reason", "closing week"]).0, 0);
+    cutover.live(300_000);
+    let (code, _, error) = cutover.run(&switch);
+    assert!(code == 7 && error.contains("alice said no to `all`") && error.contains("closing week"), "{error}");
+    cutover.until_done(&["reverse", "--wave", "1", "--yes"]);
+    assert!(cutover.stages().iter().all(|stage| stage == "verified"), "{:?}", cutover.stages());
+
+    assert_eq!(cutover.run(&["ctl", "go"]).0, 0);
+    let (code, out, _) = cutover.run(&["ctl", "no", "--triplet", "kahuna:slack:default", "--reason", "customer asked"]);
+    assert!(code == 0 && out.contains("is held"), "{out}");
+    assert_eq!(cutover.run(&["ctl", "throttle", "5s", "--reason", "gently"]).0, 0);
+    cutover.until_done(&["switch", "--wave", "1", "--yes"]);
+    let (code, _, error) = cutover.run(&["switch", "--wave", "2", "--yes", "--policy", &cutover.policy]);
+    assert!(code == 7 && error.contains("no verified triplet") && error.contains("customer asked"), "{error}");
+    let status = cutover.status();
+    let held: Vec<&Value> = status["rows"].as_array().unwrap().iter().filter(|r| r["held"].is_string()).collect();
+    assert_eq!((held.len(), held[0]["stage"].as_str()), (1, Some("verified")), "{held:#?}");
+    let (_, out, _) = cutover.run(&["audit", "--actor", "alice", "--format", "json"]);
+    assert!(out.contains("closing week") && out.contains("no taken back") && out.contains("customer asked"), "{out}");
+}
+
+#[cfg(unix)]
+#[test]
+fn hooks_are_told_where_things_stand_and_one_that_fails_stops_the_operation() {
+    use std::os::unix::fs::PermissionsExt;
+    let cutover = Cutover::start(SMALL, POLICY, Vec::new());
+    cutover.up_to_gate();
+    let hooks = cutover.dir.path().join("hooks");
+    std::fs::create_dir(&hooks).unwrap();
+    let write = |name: &str, text: &str| {
+        let path = hooks.join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    let told = cutover.path("told");
+    let folder = hooks.display().to_string();
+    write("before-switch", &format!("env | grep ^CUTOVER_ | sort > {told}"));
+    write("canary-switch", "exit 3");
+    let args = ["switch", "--wave", "1", "--yes", "--no-wait", "--policy", &cutover.policy, "--hooks", &folder];
+    let (code, _, error) = cutover.run(&args);
+    assert!(code == 7 && error.contains("`canary-switch` said no"), "{error}");
+    let told = std::fs::read_to_string(told).unwrap();
+    assert!(told.contains("CUTOVER_WAVE=1") && told.contains("CUTOVER_OPERATION=switch"), "{told}");
+    assert!(!told.contains("KEY") && !told.contains("TOKEN"), "no key reaches a hook: {told}");
+    let stages = cutover.stages();
+    assert_eq!(
+        stages.iter().filter(|stage| *stage == "switched").count(),
+        1,
+        "the canary and nothing else: {stages:?}"
+    );
+}

@@ -30,4 +30,4 @@ pub use self::ledger::{Incident, LedgerSummary};
 pub use self::nango::OutboundWebhook;
 pub use self::provider::{CANARY, Party};
 pub use self::serve::{CrashSignal, Sandbox, SandboxUrls};
-pub use self::world::{Answer, TokenLife, World, WorldConfig, WorldOptions};
+pub use self::world::{Answer, Strike, TokenLife, World, WorldConfig, WorldOptions};

@@ -77,7 +77,15 @@ impl Cutover {
             Self { sandbox, runtime, dir, clock, policy: String::new(), plan: String::new(), inventory: file };
         cutover.policy = cutover.path("policy.toml");
         cutover.plan = cutover.path("plan.json");
-        let args = ["plan", "--inventory", &cutover.path("inventory.csv"), "--policy", &cutover.policy, "--out", &cutover.plan];
+        let args = [
+            "plan",
+            "--inventory",
+            &cutover.path("inventory.csv"),
+            "--policy",
+            &cutover.policy,
+            "--out",
+            &cutover.plan,
+        ];
         let (code, out, error) = cutover.run(&args);
         assert_eq!(code, 0, "{out}{error}");
         cutover
@@ -176,7 +184,8 @@ impl Cutover {
         for _ in 0..2_000 {
             let args = [args, &["--no-wait", "--policy", &self.policy, "--format", "json"]].concat();
             let (code, out, error) = self.run(&args);
-            let report: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{args:?}: {code}\n{out}\n{error}"));
+            let report: Value =
+                serde_json::from_str(&out).unwrap_or_else(|_| panic!("{args:?}: {code}\n{out}\n{error}"));
             assert_eq!(report["exit_code"], code, "{report:#}");
             let next = report["next_at"].as_str().map(|text| Timestamp::parse(text).unwrap());
             assert!(code == 0 || code == 4, "{args:?}: {report:#}\n{error}");
@@ -293,6 +302,52 @@ impl Cutover {
         let moving = status["rows"].as_array().unwrap().iter().filter(|row| row["route"] == "reconsent");
         moving.map(|row| row["stage"].as_str().unwrap().to_owned()).collect()
     }
+}
+
+impl Cutover {
+    fn send(&self, method: &str, url: &str, headers: &[(&str, &str)], body: &str) -> (u16, String) {
+        self.runtime.block_on(async {
+            let http = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
+            let mut request = http.request(method.parse().unwrap(), url).body(body.to_owned());
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            let answer = request.header("content-type", "application/json").send().await.unwrap();
+            (answer.status().as_u16(), answer.text().await.unwrap())
+        })
+    }
+
+    /// Calls an admin route of the gateway.
+    pub fn admin(&self, method: &str, path: &str, body: &str) {
+        let key = self.sandbox.lock().keys().gateway_admin_key;
+        let url = format!("{}{path}", self.sandbox.urls.gateway);
+        let (status, text) = self.send(method, &url, &[("x-admin-key", &key)], body);
+        assert_eq!(status, 200, "{text}");
+    }
+
+    /// Makes Composio send its events somewhere.
+    pub fn subscribe(&self, to: &str) {
+        let key = self.sandbox.lock().keys().composio_api_key;
+        let url = format!("{}/api/v3.1/webhook_subscriptions", self.sandbox.urls.composio);
+        let body = format!(r#"{{"webhook_url":"{to}","enabled_events":["composio.connected_account.expired"]}}"#);
+        let (status, text) = self.send("POST", &url, &[("x-api-key", &key)], &body);
+        assert_eq!(status, 201, "{text}");
+    }
+
+    /// Ends that.
+    pub fn unsubscribe(&self) {
+        let key = self.sandbox.lock().keys().composio_api_key;
+        let url = format!("{}/api/v3.1/webhook_subscriptions", self.sandbox.urls.composio);
+        let (_, text) = self.send("GET", &url, &[("x-api-key", &key)], "");
+        let listed: Value = serde_json::from_str(&text).unwrap();
+        let id = listed["items"][0]["id"].as_str().unwrap();
+        let (status, text) = self.send("DELETE", &format!("{url}/{id}"), &[("x-api-key", &key)], "");
+        assert_eq!(status, 200, "{text}");
+    }
+}
+
+pub fn time(text: &str) -> Timestamp {
+    Timestamp::parse(text).unwrap()
 }
 
 pub fn repository(path: &str) -> PathBuf {

@@ -36,7 +36,7 @@ impl fmt::Debug for OutboundWebhook {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(in crate::sandbox) struct Queue {
     next_id: u64,
     /// Not finished yet.
