@@ -2,6 +2,7 @@
 //!
 //! Start with `docs/architecture.md`.
 
+pub mod assess;
 pub mod catalogue;
 pub mod cli;
 pub mod clients;

@@ -239,3 +239,38 @@ fn hooks_are_told_where_things_stand_and_one_that_fails_stops_the_operation() {
         "the canary and nothing else: {stages:?}"
     );
 }
+
+#[test]
+fn assess_says_what_is_wrong_and_its_facts_go_into_a_plan() {
+    let cutover = Cutover::start(SMALL, POLICY, Vec::new());
+    let assess = |more: &[&str]| {
+        let (code, out, error) = cutover.run(&[&["assess", "--plan", &cutover.plan, "--format", "json"], more].concat());
+        let report: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{code}: {out}{error}"));
+        assert_eq!(report["exit_code"], code);
+        (code, report)
+    };
+    let probes = cutover.path("probes.json");
+    let (code, report) = assess(&["--out", &probes]);
+    assert_eq!(code, 0, "{report:#}");
+    let ledger = cutover.ledger();
+    assert_eq!((ledger.refreshing_reads, ledger.kv_writes, ledger.audit_rows), (0, 0, 0), "it only reads");
+    let inventory = cutover.path("inventory.csv");
+    let replan = ["plan", "--inventory", &inventory, "--policy", &cutover.policy, "--probes", &probes, "--format", "json"];
+    let (code, plan, error) = cutover.run(&replan);
+    assert!(code == 0 && plan.contains("\"kind\": \"toolkit\""), "{error}{plan}");
+    assert_eq!(assess(&["--write", "--only", "cloudflare-kv-latency,cloudflare-d1"]).0, 0);
+    assert_eq!(cutover.ledger().audit_rows, 1);
+
+    // The doctor's other name, an old walkthrough's settings, a key that is refused, a system that is away.
+    std::fs::write(cutover.path("nango.env"), "NANGO_SECRET_KEY=abc\nNANGO_SERVER_URL=http://nango\n").unwrap();
+    let env = cutover.path("nango.env");
+    let (code, out, _) = cutover.run(&["doctor", "--only", "nango-environment", "--nango-env", &env]);
+    assert!(code == 3 && out.contains("is not read by the server") && !out.contains("abc"), "{out}");
+    let only = ["assess", "--only", "composio-key"];
+    let (code, out, _) = cutover.run_with(&only, &[("CUTOVER_COMPOSIO_KEY", "ak_wrong")]);
+    assert!(code == 3 && out.contains("refused the key"), "{out}");
+    let (code, out, _) = cutover.run_with(&only, &[("CUTOVER_COMPOSIO_URL", "http://127.0.0.1:9")]);
+    assert!(code == 4 && out.contains("unknown"), "{out}");
+    let (code, _, error) = cutover.run(&["assess", "--only", "nothing"]);
+    assert!(code == 2 && error.contains("known are nango-key"), "{error}");
+}

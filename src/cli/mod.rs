@@ -2,6 +2,7 @@
 //! help text, and a `run` that returns the exit code. Results go to stdout, the rest to stderr.
 
 pub mod apply;
+pub mod assess;
 pub mod audit;
 pub mod catalogue;
 pub mod completions;
@@ -70,6 +71,8 @@ pub enum Command {
     Catalogue(catalogue::CatalogueArgs),
     Plan(plan::PlanArgs),
     Show(show::ShowArgs),
+    #[command(alias = "doctor")]
+    Assess(Box<assess::AssessArgs>),
     Apply(apply::ApplyArgs),
     Shim(shim::ShimArgs),
     Status(status::StatusArgs),
@@ -113,6 +116,7 @@ pub fn main() -> u8 {
         Command::Catalogue(args) => catalogue::run(args, &ui),
         Command::Plan(args) => plan::run(args, &ui),
         Command::Show(args) => show::run(&args, &ui),
+        Command::Assess(args) => assess::run(&args, &ui),
         Command::Apply(args) => apply::run(&args, &ui),
         Command::Shim(args) => shim::run(args, &ui),
         Command::Status(args) => status::run(&args, &ui),
