@@ -2,6 +2,7 @@
 //!
 //! Start with `docs/architecture.md`.
 
+pub mod alert;
 pub mod assess;
 pub mod catalogue;
 pub mod cli;
@@ -16,5 +17,6 @@ pub mod ports;
 pub mod rehearse;
 pub mod sandbox;
 pub mod shim;
+pub mod status;
 pub mod store;
 pub mod verify;

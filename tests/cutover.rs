@@ -244,7 +244,8 @@ fn hooks_are_told_where_things_stand_and_one_that_fails_stops_the_operation() {
 fn assess_says_what_is_wrong_and_its_facts_go_into_a_plan() {
     let cutover = Cutover::start(SMALL, POLICY, Vec::new());
     let assess = |more: &[&str]| {
-        let (code, out, error) = cutover.run(&[&["assess", "--plan", &cutover.plan, "--format", "json"], more].concat());
+        let (code, out, error) =
+            cutover.run(&[&["assess", "--plan", &cutover.plan, "--format", "json"], more].concat());
         let report: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{code}: {out}{error}"));
         assert_eq!(report["exit_code"], code);
         (code, report)
@@ -255,7 +256,8 @@ fn assess_says_what_is_wrong_and_its_facts_go_into_a_plan() {
     let ledger = cutover.ledger();
     assert_eq!((ledger.refreshing_reads, ledger.kv_writes, ledger.audit_rows), (0, 0, 0), "it only reads");
     let inventory = cutover.path("inventory.csv");
-    let replan = ["plan", "--inventory", &inventory, "--policy", &cutover.policy, "--probes", &probes, "--format", "json"];
+    let replan =
+        ["plan", "--inventory", &inventory, "--policy", &cutover.policy, "--probes", &probes, "--format", "json"];
     let (code, plan, error) = cutover.run(&replan);
     assert!(code == 0 && plan.contains("\"kind\": \"toolkit\""), "{error}{plan}");
     assert_eq!(assess(&["--write", "--only", "cloudflare-kv-latency,cloudflare-d1"]).0, 0);

@@ -121,6 +121,22 @@ impl StateArgs {
         Ok((self.open_beside().await?, ours))
     }
 
+    /// Makes this process the one that carries out an operation on the state, until it ends.
+    ///
+    /// # Errors
+    /// Exit code 7 when another one does, 1 when that cannot be found out.
+    pub async fn lock_operation(&self, store: &Store) -> Result<(), CommandError> {
+        let busy = || {
+            CommandError::new(exit::REFUSED, format!("another process carries out an operation on `{}`", self.place))
+                .hint("wait until it has ended, or end it with `cutover ctl no --reason …`")
+        };
+        if !store.lock_operations().await.map_err(|error| explain(error.into()))? {
+            return Err(busy());
+        }
+        let Some(file) = self.place.file() else { return Ok(()) };
+        self.lock_file(file, ".operation", busy)
+    }
+
     /// The keys of the state.
     ///
     /// # Errors
@@ -138,6 +154,22 @@ impl StateArgs {
         self.place.to_string()
     }
 
+    /// The key file, to be changed.
+    ///
+    /// # Errors
+    /// Exit code 2 when the keys come from the environment, or there is no such file.
+    pub fn key_file(&self) -> Result<&Path, CommandError> {
+        if std::env::var_os(KEY_VARIABLE).is_some_and(|text| !text.is_empty()) {
+            return Err(CommandError::usage(format!("the keys are in `{KEY_VARIABLE}`, not in a file"))
+                .hint("add a key there with a higher number, restart what uses it, then run `cutover keys rotate --reencrypt-only`"));
+        }
+        if !self.key_file.exists() {
+            return Err(CommandError::usage(format!("there is no key file `{}`", self.key_file.display()))
+                .hint("name the key file of the state as `--key-file`"));
+        }
+        Ok(&self.key_file)
+    }
+
     fn load_keys(&self) -> Result<Vault, CommandError> {
         let (place, key_file) = (&self.place, self.key_file.display());
         if self.place.file().is_some() && self.exists() && !self.key_file.exists() {
@@ -151,8 +183,15 @@ impl StateArgs {
     /// Takes the lock file beside the database, until the process ends however it ends.
     fn lock(&self) -> Result<(), CommandError> {
         let Some(file) = self.place.file() else { return Ok(()) };
+        self.lock_file(file, ".lock", || {
+            CommandError::new(exit::REFUSED, format!("another process works on the state `{}`", self.place))
+                .hint("stop that `cutover shim` or `cutover apply` first")
+        })
+    }
+
+    fn lock_file(&self, file: &Path, ending: &str, busy: impl FnOnce() -> CommandError) -> Result<(), CommandError> {
         let mut lock_path = file.to_owned().into_os_string();
-        lock_path.push(".lock");
+        lock_path.push(ending);
         let lock_path = PathBuf::from(lock_path);
         let cannot = || CommandError::failed(format!("cannot lock the state with `{}`", lock_path.display()));
         let file = std::fs::File::create(&lock_path).map_err(|error| cannot().because(&error))?;
@@ -162,10 +201,7 @@ impl StateArgs {
                 std::mem::forget(file);
                 Ok(())
             }
-            Err(std::fs::TryLockError::WouldBlock) => {
-                let message = format!("another process works on the state `{}`", self.place);
-                Err(CommandError::new(exit::REFUSED, message).hint("stop that `cutover shim` or `cutover apply` first"))
-            }
+            Err(std::fs::TryLockError::WouldBlock) => Err(busy()),
             Err(std::fs::TryLockError::Error(error)) => Err(cannot().because(&error)),
         }
     }

@@ -113,7 +113,7 @@ pub fn run(args: &AssessArgs, ui: &Ui) -> CommandResult {
     if LIVE.iter().chain(&["tls", "callbacks", "nango-webhook-key"]).any(|name| names.contains(name)) {
         let config = Config::load(ui.config.as_deref())?;
         let endpoints = config.endpoints()?;
-        let keys = config.nango_webhook_keys()?.len();
+        let keys = config.shim()?.nango_keys.len();
         found.findings.extend(settings(&names, &endpoints, keys));
         let live = super::runtime()?.block_on(live(args, &names, endpoints))?;
         found.findings.extend(live.findings);

@@ -1,6 +1,7 @@
 //! The command line: one file per command, each an `Args` struct whose doc comments are the
 //! help text, and a `run` that returns the exit code. Results go to stdout, the rest to stderr.
 
+pub mod alert;
 pub mod apply;
 pub mod assess;
 pub mod audit;
@@ -10,12 +11,16 @@ pub mod config;
 pub mod consent;
 pub mod ctl;
 mod error;
+mod harden;
 mod hooks;
 pub mod inventory;
+pub mod keys;
 mod logging;
+mod oauth_apps;
 pub mod operate;
 pub mod plan;
 pub mod rehearse;
+pub mod repair;
 pub mod retire;
 pub mod sandbox;
 pub mod shim;
@@ -83,8 +88,11 @@ pub enum Command {
     Settle(Box<switch::SettleArgs>),
     Retire(Box<retire::RetireArgs>),
     Audit(audit::AuditArgs),
+    Repair(repair::RepairArgs),
+    Alert(alert::AlertArgs),
     Verify(Box<verify::VerifyArgs>),
     Sandbox(sandbox::SandboxArgs),
+    Keys(keys::KeysArgs),
     Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
 }
@@ -127,8 +135,11 @@ pub fn main() -> u8 {
         Command::Settle(args) => switch::run_settle(&args, &ui),
         Command::Retire(args) => retire::run(&args, &ui),
         Command::Audit(args) => audit::run(&args, &ui),
+        Command::Repair(args) => repair::run(&args, &ui),
+        Command::Alert(args) => alert::run(&args, &ui),
         Command::Verify(args) => verify::run(&args, &ui),
         Command::Sandbox(args) => sandbox::run(args, &ui),
+        Command::Keys(args) => keys::run(&args, &ui),
         Command::Config(args) => config::run(&args, &ui),
         Command::Completions(args) => completions::run(args, &ui),
     };

@@ -241,6 +241,7 @@ impl Session {
         if self.args.dry_run {
             return self.dry_run(job).await;
         }
+        self.args.state.lock_operation(self.engine.store()).await?;
         let facts = self.facts(job).await?;
         self.hooks.run(&format!("before-{}", job.name()), &facts, self, ui).await?;
         let result = self.drive(job, &facts, ui).await;

@@ -163,10 +163,15 @@ pub(super) enum Lock {
     Events,
 }
 
+/// `cutover` in ASCII, then room for a number.
+const CUTOVER: i64 = 0x63_75_74_6f_76_65_72_00;
+
 impl Lock {
-    /// Key of the advisory lock: `cutover` in ASCII, then a number.
+    /// Held by the one process that carries out operations, for as long as it lives.
+    pub const OPERATIONS: i64 = CUTOVER + 3;
+
+    /// Key of the advisory lock.
     const fn key(self) -> Option<i64> {
-        const CUTOVER: i64 = 0x63_75_74_6f_76_65_72_00;
         match self {
             Self::Rows => None,
             Self::Journal => Some(CUTOVER + 1),

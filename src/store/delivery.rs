@@ -11,6 +11,9 @@ use crate::domain::token::{KvEntry, KvMetadata, Writer};
 use crate::domain::triplet::Triplet;
 use serde_json::json;
 
+/// The least time between two writes of one key (Cloudflare contract §2.7).
+const KEY_WRITE_MS: i64 = crate::domain::time::SECOND_MS;
+
 /// A place that tokens are mirrored to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Sink {
@@ -69,15 +72,16 @@ pub struct SinkState {
     pub dead: Option<String>,
 }
 
-/// Takes due deliveries that nobody else is taking at this moment.
+/// Takes due deliveries that nobody else is taking at this moment, and whose key was not written
+/// within the last second ([`KEY_WRITE_MS`]).
 macro_rules! claim {
     ($skip:literal) => {
         concat!(
             "UPDATE delivery SET claim = claim + 1, claimed_until = $4, next_at = $4 WHERE (triplet, sink) IN (
                SELECT d.triplet, d.sink FROM delivery d JOIN triplet t ON t.key = d.triplet
-               WHERE d.next_at <= $1 AND d.sink IN (SELECT value->>0 FROM json_each($2))
+               WHERE d.next_at <= $1 AND (d.delivered_at IS NULL OR d.delivered_at <= $1 - 1000) AND d.sink = $2
                  AND (d.sink <> 'composio' OR t.mirror_account IS NOT NULL)
-               ORDER BY d.captured_at, d.triplet, d.sink LIMIT $3",
+               ORDER BY d.next_at, d.triplet LIMIT $3",
             $skip,
             ") RETURNING triplet, sink"
         )
@@ -85,13 +89,13 @@ macro_rules! claim {
 }
 
 impl Store {
-    /// Takes deliveries to `sinks` that are due, oldest capture first, at most `limit` in all. Until
-    /// `until` nobody else delivers to the same sink for the same triplet, whatever is captured
+    /// Takes deliveries to `sink` that are due, longest due first, at most `limit`. Until `until`
+    /// nobody else delivers to the same sink for the same triplet, whatever is captured
     /// meanwhile; so a request of a worker that died is over before another one is made. What
     /// is meant for Composio waits until `apply` has made the account.
     pub async fn claim_deliveries(
         &self,
-        sinks: &[Sink],
+        sink: Sink,
         now: Timestamp,
         limit: u32,
         until: Timestamp,
@@ -101,7 +105,7 @@ impl Store {
         let mut tx = connection.begin(Lock::Rows).await.during("begin")?;
         let claimed: Vec<(String, String)> = query(sql)
             .bind(now.millis())
-            .bind(json!(sinks.iter().map(|s| [s.name()]).collect::<Vec<_>>()).to_string())
+            .bind(sink.name())
             .bind(limit)
             .bind(until.millis())
             .fetch_all(&mut tx)
@@ -170,6 +174,42 @@ impl Store {
                 })
             })
             .collect()
+    }
+
+    /// When the next delivery to `sink` is due that can be made.
+    pub async fn load_sink_due(&self, sink: Sink) -> StoreResult<Option<Timestamp>> {
+        let row = query(
+            "SELECT MIN(CASE WHEN d.delivered_at + $1 > d.next_at THEN d.delivered_at + $1 ELSE d.next_at END)
+             FROM delivery d JOIN triplet t ON t.key = d.triplet
+             WHERE d.sink = $2 AND d.next_at IS NOT NULL AND (d.sink <> 'composio' OR t.mirror_account IS NOT NULL)",
+        )
+        .bind(KEY_WRITE_MS)
+        .bind(sink.name())
+        .fetch_one(&mut self.lock().await)
+        .await
+        .during("look for what is due")?;
+        Ok(row.get::<Option<i64>>(0).map(Timestamp::from_millis))
+    }
+
+    /// Gives claimed deliveries back that were not tried: they are due at `at`, as before.
+    pub async fn release_deliveries(&self, untried: &[PendingDelivery], at: Timestamp) -> StoreResult<()> {
+        if untried.is_empty() {
+            return Ok(());
+        }
+        let claims: Vec<_> = untried.iter().map(|p| json!([p.triplet, p.sink.name(), p.claim])).collect();
+        let mut connection = self.lock().await;
+        let mut tx = connection.begin(Lock::Journal).await.during("begin")?;
+        query(
+            "UPDATE delivery SET next_at = $1, claimed_until = NULL
+             FROM json_each($2) AS j WHERE delivery.triplet = j.value->>0 AND delivery.sink = j.value->>1
+               AND delivery.claim = CAST(j.value->>2 AS BIGINT)",
+        )
+        .bind(at.millis())
+        .bind(json!(claims).to_string())
+        .execute(&mut tx)
+        .await
+        .during("give deliveries back")?;
+        tx.commit().await.during("commit")
     }
 
     /// Records acknowledged deliveries with their audit rows. A newer version that arrived

@@ -93,7 +93,7 @@ impl Store {
     }
 
     pub async fn add_note(&self, kind: &str, note: &Note) -> StoreResult<()> {
-        query("INSERT INTO note (at, kind, subject, detail) VALUES ($1, $2, $3, $4)")
+        query("INSERT INTO note (at, kind, subject, detail, alerted) VALUES ($1, $2, $3, $4, 0)")
             .bind(note.at.millis())
             .bind(kind)
             .bind(&note.subject)

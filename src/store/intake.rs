@@ -66,6 +66,14 @@ pub struct Intake {
     pub body: Zeroizing<Vec<u8>>,
 }
 
+impl Intake {
+    /// A token that somebody else wrote to KV.
+    pub fn token(triplet: &Triplet, entry: &KvEntry, at: Timestamp) -> Self {
+        let body = Zeroizing::new(entry.to_json().into_bytes());
+        Self { kind: IntakeKind::Token, at, subject: triplet.to_string(), body }
+    }
+}
+
 impl std::fmt::Debug for Intake {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Intake({:?} {} at {}, {} bytes)", self.kind, self.subject, self.at.to_rfc3339(), self.body.len())

@@ -1,6 +1,7 @@
 //! Leases: what one machine does for all, and who.
 
-use super::{During, Store, StoreResult, VaultError, query};
+use super::db::Lock;
+use super::{Backend, During, Store, StoreResult, VaultError, query};
 use crate::domain::secret::hex;
 use crate::domain::time::Timestamp;
 
@@ -47,6 +48,27 @@ impl Store {
         } else {
             Lead::Theirs { until: Timestamp::from_millis(row.get(2)) }
         })
+    }
+
+    /// Makes this the one process that carries out operations on the plan, until it ends or is
+    /// closed. Returns whether it is. On a state file the caller holds the lock file already.
+    pub async fn lock_operations(&self) -> StoreResult<bool> {
+        let Backend::Postgres(pool) = &*self.backend else { return Ok(true) };
+        let mut held = self.operations.lock().await;
+        if held.is_some() {
+            return Ok(true);
+        }
+        // The lock lives as long as its connection, which is nobody else's from here on.
+        let mut connection = pool.acquire().await.during("lock the operations")?.detach();
+        let locked: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)")
+            .bind(Lock::OPERATIONS)
+            .fetch_one(&mut connection)
+            .await
+            .during("lock the operations")?;
+        if locked {
+            *held = Some(connection);
+        }
+        Ok(locked)
     }
 
     /// Gives back every lease of this opening, so that nobody has to wait for its end.

@@ -4,6 +4,7 @@
 //! SQLite for one machine, PostgreSQL for several that share the work. A commit is durable when the
 //! method returns, unless [`Durability::ProcessCrash`] was asked for.
 
+mod alert;
 mod connection;
 mod control;
 mod copy;
@@ -18,6 +19,7 @@ mod place;
 mod procedure;
 mod rotation;
 mod schema;
+mod status;
 mod triplet;
 mod vault;
 
@@ -34,6 +36,7 @@ use crate::domain::secret::hex;
 use crate::domain::time::Timestamp;
 use db::{Conn, Row, query};
 
+pub use alert::AlertRow;
 pub use connection::{ConnectionRow, PollFailure};
 pub use control::{ControlRow, Decision, Scope};
 pub use delivery::{Delivered, PendingDelivery, Sink, SinkState};
@@ -43,6 +46,7 @@ pub use intake::{Intake, IntakeKind, Segment, Settled};
 pub use journal::{Capture, NewVersion};
 pub use lease::Lead;
 pub use place::{Place, PlaceError};
+pub use status::BacklogRow;
 pub use triplet::{NewTriplet, TripletRow};
 pub use vault::{KeyProblem, Vault, VaultError};
 
@@ -73,6 +77,8 @@ pub struct Store {
     intake: intake::Queue,
     /// Names this opening of the state among others.
     holder: String,
+    /// The connection whose life is the lock of [`Store::lock_operations`].
+    operations: Mutex<Option<PgConnection>>,
 }
 
 /// The database behind the store.
@@ -120,6 +126,8 @@ pub enum StoreError {
     Corrupt { what: &'static str, detail: String },
     #[error(transparent)]
     Vault(#[from] VaultError),
+    #[error("the database `{place}` does not keep what it commits: `{setting}` is off")]
+    Volatile { place: Place, setting: String },
     #[error("the state `{0}` was made with other keys than these")]
     OtherKeys(Place),
     /// Whoever sent it must not be told that it is safe.
@@ -193,7 +201,11 @@ impl Store {
             }
             Place::Postgres(url) => {
                 let options = place::postgres_options(url).map_err(open)?.disable_statement_logging();
-                schema::migrate_postgres(&mut PgConnection::connect_with(&options).await.map_err(open)?).await?;
+                let mut connection = PgConnection::connect_with(&options).await.map_err(open)?;
+                if durability == Durability::PowerLoss {
+                    refuse_volatile(&mut connection, place).await?;
+                }
+                schema::migrate_postgres(&mut connection).await?;
                 Backend::Postgres(open_postgres(options, durability).await.map_err(open)?)
             }
         };
@@ -202,6 +214,7 @@ impl Store {
             vault: Arc::new(vault),
             intake: intake::Queue::default(),
             holder: lease::new_holder()?,
+            operations: Mutex::default(),
         };
         store.check_keys(place).await?;
         Ok(store)
@@ -345,6 +358,20 @@ async fn open_sqlite(path: &Path, durability: Durability) -> sqlx::Result<Sqlite
     SqliteConnection::connect_with(&options).await
 }
 
+/// What the server says is committed must be on its disk.
+async fn refuse_volatile(connection: &mut PgConnection, place: &Place) -> StoreResult<()> {
+    let off: Option<String> = sqlx::query_scalar(
+        "SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off' ORDER BY name LIMIT 1",
+    )
+    .fetch_optional(connection)
+    .await
+    .during("read the settings")?;
+    match off {
+        Some(setting) => Err(StoreError::Volatile { place: place.clone(), setting }),
+        None => Ok(()),
+    }
+}
+
 async fn open_postgres(options: PgConnectOptions, durability: Durability) -> sqlx::Result<PgPool> {
     let commit = match durability {
         Durability::PowerLoss => "on",
@@ -357,6 +384,9 @@ async fn open_postgres(options: PgConnectOptions, durability: Durability) -> sql
     PgPoolOptions::new()
         .max_connections(POSTGRES_CONNECTIONS_MAX)
         .acquire_timeout(WAIT_MAX)
+        // A connection that broke shows it at its next statement, which fails and is tried again by
+        // whoever asked. Testing each before it is used would double the trips.
+        .test_before_acquire(false)
         .after_connect(|connection, _| Box::pin(procedure::create_postgres(connection)))
         .connect_with(options)
         .await

@@ -148,6 +148,19 @@ impl Store {
         rows.iter().map(row).collect()
     }
 
+    /// The `limit` triplets that want attention first: held ones, then those whose token ends soonest.
+    pub async fn load_urgent_triplets(&self, limit: u32) -> StoreResult<Vec<TripletRow>> {
+        let rows = query(select!(
+            "ORDER BY CASE WHEN custody LIKE '%\"held\":\"%' THEN 0 WHEN expires_at IS NOT NULL THEN 1 ELSE 2 END, \
+             expires_at, key LIMIT $1"
+        ))
+        .bind(limit)
+        .fetch_all(&mut self.read().await)
+        .await
+        .during("load triplets")?;
+        rows.iter().map(row).collect()
+    }
+
     /// The triplets that these connections feed, sorted.
     pub async fn load_triplets_of(&self, connections: &[i64]) -> StoreResult<Vec<TripletRow>> {
         let rows =

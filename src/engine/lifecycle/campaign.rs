@@ -87,6 +87,15 @@ impl<O: Outside> Engine<O> {
         Ok(())
     }
 
+    /// Why the last consent for a triplet was sent back, if one was.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn sent_back(&self, triplet: &Triplet) -> EngineResult<Option<String>> {
+        let (notes, name) = (self.store.load_notes("consent-rejected").await?, triplet.to_string());
+        Ok(notes.into_iter().rev().find(|note| note.subject == name).map(|note| note.detail))
+    }
+
     /// Where the campaign stands, triplet by triplet.
     ///
     /// # Errors

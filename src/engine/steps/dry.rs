@@ -111,6 +111,10 @@ impl<R: OutsideRead> SourceCustody for Dry<R> {
         Ok(())
     }
 
+    async fn open_session(&self, _: &str, _: Option<&str>, _: &str) -> ApiResult<ConnectSession> {
+        Ok(ConnectSession { url: Secret::new("https://dry.run.invalid/"), expires_at: self.now.plus_ms(HOUR_MS) })
+    }
+
     async fn delete_connection(&self, integration_key: &str, connection_id: &str) -> ApiResult<()> {
         self.would().deleted.insert((integration_key.to_owned(), connection_id.to_owned()));
         Ok(())
@@ -243,6 +247,10 @@ impl<R: OutsideRead> KvWrite for Dry<R> {
         Ok(())
     }
 
+    async fn put_until(&self, namespace: Namespace, put: &KvPut, _: Timestamp) -> ApiResult<()> {
+        self.put(namespace, put).await
+    }
+
     async fn delete(&self, namespace: Namespace, key: &str) -> ApiResult<()> {
         self.would().deleted_keys.insert((namespace, key.to_owned()));
         Ok(())
@@ -295,6 +303,10 @@ impl<R: OutsideRead> GatewayAdmin for Dry<R> {
 impl<R: OutsideRead> ProviderRead for Dry<R> {
     async fn whoami(&self, _: &Secret, _: &ProviderCall) -> ApiResult<Value> {
         Ok(Value::Null)
+    }
+
+    async fn ask(&self, _: &Secret, _: &ProviderCall) -> ApiResult<ProviderAnswer> {
+        Ok(ProviderAnswer { status: 200, headers: Vec::new(), body: Secret::new("null") })
     }
 }
 

@@ -84,6 +84,17 @@ impl<O: Outside> SourceCustody for Traced<O> {
         Ok(())
     }
 
+    async fn open_session(
+        &self,
+        end_user_id: &str,
+        display_name: Option<&str>,
+        key: &str,
+    ) -> ApiResult<ConnectSession> {
+        let session = self.inner.source().open_session(end_user_id, display_name, key).await?;
+        self.note(Api::Nango, "open a session for", format!("{key}/{end_user_id}"), String::new(), true);
+        Ok(session)
+    }
+
     async fn delete_connection(&self, key: &str, id: &str) -> ApiResult<()> {
         self.inner.source().delete_connection(key, id).await?;
         self.note(Api::Nango, "delete connection", format!("{key}/{id}"), String::new(), false);
@@ -229,6 +240,13 @@ impl<O: Outside> KvWrite for Traced<O> {
         Ok(())
     }
 
+    async fn put_until(&self, namespace: Namespace, put: &KvPut, expires_at: Timestamp) -> ApiResult<()> {
+        self.inner.cloudflare().put_until(namespace, put, expires_at).await?;
+        let detail = format!("{}, until {}", namespace_name(namespace), expires_at.to_rfc3339());
+        self.note(Api::Cloudflare, "put", put.key.clone(), detail, true);
+        Ok(())
+    }
+
     async fn delete(&self, namespace: Namespace, key: &str) -> ApiResult<()> {
         self.inner.cloudflare().delete(namespace, key).await?;
         self.note(Api::Cloudflare, "delete", key.to_owned(), namespace_name(namespace).to_owned(), false);
@@ -272,6 +290,10 @@ impl<O: Outside> GatewayAdmin for Traced<O> {
 impl<O: Outside> ProviderRead for Traced<O> {
     async fn whoami(&self, token: &Secret, call: &ProviderCall) -> ApiResult<Value> {
         self.inner.provider().whoami(token, call).await
+    }
+
+    async fn ask(&self, token: &Secret, call: &ProviderCall) -> ApiResult<ProviderAnswer> {
+        self.inner.provider().ask(token, call).await
     }
 }
 
