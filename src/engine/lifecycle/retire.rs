@@ -131,6 +131,7 @@ impl<O: Outside> Engine<O> {
             RetireStage::Reporting { until, .. } if now < until => Ok(Progress::Wait(until)),
             RetireStage::Reporting { round, .. } => {
                 self.set_all(&triplets, &|_| AlarmMode::Disarmed, "disarmed", round, now).await?;
+                self.note_last_writes(now).await?;
                 self.enter_stage(RetireStage::Silent { since: now, round }, now).await?;
                 Ok(Progress::Wait(now.plus_ms(self.config.silence_ms)))
             }

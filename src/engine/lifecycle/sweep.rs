@@ -1,7 +1,10 @@
 //! Looks for what should be dead and is not: objects that are armed again or fired, keys that
 //! somebody still writes, webhook subscriptions that point at what was retired.
 
-use super::super::{Engine, EngineResult};
+use std::collections::BTreeSet;
+
+use super::super::{Engine, EngineError, EngineResult};
+use super::retry_at;
 use crate::domain::api::Api;
 use crate::domain::custody::Stage;
 use crate::domain::time::Timestamp;
@@ -53,6 +56,9 @@ pub struct Zombie {
     /// What to do about it.
     pub remedy: String,
 }
+
+/// Where the entries are noted that nobody we know wrote before the disarming.
+const LAST_WRITES: &str = "retire-last-writes";
 
 /// The route that Nango's webhooks came in by.
 const RETIRED_ROUTE: &str = "/admin/sync/nango";
@@ -145,8 +151,21 @@ impl<O: Outside> Engine<O> {
         Ok(Ok(found))
     }
 
+    /// Notes which entries were last written by nobody that we know, at the moment of the disarming:
+    /// objects that were armed until then wrote them, and only later ones are zombies.
+    pub(super) async fn note_last_writes(&self, now: Timestamp) -> EngineResult<()> {
+        let listed = self.list_tokens(Namespace::Source).await;
+        self.observe(Api::Cloudflare, now, &listed).await?;
+        let (listed, _) = listed.map_err(|error| EngineError::Later { at: retry_at(now, &error), error })?;
+        let foreign: Vec<&String> = listed.iter().filter(|(_, entry)| entry.is_none()).map(|(key, _)| key).collect();
+        let foreign = serde_json::to_string(&foreign).expect("texts serialise");
+        Ok(self.store.save_meta(LAST_WRITES, &foreign).await?)
+    }
+
     async fn sweep_kv(&self, now: Timestamp) -> EngineResult<Result<Vec<Zombie>, ApiError>> {
         let rows = self.store.load_triplets().await?;
+        let noted = self.store.load_meta(LAST_WRITES).await?.unwrap_or_default();
+        let noted: BTreeSet<String> = serde_json::from_str(&noted).unwrap_or_default();
         let mut found = Vec::new();
         for (namespace, name) in [(Namespace::Source, "kv.source"), (Namespace::Target, "kv.target")] {
             let listed = self.list_tokens(namespace).await;
@@ -164,7 +183,7 @@ impl<O: Outside> Engine<O> {
                         format!("is still in {name} although the triplet is retired"),
                         "delete the key, and find out who wrote it",
                     ),
-                    (_, None) => (
+                    (_, None) if namespace == Namespace::Target || !noted.contains(&key) => (
                         ZombieKind::ForeignWrite,
                         format!("was last written in {name} by nobody that we know"),
                         "find out who writes it: an alarm that is not listed, or another environment",
