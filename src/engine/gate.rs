@@ -216,12 +216,14 @@ impl<O: Outside> Engine<O> {
         record(&self.store, report, &self.config.policy).await
     }
 
+    /// When the gate passed.
+    ///
     /// # Errors
     /// `Refused` unless the newest run of the gate is a fresh pass of the applied plan.
-    pub(super) async fn demand_gate(&self, now: Timestamp, what: &str) -> EngineResult<()> {
+    pub(super) async fn demand_gate(&self, now: Timestamp, what: &str) -> EngineResult<Timestamp> {
         let plan = self.store.load_plan_id().await?.unwrap_or_default();
         match fresh_pass(&self.store, &plan, now).await? {
-            Ok(_) => Ok(()),
+            Ok(run) => Ok(run.at),
             Err(why) => Err(EngineError::Refused(format!("{what} needs a fresh gate pass: {why}"))),
         }
     }

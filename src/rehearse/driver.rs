@@ -189,6 +189,7 @@ impl Driver {
         self.end_phase(format!("reads of {} waves moved, canary first", waves.len()));
 
         self.enter("settle");
+        self.gate().await?;
         self.until_done(progress, async |engine, now| engine.settle(now).await).await?;
         self.end_phase("reverse windows over, bearer mirrors ended".to_owned());
 
@@ -199,7 +200,7 @@ impl Driver {
             let reason = format!("the gate does not pass any more: {}", gate.reason());
             return Ok((Some(gate), reason));
         }
-        self.until_done(progress, async |engine, now| engine.retire_do_alarms(now).await).await?;
+        self.until_done(progress, async |engine, now| engine.retire_do_alarms(&[], now).await).await?;
         self.end_phase("disarmed, read back, and silent".to_owned());
 
         self.enter("retire nango");

@@ -32,7 +32,7 @@ pub(super) struct Entry {
     written_at: Timestamp,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Cloudflare {
     /// Source and target. `String` keys sort by their UTF-8 bytes, as listings do.
     pub namespaces: [BTreeMap<String, Entry>; 2],

@@ -55,7 +55,7 @@ pub(super) struct Fire {
     pub wrote: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Gateway {
     /// One per triplet, in the same order.
     pub objects: Vec<TokenManager>,

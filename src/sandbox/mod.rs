@@ -32,4 +32,4 @@ pub use self::nango::{NangoSettings, NangoVersion, OutboundWebhook};
 pub use self::provider::{CANARY, Party};
 pub use self::script::{Script, ScriptError, TokenScript, TokenTwist, Twist};
 pub use self::serve::{CrashSignal, Sandbox, SandboxUrls};
-pub use self::world::{Answer, TokenLife, World, WorldConfig, WorldOptions};
+pub use self::world::{Answer, Strike, TokenLife, World, WorldConfig, WorldOptions};

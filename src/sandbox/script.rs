@@ -90,7 +90,7 @@ const fn once() -> u32 {
     1
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Scripts {
     answers: Vec<Script>,
     tokens: Vec<TokenScript>,

@@ -87,7 +87,7 @@ impl Default for WorldOptions {
 }
 
 /// One inventory row: a Nango connection, its upstream user and grant.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct RowState {
     pub row: Row,
     pub integration: usize,
@@ -98,7 +98,7 @@ pub(super) struct RowState {
     pub triplets: Vec<usize>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct TripletState {
     pub triplet: Triplet,
     /// `{tenant}:{provider}:{account}`
@@ -155,7 +155,7 @@ pub enum Answer {
 }
 
 /// Everything outside the code under test.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct World {
     seed: u64,
     now: Timestamp,
@@ -178,6 +178,19 @@ pub struct World {
     queue: BTreeMap<(Timestamp, u64), Event>,
     next_event: u64,
     requests_total: u64,
+    /// What befalls one request to come, by its number.
+    strike: Option<(u64, Strike)>,
+}
+
+/// What befalls one request of the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strike {
+    /// The client dies before it has an effect.
+    CrashBefore,
+    /// The client dies after it had its effect.
+    CrashAfter,
+    /// It has its effect, and an intermediary answers in the place of the system.
+    ReplyLost,
 }
 
 impl World {
@@ -234,6 +247,7 @@ impl World {
             queue: BTreeMap::new(),
             next_event: 0,
             requests_total: 0,
+            strike: None,
             options,
             keys,
         };
@@ -503,13 +517,21 @@ impl World {
                 by_method.insert(call.method.clone(), 1);
             }
         }
-        let crash = self.crash_now();
+        let strike = self.strike.take_if(|(number, _)| *number == self.requests_total).map(|(_, strike)| strike);
+        let crash = match strike {
+            Some(Strike::CrashBefore) => Some(CrashAt::BeforeEffect),
+            Some(Strike::CrashAfter) => Some(CrashAt::AfterEffect),
+            Some(Strike::ReplyLost) | None => self.crash_now(),
+        };
         if crash == Some(CrashAt::BeforeEffect) {
             return Answer::Crash;
         }
         let reply = self.answer_scripted(api, call);
         if crash.is_some() {
             return Answer::Crash;
+        }
+        if strike == Some(Strike::ReplyLost) {
+            return Answer::Reply(Reply::raw(502, "text/html", "<html><body>502 Bad Gateway</body></html>"));
         }
         Answer::Reply(reply.with_header("date", http_date(self.now)))
     }
@@ -525,8 +547,13 @@ impl World {
         }
     }
 
-    /// Requests answered so far, for request ids.
-    pub(super) fn request_number(&self) -> u64 {
+    /// Lets something befall the request that is `ahead` requests from now; 1 is the next one.
+    pub fn strike(&mut self, ahead: u64, strike: Strike) {
+        self.strike = Some((self.requests_total + ahead, strike));
+    }
+
+    /// Requests answered so far.
+    pub fn request_number(&self) -> u64 {
         self.requests_total
     }
 

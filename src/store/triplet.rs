@@ -71,6 +71,15 @@ impl TripletRow {
             _ => self.custody.stage.name(),
         }
     }
+
+    /// The account at the target that serves once reads are there: the one that a person consented
+    /// for, or the copy of a long-lived secret.
+    pub fn final_account(&self) -> Option<&str> {
+        match self.custody.route {
+            Route::Static => self.mirror_account.as_deref(),
+            _ => self.custody.account.as_deref(),
+        }
+    }
 }
 
 impl Store {

@@ -119,7 +119,7 @@ impl Ring {
 
     fn to_text(&self) -> Zeroizing<String> {
         let mut text = Zeroizing::new(
-            "# Keys of a cutover state: the highest number encrypts, all of them decrypt. Keep them as safe as the tokens.\n"
+            "# Keys of a cutover state: the highest number encrypts; all of them decrypt. Keep them as safe as the tokens.\n"
                 .to_owned(),
         );
         let mut line = |name: &str, key: &Key| {
