@@ -4,7 +4,7 @@
 #[allow(dead_code, reason = "the crash harness uses all of it, this test a part")]
 mod postgres_server;
 
-use cutover::domain::criteria::Note;
+use cutover::domain::criteria::{CriteriaPolicy, EvidenceSource, LookOutcome, Note};
 use cutover::domain::secret::{Fingerprint, FingerprintKey};
 use cutover::domain::time::Timestamp;
 use cutover::store::{Checked, DueKeys, Durability, Place, Store, Vault, Verification};
@@ -45,24 +45,25 @@ fn run(name: &str, level: &str, differing: u64) -> Verification {
 #[tokio::test]
 async fn only_whole_clean_runs_add_to_the_series_and_any_difference_ends_it() {
     for (store, _dir) in stores().await {
-        let series = async || {
-            let counters = store.load_counters().await.unwrap();
-            let of = |name: &str| counters.get(name).copied().unwrap_or(0);
-            (of("parity_clean"), of("parity_runs"), of("parity_compared"))
+        let criteria = CriteriaPolicy::default();
+        let record = async |run: Verification| store.record_verification(&run, &criteria).await.unwrap();
+        let looks = async || {
+            let looks = store.load_looks(at(0)).await.unwrap().remove(&EvidenceSource::Verify).unwrap_or_default();
+            looks.into_iter().map(|l| (l.outcome, l.runs, l.samples)).collect::<Vec<_>>()
         };
-        assert!(store.record_verification(&run("a", "full", 0)).await.unwrap());
-        assert!(!store.record_verification(&run("a", "full", 0)).await.unwrap(), "a run counts once");
-        assert_eq!(series().await, (1, 1, 10));
+        assert!(record(run("a", "full", 0)).await);
+        assert!(!record(run("a", "full", 0)).await, "a run counts once");
+        assert_eq!(looks().await, [(LookOutcome::Clean, 1, 10)]);
         // A look at the listings alone proves nothing about the values.
-        store.record_verification(&run("b", "keys", 0)).await.unwrap();
-        store.record_verification(&Verification { failed: 1, ..run("c", "full", 0) }).await.unwrap();
-        store.record_verification(&Verification { compared: 0, ..run("d", "full", 0) }).await.unwrap();
-        assert_eq!(series().await, (1, 1, 30));
+        record(run("b", "keys", 0)).await;
+        record(Verification { failed: 1, ..run("c", "full", 0) }).await;
         // Other sides are evidence of something else.
-        store.record_verification(&Verification { right: "composio".to_owned(), ..run("e", "full", 3) }).await.unwrap();
-        assert_eq!(series().await, (1, 1, 30));
-        store.record_verification(&run("f", "keys", 2)).await.unwrap();
-        assert_eq!(series().await, (0, 2, 40));
+        record(Verification { right: "composio".to_owned(), ..run("e", "full", 3) }).await;
+        assert_eq!(looks().await, [(LookOutcome::Clean, 1, 10)]);
+        record(Verification { compared: 0, ..run("d", "full", 0) }).await;
+        record(run("f", "keys", 2)).await;
+        let (inconclusive, finding) = ((LookOutcome::Inconclusive, 1, 0), (LookOutcome::Finding, 1, 10));
+        assert_eq!(looks().await, [(LookOutcome::Clean, 1, 10), inconclusive, finding]);
         assert_eq!(store.load_notes("parity").await.unwrap().len(), 2);
         let kept = store.load_verifications(10).await.unwrap();
         assert_eq!(kept.len(), 6);

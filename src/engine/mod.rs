@@ -315,6 +315,7 @@ impl<O: Outside> Engine<O> {
     /// When the store cannot be read.
     pub async fn snapshot(&self, now: Timestamp) -> EngineResult<Snapshot> {
         let mut snapshot = snapshot(&self.store, &self.config.policy, now).await?;
+        snapshot.budgets = self.outside.budgets(now).into_iter().map(Into::into).collect();
         self.known(|known| {
             snapshot.results = known.mirroring.results();
             for (status, sink) in snapshot.sinks.iter_mut().zip(Sink::ALL) {

@@ -305,13 +305,9 @@ impl<O: Outside> Engine<O> {
                 }
             }
         }
-        let outcome = match (expected.is_empty() && done.is_none(), compared, findings.is_empty()) {
-            (true, ..) => LookOutcome::Idle,
-            (_, 0, _) => LookOutcome::Inconclusive,
-            (_, _, true) => LookOutcome::Clean,
-            (_, _, false) => LookOutcome::Finding,
-        };
-        if compared > 0 {
+        if keys_in_all == 0 {
+            self.looked(EvidenceSource::Verify, LookOutcome::Idle, 0, now).await?;
+        } else {
             let run = Verification {
                 run: format!("duty-{}", now.millis()),
                 began_at,
@@ -327,9 +323,8 @@ impl<O: Outside> Engine<O> {
                 counts: "{}".to_owned(),
                 findings,
             };
-            self.store.record_verification(&run).await?;
+            self.store.record_verification(&run, &self.config.policy.criteria).await?;
         }
-        self.looked(EvidenceSource::Verify, outcome, compared, now).await?;
         Ok(now.plus_ms(self.config.policy.criteria.verify_every.0))
     }
 

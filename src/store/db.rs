@@ -170,7 +170,7 @@ const CUTOVER: i64 = 0x63_75_74_6f_76_65_72_00;
 
 impl Lock {
     /// Held by the one process that carries out operations, for as long as it lives.
-    pub const OPERATIONS: i64 = CUTOVER + 3;
+    pub const OPERATIONS: i64 = CUTOVER + 4;
 
     /// Key of the advisory lock.
     const fn key(self) -> Option<i64> {

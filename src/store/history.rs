@@ -30,60 +30,9 @@ impl Store {
     /// Records a look, and the gap before it when there was one: looks without an answer do not
     /// end a gap.
     pub async fn record_look(&self, look: &Look) -> StoreResult<()> {
-        let source = look.source.name();
-        let at = look.at.millis();
         let mut connection = self.lock().await;
         let mut tx = connection.begin(Lock::History).await.during("begin")?;
-        if look.outcome != LookOutcome::Error {
-            let last: Option<i64> = query("SELECT MAX(ended_at) FROM look WHERE source = $1 AND outcome <> 'error'")
-                .bind(source)
-                .fetch_one(&mut tx)
-                .await
-                .during("look for the last look")?
-                .get(0);
-            if let Some(last) = last.filter(|last| at - last > look.every_ms + look.slack_ms) {
-                let reason = "no look got an answer";
-                insert_gap(&mut tx, look.source, last + look.every_ms, at, reason).await?;
-            }
-        }
-        let row = query("SELECT seq, started_at, outcome FROM look WHERE source = $1 ORDER BY seq DESC LIMIT 1")
-            .bind(source)
-            .fetch_optional(&mut tx)
-            .await
-            .during("look for the last look")?;
-        let last = row.map(|r| (r.get::<i64>(0), r.get::<i64>(1), r.get::<String>(2)));
-        let same = |(_, started, outcome): &(i64, i64, String)| {
-            outcome == look.outcome.name() && started.div_euclid(DAY_MS) == at.div_euclid(DAY_MS)
-        };
-        match last {
-            Some(last) if same(&last) => {
-                query(
-                    "UPDATE look SET ended_at = $1, runs = runs + 1, samples = samples + $2
-                     WHERE source = $3 AND seq = $4",
-                )
-                .bind(at)
-                .bind(look.samples as i64)
-                .bind(source)
-                .bind(last.0)
-                .execute(&mut tx)
-                .await
-                .during("record a look")?;
-            }
-            last => {
-                query(
-                    "INSERT INTO look (source, seq, started_at, ended_at, outcome, runs, samples)
-                     VALUES ($1, $2, $3, $3, $4, 1, $5)",
-                )
-                .bind(source)
-                .bind(last.map_or(1, |l| l.0 + 1))
-                .bind(at)
-                .bind(look.outcome.name())
-                .bind(look.samples as i64)
-                .execute(&mut tx)
-                .await
-                .during("record a look")?;
-            }
-        }
+        record_look(&mut tx, look).await?;
         tx.commit().await.during("commit")
     }
 
@@ -256,6 +205,63 @@ impl Store {
             .during("load samples")?;
         Ok(rows.into_iter().map(|r| (Timestamp::from_millis(r.get(0)), r.get(1))).collect())
     }
+}
+
+/// [`Store::record_look`] inside of a commit that holds [`Lock::History`].
+pub(super) async fn record_look(tx: &mut super::db::Tx<'_>, look: &Look) -> StoreResult<()> {
+    let source = look.source.name();
+    let at = look.at.millis();
+    if look.outcome != LookOutcome::Error {
+        let last: Option<i64> = query("SELECT MAX(ended_at) FROM look WHERE source = $1 AND outcome <> 'error'")
+            .bind(source)
+            .fetch_one(&mut *tx)
+            .await
+            .during("look for the last look")?
+            .get(0);
+        if let Some(last) = last.filter(|last| at - last > look.every_ms + look.slack_ms) {
+            let reason = "no look got an answer";
+            insert_gap(&mut *tx, look.source, last + look.every_ms, at, reason).await?;
+        }
+    }
+    let row = query("SELECT seq, started_at, outcome FROM look WHERE source = $1 ORDER BY seq DESC LIMIT 1")
+        .bind(source)
+        .fetch_optional(&mut *tx)
+        .await
+        .during("look for the last look")?;
+    let last = row.map(|r| (r.get::<i64>(0), r.get::<i64>(1), r.get::<String>(2)));
+    let same = |(_, started, outcome): &(i64, i64, String)| {
+        outcome == look.outcome.name() && started.div_euclid(DAY_MS) == at.div_euclid(DAY_MS)
+    };
+    match last {
+        Some(last) if same(&last) => {
+            query(
+                "UPDATE look SET ended_at = $1, runs = runs + 1, samples = samples + $2
+                 WHERE source = $3 AND seq = $4",
+            )
+            .bind(at)
+            .bind(look.samples as i64)
+            .bind(source)
+            .bind(last.0)
+            .execute(&mut *tx)
+            .await
+            .during("record a look")?;
+        }
+        last => {
+            query(
+                "INSERT INTO look (source, seq, started_at, ended_at, outcome, runs, samples)
+                 VALUES ($1, $2, $3, $3, $4, 1, $5)",
+            )
+            .bind(source)
+            .bind(last.map_or(1, |l| l.0 + 1))
+            .bind(at)
+            .bind(look.outcome.name())
+            .bind(look.samples as i64)
+            .execute(&mut *tx)
+            .await
+            .during("record a look")?;
+        }
+    }
+    Ok(())
 }
 
 async fn insert_gap(

@@ -3,8 +3,9 @@
 
 use super::db::Lock;
 use super::delivery::{parse_fingerprint, parse_triplet};
+use super::history::{Look, record_look};
 use super::{During, Row, Sink, Store, StoreResult, from_json, query};
-use crate::domain::criteria::Note;
+use crate::domain::criteria::{CriteriaPolicy, EvidenceSource, LookOutcome, Note};
 use crate::domain::time::Timestamp;
 use crate::domain::token::{KvEntry, KvMetadata, Writer};
 use crate::domain::triplet::Triplet;
@@ -52,6 +53,18 @@ impl Verification {
     /// Whether it speaks of the two namespaces of the gateway, which is what `parity` is about.
     fn is_parity(&self) -> bool {
         matches!((self.left.as_str(), self.right.as_str()), ("kv:source", "kv:target") | ("kv:target", "kv:source"))
+    }
+
+    /// What it means for `parity`; `None` when it says nothing there. A difference speaks at any
+    /// level; only a run that looked into every value can say that there is none.
+    fn outcome(&self) -> Option<LookOutcome> {
+        let whole = self.level == "full" && self.failed == 0;
+        match (self.is_parity(), self.differing, self.compared) {
+            (false, ..) => None,
+            (true, 1.., _) => Some(LookOutcome::Finding),
+            (true, 0, 0) => whole.then_some(LookOutcome::Inconclusive),
+            (true, 0, _) => whole.then_some(LookOutcome::Clean),
+        }
     }
 }
 
@@ -124,9 +137,9 @@ impl Store {
     /// Records a comparison, and what it means for `parity`: a difference between the gateway's
     /// namespaces ends the series of clean runs at any level; only a run that looked into every
     /// value and came to an end for some key adds to the series. Returns whether it was new.
-    pub async fn record_verification(&self, run: &Verification) -> StoreResult<bool> {
+    pub async fn record_verification(&self, run: &Verification, criteria: &CriteriaPolicy) -> StoreResult<bool> {
         let mut connection = self.lock().await;
-        let mut tx = connection.begin(Lock::Rows).await.during("begin")?;
+        let mut tx = connection.begin(Lock::History).await.during("begin")?;
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         let added = query(
             "INSERT INTO verification
@@ -151,23 +164,11 @@ impl Store {
         if added == 0 {
             return Ok(false);
         }
-        if run.is_parity() && run.compared > 0 {
-            let whole = run.level == "full" && run.failed == 0;
-            let clean = run.differing == 0;
-            let mut counts = vec![("parity_compared", number(run.compared))];
-            if whole || !clean {
-                counts.push(("parity_runs", 1));
-            }
-            if whole && clean {
-                counts.push(("parity_clean", 1));
-            }
-            super::evidence::add(&mut tx, &counts).await?;
-            if !clean {
-                query("UPDATE counter SET value = 0 WHERE name = 'parity_clean'")
-                    .execute(&mut tx)
-                    .await
-                    .during("end a series of clean runs")?;
-            }
+        if let Some(outcome) = run.outcome() {
+            let source = EvidenceSource::Verify;
+            let (every_ms, slack_ms) = (criteria.verify_every.0, criteria.evidence_gap_max.0);
+            let look = Look { source, at: run.at, outcome, samples: run.compared, every_ms, slack_ms };
+            record_look(&mut tx, &look).await?;
             for note in run.findings.iter().take(NOTES_MAX) {
                 query("INSERT INTO note (at, kind, subject, detail, alerted) VALUES ($1, 'parity', $2, $3, 0)")
                     .bind(note.at.millis())

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use cutover::catalogue::Catalogue;
+use cutover::domain::criteria::{EvidenceSource, LookOutcome};
 use cutover::domain::time::{DAY_MS, HOUR_MS, MINUTE_MS, Timestamp};
 use cutover::inventory;
 use cutover::plan::{self, Policy};
@@ -270,8 +271,10 @@ fn what_somebody_did_past_the_mirror_is_found_on_the_strongest_rung_and_told_wit
     let full =
         runs.iter().find(|run| run.left == "kv:source" && run.right == "kv:target" && run.level == "full").unwrap();
     assert_eq!((full.keys, full.compared, full.differing, full.failed), (24, 24, 3, 0));
-    let counters = world.runtime.block_on(store.load_counters()).unwrap();
-    assert_eq!((counters.get("parity_clean"), counters["parity_runs"]), (None, 3));
+    let looks = world.runtime.block_on(store.load_looks(Timestamp::default())).unwrap();
+    let looks = &looks[&EvidenceSource::Verify];
+    assert!(looks.iter().all(|l| l.outcome == LookOutcome::Finding), "{looks:?}");
+    assert_eq!(looks.iter().map(|l| l.runs).sum::<u64>(), 3);
     let notes = world.runtime.block_on(store.load_notes("parity")).unwrap();
     assert!(notes.iter().any(|note| note.subject == "kahuna:hubspot:default" && note.detail.contains("token")));
 }

@@ -12,6 +12,7 @@ use super::super::config::Config;
 use super::super::plan::{Inputs, wall_clock};
 use super::super::{CommandError, Ui};
 use crate::clients;
+use crate::domain::criteria::CriteriaPolicy;
 use crate::domain::custody::Stage;
 use crate::domain::time::Timestamp;
 use crate::ports::{KvPlace, Namespace};
@@ -100,6 +101,7 @@ pub(super) struct LiveSides {
     pub clock: Arc<dyn Clock>,
     pub budget: Arc<Budget>,
     pub store: Option<Arc<Store>>,
+    pub criteria: CriteriaPolicy,
     /// Keys of triplets that do not move, left out.
     pub left_out: usize,
     /// Our writers are the only ones.
@@ -266,7 +268,19 @@ pub(super) fn build(
     let settle_ms = task.rules.look_again_ms.unwrap_or(0);
     let estimate = keys.map(|keys| estimate(kinds, depth, live.identity, keys, settle_ms, &budget));
     let ours = known.applied && named.iter().all(Named::is_ours);
-    Ok(LiveSides { sides, listings, caller, clock, budget, store, left_out: skip.len(), ours, estimate, runtime })
+    Ok(LiveSides {
+        sides,
+        listings,
+        caller,
+        clock,
+        budget,
+        store,
+        criteria: policy.criteria,
+        left_out: skip.len(),
+        ours,
+        estimate,
+        runtime,
+    })
 }
 
 fn broken(error: &crate::store::StoreError) -> CommandError {

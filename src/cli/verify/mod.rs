@@ -374,7 +374,7 @@ fn record(live: &LiveSides, asked: &LiveTask, task: &Task, report: &mut Report, 
     let at = live.clock.now();
     let run = evidence(task, asked, report, asked.level.name(), at)
         .map_err(|error| CommandError::failed("cannot read the findings again").because(&error))?;
-    let recorded = live.runtime.block_on(store.record_verification(&run));
+    let recorded = live.runtime.block_on(store.record_verification(&run, &live.criteria));
     recorded.map_err(|error| CommandError::failed("cannot keep the result as evidence").because(&error))?;
     ui.note(&format!("kept as evidence: run {}", run.run));
     Ok(())

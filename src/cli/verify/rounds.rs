@@ -92,7 +92,7 @@ fn keep(
     let level = if whole { "full" } else { "rolling" };
     let run = evidence(task, &asked, &mut round.report, level, live.clock.now())
         .map_err(|error| CommandError::failed("cannot read the findings again").because(&error))?;
-    let kept = live.runtime.block_on(store.record_verification(&run));
+    let kept = live.runtime.block_on(store.record_verification(&run, &live.criteria));
     kept.map(drop).map_err(|error| CommandError::failed("cannot keep the round as evidence").because(&error))
 }
 
