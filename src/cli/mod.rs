@@ -6,6 +6,7 @@ pub mod catalogue;
 pub mod completions;
 pub mod config;
 mod error;
+mod gateway;
 pub mod inventory;
 mod logging;
 pub mod plan;

@@ -1,15 +1,19 @@
-//! `cutover rehearse`: the whole cutover on the embedded sandbox, in virtual time.
+//! `cutover rehearse`: the whole cutover on the embedded sandbox, in virtual time, or with the
+//! gateway on the Workers runtime in real time.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::gateway::{self, Gateway};
 use super::plan::Inputs;
 use super::{CommandError, CommandResult, Ui};
+use crate::domain::duration::Millis;
+use crate::domain::time::parse_duration_ms;
 use crate::domain::triplet::Part;
 use crate::exit;
 use crate::inventory::{self, Inventory, Source};
-use crate::rehearse::{Position, Rehearsal, RehearsalError, grow};
+use crate::rehearse::{Pace, Position, RealTime, Rehearsal, RehearsalError, grow};
 use crate::sandbox::Fault;
 
 /// The inventory of ADR-038, built in so that the first command needs no file.
@@ -22,8 +26,9 @@ const CONNECTIONS_MAX: usize = 20_000;
 ///
 /// Plans, applies, soaks, verifies, asks for consent, judges the gate, switches and retires, against
 /// emulated Nango, Composio, Cloudflare, gateway and providers on loopback. Needs no account, touches
-/// nothing outside a temporary folder. Exits with 0 when the gate passes and nothing was lost, 3 when
-/// it fails, 4 when evidence is missing.
+/// nothing outside a temporary folder. With `--gateway workerd` the gateway is a Worker on the real
+/// Workers runtime, with its KV, D1 and alarms, under live traffic and in real time that is short.
+/// Exits with 0 when the gate passes and nothing was lost, 3 when it fails, 4 when evidence is missing.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -33,6 +38,7 @@ Examples:
   cutover rehearse --faults webhook-loss,kv-lag,composio-429,crash
   cutover rehearse --faults nango-outage=2h
   cutover rehearse --connections 1000
+  cutover rehearse --gateway workerd --soak 90s
 
 Faults (name or name=strength; repeat or separate with commas):
   webhook-loss=50%     Nango's webhooks get lost
@@ -51,9 +57,18 @@ pub struct RehearseArgs {
     /// Tenant of an inventory without a tenant column (can be repeated)
     #[arg(long, value_name = "NAME", value_parser = tenant)]
     tenant: Vec<Part>,
-    /// Days of soak
-    #[arg(long, default_value_t = 30, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=400))]
-    days: u32,
+    /// Days of soak, in virtual time [default: 30]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=400))]
+    days: Option<u32>,
+    /// Who plays the gateway and Cloudflare's KV, D1 and alarms; `workerd` takes real time
+    #[arg(long, value_enum, default_value = "emulated", value_name = "KIND")]
+    gateway: Gateway,
+    /// Soak in real time, with `--gateway workerd` [default: 60s]
+    #[arg(long, value_name = "DURATION", conflicts_with = "days", value_parser = duration)]
+    soak: Option<Millis>,
+    /// Virtual seconds in each real one, with `--gateway workerd`: 180 makes tokens of an hour live 20 s [default: 180]
+    #[arg(long, value_name = "FACTOR", value_parser = speed)]
+    speed: Option<f64>,
     /// Seed of everything random; the same seed gives the same digest
     #[arg(long, default_value_t = 38, value_name = "N")]
     seed: u64,
@@ -84,6 +99,49 @@ enum ReportFormat {
     Json,
 }
 
+/// Faster than that, no machine keeps up with what is due.
+const SPEED_MAX: f64 = 600.0;
+
+/// Below this, nothing has time to happen.
+const SOAK_MIN_S: i64 = 20;
+
+/// Days of soak unless `--days` says otherwise: ADR-038's.
+const DAYS: u32 = 30;
+
+/// Real time of soak, and how fast its clock goes, unless the options say otherwise.
+const SOAK: Millis = Millis(60_000);
+const SPEED: f64 = 180.0;
+
+fn duration(text: &str) -> Result<Millis, String> {
+    parse_duration_ms(text).map(Millis).map_err(|error| error.to_string())
+}
+
+fn speed(text: &str) -> Result<f64, String> {
+    let speed = text.parse().ok().filter(|speed| (1.0..=SPEED_MAX).contains(speed));
+    speed.ok_or_else(|| format!("a number from 1 to {SPEED_MAX} is wanted"))
+}
+
+/// How time passes, as the options say.
+fn pace(args: &RehearseArgs, ui: &Ui) -> Result<Pace, CommandError> {
+    let Some(workerd) = args.gateway.prepare(&args.faults, ui)? else {
+        return match (args.soak, args.speed) {
+            (None, None) => Ok(Pace::Virtual { days: args.days.unwrap_or(DAYS) }),
+            _ => Err(CommandError::usage("--soak and --speed are for real time")
+                .hint("add `--gateway workerd`, or use `--days`")),
+        };
+    };
+    if args.days.is_some() {
+        return Err(CommandError::usage("--days is virtual time, and the Workers runtime lives in real time")
+            .hint("use `--soak`, such as `--soak 90s`"));
+    }
+    let soak = args.soak.unwrap_or(SOAK);
+    if soak.0 < SOAK_MIN_S * 1_000 {
+        return Err(CommandError::usage(format!("--soak {soak} is shorter than {SOAK_MIN_S} s")));
+    }
+    let soak = Duration::from_millis(soak.0.unsigned_abs());
+    Ok(Pace::Real(RealTime { workerd, speed: args.speed.unwrap_or(SPEED), soak }))
+}
+
 pub(super) fn tenant(text: &str) -> Result<Part, String> {
     Part::new(text).map_err(|e| e.to_string())
 }
@@ -95,6 +153,7 @@ pub(super) fn fault(text: &str) -> Result<Fault, String> {
 /// # Errors
 /// Exit code 2 for bad input, 7 for a plan with undecided rows, 1 when it could not be carried out.
 pub fn run(args: RehearseArgs, ui: &Ui) -> CommandResult {
+    let pace = pace(&args, ui)?;
     let began = Instant::now();
     let inputs = Inputs {
         inventory: args.inventory,
@@ -114,22 +173,25 @@ pub fn run(args: RehearseArgs, ui: &Ui) -> CommandResult {
         inventory = grow(&inventory, connections);
     }
     let folder = Folder::make(args.keep.as_deref())?;
+    let days = if let Pace::Virtual { days } = pace { Some(days) } else { None };
     let rehearsal = Rehearsal {
         inventory,
         catalogue,
         policy,
         seed: args.seed,
-        days: args.days,
+        pace,
         faults: args.faults,
         directory: folder.path().to_owned(),
     };
-    stay_on_one_core();
+    if days.is_some() {
+        stay_on_one_core();
+    }
     // One thread: requests and answers alternate in one order, and the run is the same each time.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| CommandError::failed("cannot start the runtime").because(&e))?;
-    let mut progress = ProgressLine::new(ui, args.days);
+    let mut progress = ProgressLine::new(ui, days);
     let result = runtime.block_on(rehearsal.run(&mut |position| progress.show(position)));
     progress.clear();
     let mut report = result.map_err(explain)?;
@@ -154,7 +216,6 @@ fn stay_on_one_core() {
 #[cfg(not(target_os = "linux"))]
 fn stay_on_one_core() {}
 
-/// The inventory that was named, or ADR-038's.
 /// The inventory that was named, else the one that is built in.
 pub(super) fn inventory_or_adr_038(inputs: &Inputs, ui: &Ui) -> Result<Inventory, CommandError> {
     if !inputs.inventory.is_empty() {
@@ -169,6 +230,7 @@ fn explain(error: RehearsalError) -> CommandError {
         RehearsalError::Blocked { .. } => CommandError::new(exit::REFUSED, "the rehearsal cannot start")
             .because(&error)
             .hint("decide each of them in the policy file, as `[[decision]]` with a route and a reason"),
+        RehearsalError::Workerd(error) => gateway::explain(error),
         RehearsalError::NothingMoves => CommandError::usage("there is nothing to rehearse").because(&error),
         _ => CommandError::failed("the rehearsal could not be carried out").because(&error),
     }
@@ -211,12 +273,13 @@ impl Folder {
 /// One line on stderr that is redrawn, on a terminal only.
 struct ProgressLine {
     on: bool,
-    days: u32,
+    /// Days of soak; `None` in real time.
+    days: Option<u32>,
     drawn_at: Option<Instant>,
 }
 
 impl ProgressLine {
-    fn new(ui: &Ui, days: u32) -> Self {
+    fn new(ui: &Ui, days: Option<u32>) -> Self {
         Self { on: ui.progress, days, drawn_at: None }
     }
 
@@ -227,14 +290,16 @@ impl ProgressLine {
         self.drawn_at = Some(Instant::now());
         let filled = (p.share * 30.0) as usize;
         let bar: String = (0..30).map(|i| if i < filled { '#' } else { '-' }).collect();
-        let day = (p.share * f64::from(self.days)) as u32;
+        let done = match self.days {
+            Some(days) => format!("day {}/{days}", (p.share * f64::from(days)) as u32),
+            None => format!("{:.0}%", p.share * 100.0),
+        };
         let mut stderr = std::io::stderr().lock();
         let _ = write!(
             stderr,
-            "\r\x1b[K[{bar}] {:<15} {}  day {day}/{}  {} rotations",
+            "\r\x1b[K[{bar}] {:<15} {}  {done}  {} rotations",
             p.phase,
             p.now.to_minute(),
-            self.days,
             p.rotations
         );
         let _ = stderr.flush();

@@ -44,6 +44,9 @@ impl Verdict {
 pub struct CriteriaPolicy {
     /// `soak-duration`: days of evidence since the first mirrored refresh.
     pub soak_days: u32,
+    /// Replaces `soak_days` where a rehearsal in real time has less than a day. Not for policies.
+    #[serde(skip)]
+    pub soak_shortened: Option<Millis>,
     /// `invalid-grant`: dead grants allowed; lost races are not counted.
     pub invalid_grant_max: u32,
     /// `missed-refresh`: instants at which a served token was past its expiry.
@@ -92,6 +95,7 @@ impl Default for CriteriaPolicy {
     fn default() -> Self {
         Self {
             soak_days: 30,
+            soak_shortened: None,
             invalid_grant_max: 0,
             missed_refresh_max: 0,
             delivery_rate_min: 0.99,
@@ -114,6 +118,13 @@ impl Default for CriteriaPolicy {
             smoke_every: Millis(DAY_MS / 24),
             evidence_gap_max: Millis(15 * MINUTE_MS),
         }
+    }
+}
+
+impl CriteriaPolicy {
+    /// How long the soak must last, ms.
+    pub fn soak_ms(&self) -> i64 {
+        self.soak_shortened.map_or(i64::from(self.soak_days) * DAY_MS, |soak| soak.0)
     }
 }
 
@@ -334,14 +345,14 @@ fn judge_soak(policy: &CriteriaPolicy, e: &Evidence) -> Judged {
         id: "soak-duration",
         unit: "days",
         observed,
-        threshold: policy.soak_days.into(),
+        threshold: policy.soak_ms() as f64 / DAY_MS as f64,
         expected: 1,
         samples: u64::from(observed.is_some()),
     };
     match e.soaked_ms {
         None => sheet.say(Verdict::Inconclusive, "no refresh has been mirrored yet"),
-        Some(ms) if (ms as f64) < f64::from(policy.soak_days) * DAY_MS as f64 => {
-            let left = (f64::from(policy.soak_days) * DAY_MS as f64) as i64 - ms;
+        Some(ms) if ms < policy.soak_ms() => {
+            let left = policy.soak_ms() - ms;
             sheet.say(Verdict::Inconclusive, format!("{} to go", format_duration_ms(left)))
         }
         Some(_) if e.gap_ms > 0 => {

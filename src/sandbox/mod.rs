@@ -1,5 +1,6 @@
 //! The sandbox: Nango, Composio, Cloudflare, the gateway and every OAuth provider on loopback,
-//! over one world with a virtual clock, a seed and a fault plan.
+//! over one world with a virtual clock, a seed and a fault plan. The gateway and Cloudflare can
+//! be the real Workers runtime instead ([`workerd`]); the world then keeps the books alone.
 //!
 //! It is a product feature and the judge of the code under test: its ledger decides whether
 //! tokens were lost. Nothing in here asks the code under test, and nothing reads a wall clock
@@ -14,10 +15,12 @@ mod http;
 mod keys;
 mod ledger;
 pub mod live;
+mod load;
 mod nango;
 mod provider;
 mod serve;
 mod serving;
+mod workerd;
 #[cfg(test)]
 mod tests;
 mod world;
@@ -29,5 +32,8 @@ pub use self::keys::{OauthClient, SandboxKeys};
 pub use self::ledger::{Incident, LedgerSummary};
 pub use self::nango::OutboundWebhook;
 pub use self::provider::{CANARY, Party};
+pub use self::live::LiveClock;
+pub use self::load::{ReadCounts, ReadLoad};
 pub use self::serve::{CrashSignal, Sandbox, SandboxUrls};
-pub use self::world::{Answer, TokenLife, World, WorldConfig, WorldOptions};
+pub use self::workerd::{Workerd, WorkerdError};
+pub use self::world::{Answer, GatewayKind, TokenLife, World, WorldConfig, WorldOptions};

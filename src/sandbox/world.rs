@@ -52,6 +52,16 @@ pub struct WorldConfig {
     pub shim_url: Option<String>,
 }
 
+/// Who is the gateway, with its KV, D1 and alarms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GatewayKind {
+    /// The world itself, in virtual time.
+    #[default]
+    Emulated,
+    /// `fixtures/gateway` on the Workers runtime, in real time. The world keeps the books.
+    Workerd,
+}
+
 /// Switches with sensible defaults.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorldOptions {
@@ -71,6 +81,17 @@ pub struct WorldOptions {
     pub nango_deletion_webhooks: bool,
     /// How Composio shows secrets of custom auth configs.
     pub composio_masking: super::composio::Masking,
+    pub gateway: GatewayKind,
+}
+
+impl WorldOptions {
+    /// What fits a gateway. The local Workers runtime shows every KV write at once.
+    pub fn of(gateway: GatewayKind) -> Self {
+        match gateway {
+            GatewayKind::Emulated => Self::default(),
+            GatewayKind::Workerd => Self { gateway, kv_lag_ms: 0, ..Self::default() },
+        }
+    }
 }
 
 impl Default for WorldOptions {
@@ -85,6 +106,7 @@ impl Default for WorldOptions {
             nango_recovery_webhooks: false,
             nango_deletion_webhooks: false,
             composio_masking: super::composio::Masking::Mask4,
+            gateway: GatewayKind::Emulated,
         }
     }
 }
@@ -471,15 +493,7 @@ impl World {
 
     /// Answers one request to one of the five systems.
     pub fn answer(&mut self, api: Api, call: &Call) -> Answer {
-        self.requests_total += 1;
-        let by_method = self.ledger.counts.requests.entry(api.name()).or_default();
-        match by_method.get_mut(&call.method) {
-            Some(n) => *n += 1,
-            None => {
-                by_method.insert(call.method.clone(), 1);
-            }
-        }
-        let crash = self.crash_now();
+        let crash = self.admit(api, call);
         if crash == Some(CrashAt::BeforeEffect) {
             return Answer::Crash;
         }
@@ -490,10 +504,28 @@ impl World {
             Api::Gateway => self.gateway_http(call),
             Api::Provider => self.provider_http(call),
         };
-        if crash.is_some() {
-            return Answer::Crash;
+        self.close(crash, reply)
+    }
+
+    /// Counts a request, and says whether the client is to be killed at it.
+    pub(super) fn admit(&mut self, api: Api, call: &Call) -> Option<CrashAt> {
+        self.requests_total += 1;
+        let by_method = self.ledger.counts.requests.entry(api.name()).or_default();
+        match by_method.get_mut(&call.method) {
+            Some(n) => *n += 1,
+            None => {
+                by_method.insert(call.method.clone(), 1);
+            }
         }
-        Answer::Reply(reply.with_header("date", http_date(self.now)))
+        self.crash_now()
+    }
+
+    /// A request that was admitted has its answer, which bears the world's date.
+    pub(super) fn close(&self, crash: Option<CrashAt>, reply: Reply) -> Answer {
+        match crash {
+            Some(_) => Answer::Crash,
+            None => Answer::Reply(reply.with_header("date", http_date(self.now))),
+        }
     }
 
     /// Requests answered so far, for request ids.

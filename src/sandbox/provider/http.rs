@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::domain::secret::same_secret;
 use crate::sandbox::draw;
 use crate::sandbox::http::{Call, Reply};
-use crate::sandbox::world::World;
+use crate::sandbox::world::{GatewayKind, World};
 
 use super::{CODE_LIFE_MS, Client, Code, Party, Refusal, TokenAnswer, shapes};
 
@@ -148,7 +148,7 @@ impl World {
                     let grant = &self.providers.grants[g];
                     grant.client == client && self.providers.key(grant.integration) == key
                 });
-                if ours { self.refresh_grant(&presented, Party::Other) } else { Err(Refusal::Dead) }
+                if ours { self.refresh_grant(&presented, self.caller(client)) } else { Err(Refusal::Dead) }
             }
             Some("authorization_code") => {
                 let code = field("code").unwrap_or_default();
@@ -196,6 +196,15 @@ impl World {
         let toolkits = self.providers.integration(integration).provider.values().filter_map(|p| p.toolkit.as_deref());
         let mut apps = toolkits.filter_map(|t| keys.composio_clients.get(t));
         apps.find(|app| app.client_id == id).map(|app| (Client::Composio, app.client_secret.clone()))
+    }
+
+    /// Who calls a token endpoint over HTTP. Nango and Composio are in the world themselves; a
+    /// gateway outside of it is the only other holder of the team's client.
+    fn caller(&self, client: Client) -> Party {
+        match (self.options().gateway, client) {
+            (GatewayKind::Workerd, Client::Legacy) => Party::DoAlarm,
+            _ => Party::Other,
+        }
     }
 
     fn exchange_code(
