@@ -103,7 +103,7 @@ enum ReportFormat {
 const SPEED_MAX: f64 = 600.0;
 
 /// Below this, nothing has time to happen.
-const SOAK_MIN_S: i64 = 20;
+const SOAK_MIN: Millis = Millis(20_000);
 
 /// Days of soak unless `--days` says otherwise: ADR-038's.
 const DAYS: u32 = 30;
@@ -123,23 +123,29 @@ fn speed(text: &str) -> Result<f64, String> {
 
 /// How time passes, as the options say.
 fn pace(args: &RehearseArgs, ui: &Ui) -> Result<Pace, CommandError> {
-    let Some(workerd) = args.gateway.prepare(&args.faults, ui)? else {
-        return match (args.soak, args.speed) {
-            (None, None) => Ok(Pace::Virtual { days: args.days.unwrap_or(DAYS) }),
-            _ => Err(CommandError::usage("--soak and --speed are for real time")
-                .hint("add `--gateway workerd`, or use `--days`")),
-        };
-    };
-    if args.days.is_some() {
-        return Err(CommandError::usage("--days is virtual time, and the Workers runtime lives in real time")
-            .hint("use `--soak`, such as `--soak 90s`"));
-    }
     let soak = args.soak.unwrap_or(SOAK);
-    if soak.0 < SOAK_MIN_S * 1_000 {
-        return Err(CommandError::usage(format!("--soak {soak} is shorter than {SOAK_MIN_S} s")));
+    match args.gateway {
+        Gateway::Emulated if args.soak.is_some() || args.speed.is_some() => {
+            return Err(CommandError::usage("--soak and --speed are for real time")
+                .hint("add `--gateway workerd`, or use `--days`"));
+        }
+        Gateway::Workerd if args.days.is_some() => {
+            return Err(CommandError::usage("--days is virtual time, and the Workers runtime lives in real time")
+                .hint("use `--soak`, such as `--soak 90s`"));
+        }
+        Gateway::Workerd if soak < SOAK_MIN => {
+            return Err(CommandError::usage(format!("--soak {soak} is shorter than {SOAK_MIN}")));
+        }
+        _ => {}
     }
-    let soak = Duration::from_millis(soak.0.unsigned_abs());
-    Ok(Pace::Real(RealTime { workerd, speed: args.speed.unwrap_or(SPEED), soak }))
+    Ok(match args.gateway.prepare(&args.faults, ui)? {
+        None => Pace::Virtual { days: args.days.unwrap_or(DAYS) },
+        Some(workerd) => Pace::Real(RealTime {
+            workerd,
+            speed: args.speed.unwrap_or(SPEED),
+            soak: Duration::from_millis(soak.0.unsigned_abs()),
+        }),
+    })
 }
 
 pub(super) fn tenant(text: &str) -> Result<Part, String> {
@@ -295,13 +301,8 @@ impl ProgressLine {
             None => format!("{:.0}%", p.share * 100.0),
         };
         let mut stderr = std::io::stderr().lock();
-        let _ = write!(
-            stderr,
-            "\r\x1b[K[{bar}] {:<15} {}  {done}  {} rotations",
-            p.phase,
-            p.now.to_minute(),
-            p.rotations
-        );
+        let _ =
+            write!(stderr, "\r\x1b[K[{bar}] {:<15} {}  {done}  {} rotations", p.phase, p.now.to_minute(), p.rotations);
         let _ = stderr.flush();
     }
 

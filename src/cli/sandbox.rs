@@ -108,7 +108,9 @@ pub fn run(args: SandboxArgs, ui: &Ui) -> CommandResult {
         let webhooks = webhook_client()?;
         let clock = LiveClock::start(now, args.speed);
         let sandbox = match &workerd {
-            Some(workerd) => Sandbox::start_on_workerd(world, workerd, &clock).await.map_err(|e| gateway::explain(&e))?,
+            Some(workerd) => {
+                Sandbox::start_on_workerd(world, workerd, &clock).await.map_err(|e| gateway::explain(&e))?
+            }
             None => Sandbox::start(world)
                 .await
                 .map_err(|error| CommandError::failed("cannot listen on loopback").because(&error))?,

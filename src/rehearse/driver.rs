@@ -18,9 +18,9 @@ use crate::clients::{
 use crate::domain::criteria::Verdict;
 use crate::domain::secret::{Secret, hmac_sha256};
 use crate::domain::time::{DAY_MS, HOUR_MS, SECOND_MS, Timestamp, format_duration_ms};
+use crate::domain::triplet::Triplet;
 use crate::engine::{Engine, EngineError, EngineResult, GateReport, Progress};
 use crate::plan::{Plan, Route};
-use crate::domain::triplet::Triplet;
 use crate::sandbox::{GatewayKind, ReadLoad, Sandbox, TokenLife, World, WorldConfig, WorldOptions};
 use crate::shim::Shim;
 use crate::store::{Durability, Store, Vault};
@@ -152,9 +152,8 @@ impl Driver {
                 let world = tokio::spawn(sandbox.run_live(*clock, webhooks.clone()));
                 let moving: Vec<Triplet> =
                     plan.rows.iter().filter(|r| r.route.moves()).map(|r| r.triplet.clone()).collect();
-                let reads =
-                    ReadLoad::start(&sandbox.urls.gateway, &keys.gateway_key, &moving, READERS, READERS_PAUSE)
-                        .map_err(|e| RehearsalError::Sandbox(std::io::Error::other(e)))?;
+                let reads = ReadLoad::start(&sandbox.urls.gateway, &keys.gateway_key, &moving, READERS, READERS_PAUSE)
+                    .map_err(|e| RehearsalError::Sandbox(std::io::Error::other(e)))?;
                 Some(Live { world, reads: Some(reads) })
             }
         };
@@ -437,13 +436,14 @@ impl Driver {
             Some(reads) => reads.stop().await,
             None => return Ok(None),
         };
-        self.sandbox.close_books().await?;
+        let alarms = self.sandbox.close_books().await?.unwrap_or_default();
         live.world.abort();
         Ok(Some(RealTimeReport {
             speed: real.speed,
             soak_s: real.soak.as_secs_f64(),
             scaled: std::mem::take(&mut self.scaled),
             reads,
+            alarms,
         }))
     }
 

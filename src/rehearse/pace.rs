@@ -99,8 +99,7 @@ impl Pace {
         criteria.lag_samples_min = criteria.lag_samples_min.min(rotations / 2);
         criteria.smoke_samples_min = criteria.smoke_samples_min.min(per_day(20));
         let verifications = soak_ms / criteria.verify_every.0.max(1);
-        criteria.parity_clean_runs =
-            criteria.parity_clean_runs.min(u32::try_from(verifications).unwrap_or(u32::MAX));
+        criteria.parity_clean_runs = criteria.parity_clean_runs.min(u32::try_from(verifications).unwrap_or(u32::MAX));
     }
 
     /// Fits what is not a matter of policy.
@@ -114,11 +113,8 @@ impl Pace {
     /// Which thresholds differ from `before`, for the report.
     pub(super) fn scaled(&self, before: &CriteriaPolicy, after: &CriteriaPolicy) -> Vec<String> {
         let Self::Real(real) = self else { return Vec::new() };
-        let mut told = vec![format!(
-            "soak-duration: {} instead of {} d",
-            format_duration_ms(after.soak_ms()),
-            before.soak_days
-        )];
+        let mut told =
+            vec![format!("soak-duration: {} instead of {} d", format_duration_ms(after.soak_ms()), before.soak_days)];
         for (name, before, after) in [
             ("mirror-lag", before.mirror_lag_p99_s, after.mirror_lag_p99_s),
             ("clock-skew", before.clock_skew_max_s, after.clock_skew_max_s),

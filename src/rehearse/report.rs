@@ -14,7 +14,7 @@ use crate::domain::time::{MINUTE_MS, SECOND_MS, Timestamp, format_duration_ms};
 use crate::engine::GateReport;
 use crate::exit;
 use crate::plan::{Plan, Route};
-use crate::sandbox::{FaultNote, Incident, LedgerSummary, ReadCounts};
+use crate::sandbox::{AlarmCounts, FaultNote, Incident, LedgerSummary, ReadCounts};
 
 /// A phase that is shorter than this is shown as an instant.
 const INSTANT_MS: i64 = MINUTE_MS;
@@ -43,6 +43,8 @@ pub struct RealTimeReport {
     pub scaled: Vec<String>,
     /// The traffic that the gateway served meanwhile.
     pub reads: ReadCounts,
+    /// The runtime's alarms that fired.
+    pub alarms: AlarmCounts,
 }
 
 /// A triplet that did not move, and why.
@@ -258,6 +260,8 @@ impl Text<'_> {
         if let Some(real) = &r.real_time {
             let ReadCounts { ok, failed, from_source, from_target, failures } = &real.reads;
             line!(self, "  {ok} gateway reads served ({from_source} source, {from_target} target), {failed} failed");
+            let AlarmCounts { fires, writes } = real.alarms;
+            line!(self, "  {fires} alarms of the runtime fired, {writes} of them refreshed and wrote KV");
             for failure in failures.iter().take(5) {
                 self.wrapped("    ", failure);
             }

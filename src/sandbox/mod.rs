@@ -20,9 +20,9 @@ mod nango;
 mod provider;
 mod serve;
 mod serving;
-mod workerd;
 #[cfg(test)]
 mod tests;
+mod workerd;
 mod world;
 
 pub use self::composio::Masking;
@@ -30,10 +30,10 @@ pub use self::faults::{FAULTS, Fault, FaultError, FaultNote};
 pub use self::http::{Call, Reply};
 pub use self::keys::{OauthClient, SandboxKeys};
 pub use self::ledger::{Incident, LedgerSummary};
-pub use self::nango::OutboundWebhook;
-pub use self::provider::{CANARY, Party};
 pub use self::live::LiveClock;
 pub use self::load::{ReadCounts, ReadLoad};
+pub use self::nango::OutboundWebhook;
+pub use self::provider::{CANARY, Party};
 pub use self::serve::{CrashSignal, Sandbox, SandboxUrls};
-pub use self::workerd::{Workerd, WorkerdError};
+pub use self::workerd::{AlarmCounts, RuntimeUrls, Workerd, WorkerdError};
 pub use self::world::{Answer, GatewayKind, TokenLife, World, WorldConfig, WorldOptions};

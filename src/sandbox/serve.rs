@@ -17,7 +17,7 @@ use crate::ports::Api;
 
 use super::http::{Call, Reply};
 use super::live::LiveClock;
-use super::workerd::{Relay, Workerd, WorkerdError};
+use super::workerd::{AlarmCounts, Relay, RuntimeUrls, Workerd, WorkerdError};
 use super::world::{Answer, World};
 
 /// Cloudflare takes 100 MB in one bulk put; nothing else comes close.
@@ -137,15 +137,20 @@ impl Sandbox {
         Ok(sandbox)
     }
 
-    /// Brings the books up to now before they are read for the last time.
+    /// Brings the books up to now, before they are read for the last time, and counts the alarms
+    /// that fired. `None` where the gateway is emulated.
     ///
     /// # Errors
     /// When the runtime does not answer.
-    pub async fn close_books(&self) -> Result<(), WorkerdError> {
-        match self.relay.get() {
-            Some(relay) => relay.look(&self.world).await,
-            None => Ok(()),
-        }
+    pub async fn close_books(&self) -> Result<Option<AlarmCounts>, WorkerdError> {
+        let Some(relay) = self.relay.get() else { return Ok(None) };
+        relay.look(&self.world).await?;
+        relay.count_alarms().await.map(Some)
+    }
+
+    /// The runtime's own addresses, past the relay and the books; `None` where the gateway is emulated.
+    pub fn runtime_urls(&self) -> Option<RuntimeUrls> {
+        self.relay.get().map(Relay::urls)
     }
 
     /// The world, locked. A panic in a handler does not take the ledger with it.

@@ -12,8 +12,27 @@ mod settings;
 use std::io;
 use std::process::ExitStatus;
 
+use serde::Serialize;
+
 pub use self::install::Workerd;
 pub(super) use self::relay::Relay;
+
+/// Where the runtime itself listens, as `http://127.0.0.1:port` without a trailing slash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuntimeUrls {
+    /// The Worker, and miniflare's own API under `/cdn-cgi/explorer/api`.
+    pub gateway: String,
+    /// Cloudflare's API as the runner completes it, below `/client/v4/accounts/{id}`.
+    pub cloudflare: String,
+}
+
+/// Alarms of the runtime that really fired.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct AlarmCounts {
+    pub fires: u64,
+    /// Those in which the object refreshed at the provider and wrote KV.
+    pub writes: u64,
+}
 
 /// Why the Workers runtime does not serve.
 #[derive(Debug, thiserror::Error)]

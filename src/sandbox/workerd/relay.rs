@@ -17,7 +17,7 @@ use crate::sandbox::serve::SandboxUrls;
 use crate::sandbox::world::{Answer, World};
 
 use super::process::Process;
-use super::{Workerd, WorkerdError};
+use super::{AlarmCounts, RuntimeUrls, Workerd, WorkerdError};
 
 /// Headers that belong to one connection or are made anew.
 const OWN_HEADERS: [&str; 5] = ["host", "connection", "content-length", "transfer-encoding", "date"];
@@ -38,6 +38,8 @@ pub(in crate::sandbox) struct Relay {
     client: Client,
     /// Base of the source namespace in the runtime's API, and its token.
     source: String,
+    /// Address of the database, and the token of the API.
+    database: String,
     token: String,
     /// Held over a write and its entry in the books, so that the watch never sees one without the other.
     writes: tokio::sync::Mutex<()>,
@@ -69,8 +71,9 @@ impl Relay {
             .build()
             .map_err(WorkerdError::Client)?;
         let source = format!("{}/storage/kv/namespaces/{}", process.cloudflare, keys.kv_source);
+        let database = format!("{}/d1/database/{}", process.cloudflare, keys.d1_database);
         let token = keys.cloudflare_token.clone();
-        let relay = Self { process, client, source, token, writes: tokio::sync::Mutex::new(()) };
+        let relay = Self { process, client, source, database, token, writes: tokio::sync::Mutex::new(()) };
         relay.seed(world, &keys).await?;
         Ok(relay)
     }
@@ -114,7 +117,9 @@ impl Relay {
     }
 
     async fn forward(&self, base: &str, call: &Call) -> Reply {
-        let gone = |error: &dyn std::fmt::Display| {
+        let gone = |error: &dyn std::error::Error| {
+            let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+            tracing::warn!("{} {} was not answered: {error}{cause}", call.method, call.path);
             Reply::json(503, &json!({"error": "runtime_unavailable", "message": error.to_string()}))
         };
         let method = match Method::from_bytes(call.method.as_bytes()) {
@@ -178,6 +183,19 @@ impl Relay {
         }
         lock(world).kv_follow_worker(&found);
         Ok(())
+    }
+
+    /// The alarms that fired so far, as the objects recorded them.
+    pub async fn count_alarms(&self) -> Result<AlarmCounts, WorkerdError> {
+        let sql = json!({"sql": "SELECT count(*) AS fires, coalesce(sum(wrote), 0) AS writes FROM alarm_fires"});
+        let answer = self.ask(Method::POST, &format!("{}/query", self.database), Some(&sql)).await?;
+        let row = &answer["result"][0]["results"][0];
+        let count = |name: &str| row[name].as_f64().unwrap_or_default() as u64;
+        Ok(AlarmCounts { fires: count("fires"), writes: count("writes") })
+    }
+
+    pub fn urls(&self) -> RuntimeUrls {
+        RuntimeUrls { gateway: self.process.gateway.clone(), cloudflare: self.process.cloudflare.clone() }
     }
 
     /// One call of the sandbox's own to the runtime's API; not counted, not booked.

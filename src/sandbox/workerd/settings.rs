@@ -40,9 +40,7 @@ impl World {
         let clients: BTreeMap<&str, Value> = keys
             .legacy_clients
             .iter()
-            .map(|(key, app)| {
-                (key.as_str(), json!({"client_id": app.client_id, "client_secret": app.client_secret}))
-            })
+            .map(|(key, app)| (key.as_str(), json!({"client_id": app.client_id, "client_secret": app.client_secret})))
             .collect();
         json!({
             "account": keys.cloudflare_account_id,
