@@ -26,8 +26,12 @@ use cutover::sandbox::{
 };
 use reqwest::{Client, Url};
 use serde_json::{Value, json};
+use tokio::sync::{RwLock, RwLockReadGuard};
 
 const START: Timestamp = Timestamp::from_secs(1_778_058_000);
+
+/// A rehearsal against the wall clock wants the machine for itself: it writes, the others read.
+static MACHINE: RwLock<()> = RwLock::const_new(());
 
 /// Below everything that Cargo removes with the target folder, so that one installation serves all runs.
 fn cache() -> PathBuf {
@@ -70,6 +74,7 @@ fn rows() -> Vec<Row> {
 
 /// A served sandbox whose gateway is the Workers runtime.
 struct Live {
+    _shared: RwLockReadGuard<'static, ()>,
     sandbox: Sandbox,
     keys: SandboxKeys,
     world: tokio::task::JoinHandle<()>,
@@ -78,6 +83,7 @@ struct Live {
 
 impl Live {
     async fn start(rows: Vec<Row>, life_ms: i64, speed: f64) -> Self {
+        let shared = MACHINE.read().await;
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
         let workerd = tokio::task::spawn_blocking(|| Workerd::install(&cache()).unwrap()).await.unwrap();
@@ -86,7 +92,7 @@ impl Live {
         let clock = LiveClock::start(START, speed);
         let sandbox = Sandbox::start_on_workerd(world, &workerd, &clock).await.unwrap();
         let world = tokio::spawn(sandbox.run_live(clock, http.clone()));
-        Self { sandbox, keys, world, http }
+        Self { _shared: shared, sandbox, keys, world, http }
     }
 
     /// Our clients, with Cloudflare at `cloudflare` and the gateway past the sandbox's relay.
@@ -230,10 +236,10 @@ async fn our_client_pages_through_the_runtimes_kv_and_its_limits_hold() {
     let outside = live.clients(&live.completed_api());
     let cloudflare = outside.cloudflare();
     let name = |n: usize| format!("tokens:t{n:04}:ü:default");
-    let puts: Vec<KvPut> = (0..2_345).map(|n| put(&name(n), "{}", Some(metadata(n as u64 + 1)))).collect();
+    let puts: Vec<KvPut> = (0..1_234).map(|n| put(&name(n), "{}", Some(metadata(n as u64 + 1)))).collect();
     assert_eq!(cloudflare.bulk_put(Namespace::Target, &puts).await.unwrap(), Vec::<String>::new());
     let (keys, pages) = all_keys(cloudflare, "tokens:").await;
-    assert_eq!((keys.len(), pages), (2_345, 3));
+    assert_eq!((keys.len(), pages), (1_234, 2));
     assert!(keys.iter().enumerate().all(|(n, key)| *key == (name(n), Some(n as u64 + 1))), "in order, with metadata");
     let (part, _) = all_keys(cloudflare, "tokens:t00").await;
     assert_eq!(part.len(), 100);
@@ -605,6 +611,7 @@ fn cutover(folder: &Path) -> Command {
 /// world counts no damage.
 #[test]
 fn the_whole_cutover_is_rehearsed_on_the_runtime() {
+    let _alone = MACHINE.blocking_write();
     let dir = tempfile::tempdir().unwrap();
     let output = cutover(dir.path()).args(["rehearse", "--gateway", "workerd", "--format", "json"]).output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -618,10 +625,10 @@ fn the_whole_cutover_is_rehearsed_on_the_runtime() {
     let real = &report["real_time"];
     assert_eq!(real["reads"]["failed"], 0, "{told}");
     let served = |name: &str| real["reads"][name].as_u64().unwrap();
-    assert!(served("from_source") > 500 && served("from_target") > 100, "{}", real["reads"]);
+    assert!(served("from_source") > 200 && served("from_target") > 50, "{}", real["reads"]);
     assert!(real["alarms"]["fires"].as_u64().unwrap() > 24, "{}", real["alarms"]);
     let scaled = real["scaled"].to_string();
-    assert!(scaled.contains("soak-duration: 3h instead of 30 d") && scaled.contains("mirror-lag"), "{scaled}");
+    assert!(scaled.contains("soak-duration: 2h instead of 30 d") && scaled.contains("mirror-lag"), "{scaled}");
 }
 
 #[test]

@@ -66,7 +66,7 @@ pub struct RehearseArgs {
     /// Soak in real time, with `--gateway workerd` [default: 60s]
     #[arg(long, value_name = "DURATION", conflicts_with = "days", value_parser = duration)]
     soak: Option<Millis>,
-    /// Virtual seconds in each real one, with `--gateway workerd`: 180 makes tokens of an hour live 20 s [default: 180]
+    /// Virtual seconds in each real one, with `--gateway workerd`: 120 makes tokens of an hour live 30 s [default: 120]
     #[arg(long, value_name = "FACTOR", value_parser = speed)]
     speed: Option<f64>,
     /// Seed of everything random; the same seed gives the same digest
@@ -110,7 +110,7 @@ const DAYS: u32 = 30;
 
 /// Real time of soak, and how fast its clock goes, unless the options say otherwise.
 const SOAK: Millis = Millis(60_000);
-const SPEED: f64 = 180.0;
+const SPEED: f64 = 120.0;
 
 fn duration(text: &str) -> Result<Millis, String> {
     parse_duration_ms(text).map(Millis).map_err(|error| error.to_string())

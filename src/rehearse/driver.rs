@@ -31,8 +31,8 @@ type RehearsedEngine = Engine<HttpOutside>;
 const PHASE_MAX_MS: i64 = 14 * DAY_MS;
 
 /// Readers of the hot path in real time, and how long each rests after a read.
-const READERS: usize = 4;
-const READERS_PAUSE: Duration = Duration::from_millis(25);
+const READERS: usize = 3;
+const READERS_PAUSE: Duration = Duration::from_millis(100);
 
 /// The engine is asked at least this often what is due, because a webhook may have brought it forward.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -43,6 +43,9 @@ const LOOK_PAUSE: Duration = Duration::from_millis(20);
 struct Live {
     world: tokio::task::JoinHandle<()>,
     reads: Option<ReadLoad>,
+    /// When the engine was last asked what is due, and the longest time between two such rounds.
+    round_at: Timestamp,
+    stall_ms: i64,
 }
 
 pub(super) struct Driver {
@@ -154,7 +157,7 @@ impl Driver {
                     plan.rows.iter().filter(|r| r.route.moves()).map(|r| r.triplet.clone()).collect();
                 let reads = ReadLoad::start(&sandbox.urls.gateway, &keys.gateway_key, &moving, READERS, READERS_PAUSE)
                     .map_err(|e| RehearsalError::Sandbox(std::io::Error::other(e)))?;
-                Some(Live { world, reads: Some(reads) })
+                Some(Live { world, reads: Some(reads), round_at: clock.now(), stall_ms: 0 })
             }
         };
 
@@ -360,6 +363,11 @@ impl Driver {
         let clock = match self.clock.clone() {
             Clock::Live(clock) => {
                 tokio::time::sleep(clock.wait(until).clamp(LOOK_PAUSE, LOOK_EVERY)).await;
+                if let Some(live) = &mut self.live {
+                    let now = clock.now();
+                    live.stall_ms = live.stall_ms.max(now.since(live.round_at));
+                    live.round_at = now;
+                }
                 let rotations = lock(&self.sandbox).rotations();
                 return progress(self.position(rotations));
             }
@@ -444,6 +452,7 @@ impl Driver {
             scaled: std::mem::take(&mut self.scaled),
             reads,
             alarms,
+            longest_round_s: (real.real_s(live.stall_ms) * 10.0).round() / 10.0,
         }))
     }
 

@@ -37,14 +37,14 @@ pub struct RealTime {
 
 /// The reverse window is waited for, so it is short. A policy's shorter one is kept.
 const REVERSE_WINDOW_VIRTUAL: Millis = Millis(6 * HOUR_MS);
-const REVERSE_WINDOW_REAL: Millis = Millis(30 * MINUTE_MS);
+const REVERSE_WINDOW_REAL: Millis = Millis(15 * MINUTE_MS);
 
-/// How long disarmed alarms are watched in real time. The longest retry of the runtime fits in.
-const SILENCE_REAL_MS: i64 = 20 * MINUTE_MS;
+/// How long disarmed alarms are watched in real time.
+const SILENCE_REAL_MS: i64 = 10 * MINUTE_MS;
 
 /// How long the target serves alone at the end.
 const AFTER_VIRTUAL_MS: i64 = 6 * HOUR_MS;
-const AFTER_REAL_MS: i64 = 20 * MINUTE_MS;
+const AFTER_REAL_MS: i64 = 10 * MINUTE_MS;
 
 /// Evidence must come often enough to be had in a short soak.
 const SMOKE_EVERY_REAL: Millis = Millis(10 * MINUTE_MS);
@@ -142,6 +142,11 @@ impl RealTime {
     /// Virtual milliseconds in some real seconds.
     fn stretched(&self, real_s: f64) -> i64 {
         (real_s * 1_000.0 * self.speed) as i64
+    }
+
+    /// Real seconds in some virtual milliseconds.
+    pub(super) fn real_s(&self, virtual_ms: i64) -> f64 {
+        virtual_ms as f64 / 1_000.0 / self.speed
     }
 
     fn stretched_s(&self, real_s: f64) -> u32 {

@@ -45,7 +45,13 @@ pub struct RealTimeReport {
     pub reads: ReadCounts,
     /// The runtime's alarms that fired.
     pub alarms: AlarmCounts,
+    /// The longest time between two rounds of the duties, real seconds. On a machine that is too
+    /// busy for the speed, tokens end because of that alone.
+    pub longest_round_s: f64,
 }
+
+/// A round that takes longer eats what the duties have between a refresh and the standing-by alarm.
+const ROUND_MINUTES: f64 = 5.0;
 
 /// A triplet that did not move, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -262,6 +268,13 @@ impl Text<'_> {
             line!(self, "  {ok} gateway reads served ({from_source} source, {from_target} target), {failed} failed");
             let AlarmCounts { fires, writes } = real.alarms;
             line!(self, "  {fires} alarms of the runtime fired, {writes} of them refreshed and wrote KV");
+            if real.longest_round_s * real.speed > ROUND_MINUTES * 60.0 {
+                let told = format!(
+                    "a round of the duties took {} s: this machine is too busy for that speed, try a lower --speed",
+                    real.longest_round_s
+                );
+                self.wrapped("  ", &told);
+            }
             for failure in failures.iter().take(5) {
                 self.wrapped("    ", failure);
             }

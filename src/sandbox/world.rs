@@ -281,8 +281,13 @@ impl World {
             .flat_map(|p| p.scopes.iter().cloned())
             .collect();
         let life = self.providers.life_ms(integration);
-        // Tokens are up to a third of their life old, so expiries do not come in one wave.
-        let age = draw::between(self.seed, &["token-age", &name], 0, 0, life.unwrap_or(DAY_MS) / 10 * 3);
+        // Tokens are up to a third of their life old, so expiries do not come in one wave. In real
+        // time they are younger: the first alarm must not fire before a client had time for anything.
+        let tenths = match self.options.gateway {
+            GatewayKind::Emulated => 3,
+            GatewayKind::Workerd => 1,
+        };
+        let age = draw::between(self.seed, &["token-age", &name], 0, 0, life.unwrap_or(DAY_MS) / 10 * tenths);
         let minted_at = self.start.plus_ms(-age);
         let index = self.rows.len();
         let grant = self.providers.consent(user, Client::Legacy, scopes.into_iter().collect(), Some(index), minted_at);

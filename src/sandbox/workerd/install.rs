@@ -15,12 +15,13 @@ use super::WorkerdError;
 const NODE_MAJOR_MIN: u32 = 20;
 
 /// Everything that the runner needs, by path below its folder.
-const FILES: [(&str, &str); 15] = [
+const FILES: [(&str, &str); 16] = [
     (".npmrc", include_str!("../../../fixtures/gateway/.npmrc")),
     ("package.json", include_str!("../../../fixtures/gateway/package.json")),
     ("package-lock.json", include_str!("../../../fixtures/gateway/package-lock.json")),
     ("serve.mjs", include_str!("../../../fixtures/gateway/serve.mjs")),
     ("cloudflare.mjs", include_str!("../../../fixtures/gateway/cloudflare.mjs")),
+    ("bulk.mjs", include_str!("../../../fixtures/gateway/bulk.mjs")),
     ("schema.sql", include_str!("../../../fixtures/gateway/schema.sql")),
     ("src/worker.mjs", include_str!("../../../fixtures/gateway/src/worker.mjs")),
     ("src/admin.mjs", include_str!("../../../fixtures/gateway/src/admin.mjs")),

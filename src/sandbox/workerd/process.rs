@@ -1,12 +1,13 @@
 //! The runner's process. It ends when its standard input does, so it never outlives this one.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use serde_json::Value;
+use tempfile::TempDir;
 
 use super::{Workerd, WorkerdError};
 
@@ -24,6 +25,8 @@ const SAID_LINES: usize = 6;
 pub(super) struct Process {
     child: Child,
     stdin: Option<ChildStdin>,
+    /// Everything that the runtime keeps. Removed with it.
+    _state: TempDir,
     /// `http://127.0.0.1:port` of the Worker.
     pub gateway: String,
     /// `http://127.0.0.1:port` of Cloudflare's API over its KV, D1 and objects.
@@ -33,7 +36,9 @@ pub(super) struct Process {
 impl Process {
     /// Starts it and waits until it serves. Blocks.
     pub fn start(workerd: &Workerd, settings: &Value) -> Result<Self, WorkerdError> {
+        let state = state_folder().map_err(WorkerdError::Spawn)?;
         let mut command = Command::new("node");
+        command.env("TMPDIR", state.path());
         command.arg("serve.mjs").current_dir(workerd.folder());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // A Ctrl-C is for us; it is then told to stop.
@@ -65,7 +70,7 @@ impl Process {
             return Err(WorkerdError::NotReady { said });
         };
         let (gateway, cloudflare) = (gateway.to_owned(), cloudflare.to_owned());
-        Ok(Self { child, stdin: Some(stdin), gateway, cloudflare })
+        Ok(Self { child, stdin: Some(stdin), _state: state, gateway, cloudflare })
     }
 }
 
@@ -83,6 +88,17 @@ impl Drop for Process {
         }
         kill(&mut self.child);
     }
+}
+
+/// In memory where there is such a folder: the runtime syncs every write to disk, and beside other
+/// work on the same disk that stops all requests for seconds.
+fn state_folder() -> io::Result<TempDir> {
+    let builder = || {
+        let mut builder = tempfile::Builder::new();
+        builder.prefix("cutover-workerd-");
+        builder
+    };
+    builder().tempdir_in("/dev/shm").or_else(|_| builder().tempdir())
 }
 
 /// The runtime is a child of the runner and would outlive it: the whole group goes.

@@ -26,7 +26,7 @@ const OWN_HEADERS: [&str; 5] = ["host", "connection", "content-length", "transfe
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How often the Worker's own writes to KV are looked for.
-const WATCH_EVERY: Duration = Duration::from_millis(500);
+const WATCH_EVERY: Duration = Duration::from_secs(1);
 
 /// Values in one bulk read.
 const BULK_GET_MAX: usize = 100;
@@ -118,9 +118,9 @@ impl Relay {
 
     async fn forward(&self, base: &str, call: &Call) -> Reply {
         let gone = |error: &dyn std::error::Error| {
-            let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-            tracing::warn!("{} {} was not answered: {error}{cause}", call.method, call.path);
-            Reply::json(503, &json!({"error": "runtime_unavailable", "message": error.to_string()}))
+            let what = chain(error);
+            tracing::warn!("{} {} was not answered: {what}", call.method, call.path);
+            Reply::json(503, &json!({"error": "runtime_unavailable", "message": what}))
         };
         let method = match Method::from_bytes(call.method.as_bytes()) {
             Ok(method) => method,
@@ -214,7 +214,13 @@ impl Relay {
 }
 
 fn seed_error(error: reqwest::Error) -> WorkerdError {
-    WorkerdError::Seed { what: error.without_url().to_string() }
+    WorkerdError::Seed { what: chain(&error.without_url()) }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn lock(world: &Mutex<World>) -> MutexGuard<'_, World> {
