@@ -85,7 +85,8 @@ impl Live {
     async fn start(rows: Vec<Row>, life_ms: i64, speed: f64) -> Self {
         let shared = MACHINE.read().await;
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
+        // The runtime closes connections whose body it did not read.
+        let http = Client::builder().no_proxy().tls_certs_only([]).pool_max_idle_per_host(0).build().unwrap();
         let workerd = tokio::task::spawn_blocking(|| Workerd::install(&cache()).unwrap()).await.unwrap();
         let world = World::with_options(config(rows, life_ms), WorldOptions::of(GatewayKind::Workerd));
         let keys = world.keys();

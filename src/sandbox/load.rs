@@ -19,6 +19,9 @@ const FAILURES_MAX: usize = 20;
 /// A read that takes longer has failed.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Shorter than any server keeps an idle connection.
+const IDLE: Duration = Duration::from_secs(2);
+
 /// What the readers saw.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ReadCounts {
@@ -61,6 +64,8 @@ impl ReadLoad {
             .no_proxy()
             .tls_certs_only([])
             .redirect(reqwest::redirect::Policy::none())
+            // Servers close idle connections, and a read must not fail because of that.
+            .pool_idle_timeout(IDLE)
             .timeout(TIMEOUT)
             .build()?;
         let targets: Arc<[(String, Triplet)]> = triplets

@@ -67,6 +67,9 @@ impl Relay {
             .no_proxy()
             .tls_certs_only([])
             .redirect(reqwest::redirect::Policy::none())
+            // The runtime closes a connection that was idle for 5 s, or whose body it did not read,
+            // at the very moment at which another request may be on its way.
+            .pool_max_idle_per_host(0)
             .timeout(TIMEOUT)
             .build()
             .map_err(WorkerdError::Client)?;
