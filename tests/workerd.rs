@@ -7,6 +7,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use cutover::catalogue::Catalogue;
@@ -123,7 +124,10 @@ impl Live {
             provider: ProviderEndpoint { base_override: Some(url(&urls.provider)) },
             allow_insecure_http: false,
         };
-        HttpOutside::new(endpoints, Arc::new(|| START)).unwrap()
+        // Two seconds pass at each look, so that a key may be written again at once.
+        let looks = AtomicI64::new(0);
+        let clock = move || START.plus_ms(looks.fetch_add(2_000, Ordering::Relaxed));
+        HttpOutside::new(endpoints, Arc::new(clock)).unwrap()
     }
 
     /// The API that miniflare itself serves: nothing of ours is in between.
@@ -245,25 +249,22 @@ async fn our_client_pages_through_the_runtimes_kv_and_its_limits_hold() {
     let (part, _) = all_keys(cloudflare, "tokens:t00").await;
     assert_eq!(part.len(), 100);
 
-    // Expiry, which our client never sets: an hour is kept and shown, half a minute is refused.
-    let url =
-        |key: &str| format!("{}/storage/kv/namespaces/{}/values/{key}", live.completed_api(), live.keys.kv_target);
-    let expiring = async |seconds: u32| {
-        let url = format!("{}?expiration_ttl={seconds}", url("expiring"));
-        let sent = live.http.put(url).bearer_auth(&live.keys.cloudflare_token).body("x").send().await.unwrap();
-        sent.status().as_u16()
-    };
-    assert_eq!((expiring(30).await, expiring(3_600).await), (400, 200));
-    let list = format!("{}/storage/kv/namespaces/{}/keys?prefix=exp", live.completed_api(), live.keys.kv_target);
-    let listed = live.http.get(list).bearer_auth(&live.keys.cloudflare_token).send().await.unwrap();
-    let listed: Value = listed.json().await.unwrap();
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-    let left = listed["result"][0]["expiration"].as_u64().unwrap().saturating_sub(now);
-    assert!((3_000..=3_600).contains(&left), "{listed}");
+    // An expiry is kept and shown; one that is too near is refused.
+    let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let now = Timestamp::from_secs(i64::try_from(wall).unwrap());
+    let expiring = put("expiring", "x", Some(metadata(1)));
+    cloudflare.put_until(Namespace::Target, &expiring, now.plus_ms(HOUR_MS)).await.unwrap();
+    let refused = cloudflare.put_until(Namespace::Target, &expiring, now.plus_ms(10_000)).await.unwrap_err();
+    assert!(matches!(refused.kind, ApiErrorKind::Rejected { status: 400, .. }), "{refused}");
+    let namespace = format!("{}/storage/kv/namespaces/{}", live.completed_api(), live.keys.kv_target);
+    let get = |path: &str, token: &str| live.http.get(format!("{namespace}/{path}")).bearer_auth(token).send();
+    let listed: Value = get("keys?prefix=exp", &live.keys.cloudflare_token).await.unwrap().json().await.unwrap();
+    assert_eq!(listed["result"][0]["expiration"], now.secs() + 3_600, "{listed}");
+    let shown: Value = get("metadata/expiring", &live.keys.cloudflare_token).await.unwrap().json().await.unwrap();
+    assert_eq!(shown["result"]["v"], 1, "{shown}");
 
     // A wrong token.
-    let refused = live.http.get(url("expiring")).bearer_auth("wrong").send().await.unwrap();
-    assert_eq!(refused.status().as_u16(), 403);
+    assert_eq!(get("values/expiring", "wrong").await.unwrap().status().as_u16(), 403);
     live.stop().await;
 }
 

@@ -12,13 +12,16 @@ use std::path::{Path, PathBuf};
 use reqwest::Url;
 use serde_json::json;
 
+use super::oauth_apps::{self, OauthApps};
 use super::plan::read_text;
 use super::{CommandError, CommandResult, Ui};
+use crate::alert::{Alerts, NotQuietHours, Slack};
 use crate::clients::{
     CloudflareEndpoint, ComposioEndpoint, Endpoints, GatewayEndpoint, NangoEndpoint, ProviderEndpoint,
 };
 use crate::domain::secret::Secret;
 use crate::exit;
+use crate::shim::{AdminKeys, ShimConfig};
 
 /// The largest secret file that is read, in bytes. Keys are shorter than 100.
 const SECRET_BYTES_MAX: u64 = 16 * 1024;
@@ -42,6 +45,8 @@ enum Kind {
     Text,
     Url,
     Secret,
+    /// Hashes of admin keys. What is no hash may be a key, so none of it is ever shown.
+    Hashes,
 }
 
 impl Setting {
@@ -70,11 +75,16 @@ settings! {
     NANGO_KEY: "CUTOVER_NANGO_KEY", "nango", "key", Secret, None,
         "the secret key of the environment at Nango (Environment Settings)";
     NANGO_WEBHOOK_KEY: "CUTOVER_NANGO_WEBHOOK_KEY", "nango", "webhook_key", Secret, None,
-        "the webhook signing key of the environment at Nango; without it webhooks are refused";
+        "the webhook signing key of the environment at Nango, during a rotation the new one and the old one with \
+         a space between; without it webhooks are refused";
+    NANGO_LEGACY: "CUTOVER_NANGO_LEGACY_SIGNATURE", "nango", "legacy_signature", Text, Some("refuse"),
+        "`accept` where webhooks come with Nango's legacy signature only, which is open to length extension";
     COMPOSIO_URL: "CUTOVER_COMPOSIO_URL", "composio", "url", Url, Some("https://backend.composio.dev"),
         "Composio's address, without `/api/v3.1`";
     COMPOSIO_KEY: "CUTOVER_COMPOSIO_KEY", "composio", "key", Secret, None,
         "the project key at Composio (`ak_…`)";
+    COMPOSIO_WEBHOOK_KEY: "CUTOVER_COMPOSIO_WEBHOOK_KEY", "composio", "webhook_key", Secret, None,
+        "the secret of the webhook subscription at Composio, one or two as above; without it webhooks are refused";
     CLOUDFLARE_URL: "CUTOVER_CLOUDFLARE_URL", "cloudflare", "url", Url, None,
         "the account's address; by default that of CUTOVER_CLOUDFLARE_ACCOUNT at api.cloudflare.com";
     CLOUDFLARE_ACCOUNT: "CUTOVER_CLOUDFLARE_ACCOUNT", "cloudflare", "account", Text, None,
@@ -95,6 +105,13 @@ settings! {
         "the key of the gateway's hot path";
     PROVIDER_URL: "CUTOVER_PROVIDER_URL", "provider", "url", Url, None,
         "a sandbox that stands in for every provider; leave it out to reach the real ones";
+    SHIM_ADMIN_KEYS: "CUTOVER_SHIM_ADMIN_KEYS", "shim", "admin_keys", Hashes, None,
+        "hashes of the keys of the shim's admin routes, `sha256:…`, with a space between; \
+         `cutover shim --new-admin-key` makes one";
+    ALERT_WEBHOOK: "CUTOVER_ALERT_WEBHOOK", "alert", "webhook", Secret, None,
+        "an incoming webhook (Slack, or what takes the same) that alerts are sent to";
+    ALERT_QUIET: "CUTOVER_ALERT_QUIET_HOURS", "alert", "quiet_hours", Text, None,
+        "hours in which only what is urgent is sent, `22:00-07:00` (UTC)";
 }
 
 /// A value that was found. A secret in a file is read when it is needed.
@@ -116,6 +133,7 @@ struct Found {
 #[derive(Debug, Default)]
 pub struct Config {
     found: BTreeMap<&'static str, Found>,
+    oauth_apps: OauthApps,
 }
 
 impl Config {
@@ -126,14 +144,17 @@ impl Config {
     /// variable is set in two ways.
     pub fn load(file: Option<&Path>) -> Result<Self, CommandError> {
         let text = file.map(read_text).transpose()?;
-        Self::resolve(variable, file.zip(text.as_deref()))
+        let mut config = Self::resolve(variable, file.zip(text.as_deref()))?;
+        let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+        config.oauth_apps.read_environment(names, variable)?;
+        Ok(config)
     }
 
     fn resolve(
         environment: impl Fn(&str) -> Result<Option<String>, CommandError>,
         file: Option<(&Path, &str)>,
     ) -> Result<Self, CommandError> {
-        let mut found = BTreeMap::new();
+        let (mut found, mut oauth_apps) = (BTreeMap::new(), OauthApps::default());
         for setting in ALL {
             if let Some(default) = setting.default {
                 let value = Value::Text(default.to_owned());
@@ -141,7 +162,7 @@ impl Config {
             }
         }
         if let Some((path, text)) = file {
-            read_file(path, text, &mut found)?;
+            read_file(path, text, &mut found, &mut oauth_apps)?;
         }
         for setting in ALL {
             let by_value = environment(setting.variable)?;
@@ -161,7 +182,7 @@ impl Config {
             };
             found.insert(setting.variable, Found { value, from });
         }
-        Ok(Self { found })
+        Ok(Self { found, oauth_apps })
     }
 
     /// What reading the inventory at Nango needs.
@@ -175,18 +196,50 @@ impl Config {
         Ok(endpoint)
     }
 
-    /// The keys that Nango signs its webhooks with; none when none is set.
+    /// What guards the shim's routes; a route without a key refuses everything.
     ///
     /// # Errors
-    /// Exit code 2 when the file that holds it cannot be read.
-    pub fn nango_webhook_keys(&self) -> Result<Vec<Secret>, CommandError> {
-        if !self.found.contains_key(NANGO_WEBHOOK_KEY.variable) {
-            return Ok(Vec::new());
-        }
-        let mut asked = Asked { config: self, missing: Vec::new() };
-        let key = asked.secret(&NANGO_WEBHOOK_KEY)?;
-        asked.finish()?;
-        Ok(vec![key])
+    /// Exit code 2 when something that is set cannot be used.
+    pub fn shim(&self) -> Result<ShimConfig, CommandError> {
+        let nango_legacy_signature = match self.text(&NANGO_LEGACY) {
+            Some("accept") => true,
+            Some("refuse") | None => false,
+            Some(_) => {
+                let message = format!("`{}` is neither `accept` nor `refuse`", NANGO_LEGACY.variable);
+                return Err(CommandError::usage(message).hint(format!("set it to {}", NANGO_LEGACY.what)));
+            }
+        };
+        Ok(ShimConfig {
+            nango_keys: self.keys(&NANGO_WEBHOOK_KEY)?,
+            nango_legacy_signature,
+            composio_keys: self.keys(&COMPOSIO_WEBHOOK_KEY)?,
+            admin_keys: hashes(&SHIM_ADMIN_KEYS, self.text(&SHIM_ADMIN_KEYS).unwrap_or_default())?,
+            ..ShimConfig::default()
+        })
+    }
+
+    /// Where alerts go and when; nowhere when nothing is set.
+    ///
+    /// # Errors
+    /// Exit code 2 when something that is set cannot be used.
+    pub fn alerts(&self) -> Result<Alerts, CommandError> {
+        let unusable = |setting: &Setting, error: &dyn std::error::Error| {
+            CommandError::usage(format!("`{}` cannot be used", setting.variable))
+                .because(error)
+                .hint(format!("set it to {}", setting.what))
+        };
+        let slack = self.secret(&ALERT_WEBHOOK)?.map(|address| Slack::new(&address)).transpose();
+        let quiet = self.text(&ALERT_QUIET).map(str::parse).transpose();
+        Ok(Alerts::new(
+            slack.map_err(|error| unusable(&ALERT_WEBHOOK, &error))?,
+            quiet.map_err(|error: NotQuietHours| unusable(&ALERT_QUIET, &error))?,
+        ))
+    }
+
+    /// One key or several, with white space between.
+    fn keys(&self, setting: &Setting) -> Result<Vec<Secret>, CommandError> {
+        let all = self.secret(setting)?;
+        Ok(all.iter().flat_map(|all| all.expose().split_whitespace()).map(Secret::new).collect())
     }
 
     /// What carrying out a plan needs: all five systems.
@@ -200,7 +253,7 @@ impl Config {
             composio: ComposioEndpoint {
                 base: asked.url(&COMPOSIO_URL)?,
                 key: asked.secret(&COMPOSIO_KEY)?,
-                oauth_apps: BTreeMap::new(),
+                oauth_apps: self.oauth_apps.resolve()?,
             },
             cloudflare: CloudflareEndpoint {
                 base: asked.cloudflare_base()?,
@@ -249,7 +302,12 @@ fn variable(name: &str) -> Result<Option<String>, CommandError> {
     }
 }
 
-fn read_file(path: &Path, text: &str, found: &mut BTreeMap<&'static str, Found>) -> Result<(), CommandError> {
+fn read_file(
+    path: &Path,
+    text: &str,
+    found: &mut BTreeMap<&'static str, Found>,
+    oauth_apps: &mut OauthApps,
+) -> Result<(), CommandError> {
     let shown = path.display().to_string();
     let bad = |problem: String| CommandError::usage(format!("`{shown}` is not a configuration file: {problem}"));
     let document: toml::Table = text.parse().map_err(|error: toml::de::Error| {
@@ -266,6 +324,10 @@ fn read_file(path: &Path, text: &str, found: &mut BTreeMap<&'static str, Found>)
         }
         let toml::Value::Table(keys) = value else { return Err(bad(format!("`{table}` is not a table"))) };
         for (key, value) in keys {
+            if table == "composio" && key == oauth_apps::TABLE {
+                oauth_apps.read_table(value, folder, &shown).map_err(bad)?;
+                continue;
+            }
             let Some(setting) = known.iter().find(|setting| setting.file_key() == key) else {
                 let error = bad(if known.iter().any(|setting| setting.key == key) {
                     format!("`{table}.{key}` is a secret and must not stand in it")
@@ -288,11 +350,17 @@ fn read_file(path: &Path, text: &str, found: &mut BTreeMap<&'static str, Found>)
     Ok(())
 }
 
-/// Reads a secret and drops the newline that editors put at its end.
+/// Reads the file that a setting's secret is in.
 fn read_secret(setting: &Setting, path: &Path) -> Result<Secret, CommandError> {
+    read_secret_file(&format!("`{}`", setting.variable), setting.what, path)
+}
+
+/// Reads a secret and drops the newline that editors put at its end. `name` is what errors call
+/// it, `what` what the file must hold.
+pub(super) fn read_secret_file(name: &str, what: &str, path: &Path) -> Result<Secret, CommandError> {
     let cannot = |problem: &str| {
-        CommandError::usage(format!("the file of `{}`, `{}`, {problem}", setting.variable, path.display()))
-            .hint(format!("it must hold {} and nothing else", setting.what))
+        CommandError::usage(format!("the file of {name}, `{}`, {problem}", path.display()))
+            .hint(format!("it must hold {what} and nothing else"))
     };
     let mut text = String::new();
     let read = std::fs::File::open(path).and_then(|file| file.take(SECRET_BYTES_MAX + 1).read_to_string(&mut text));
@@ -380,6 +448,14 @@ impl Asked<'_> {
 /// Stands for a URL that is missing until [`Asked::finish`] refuses; nothing is ever sent there.
 const PLACEHOLDER: &str = "http://127.0.0.1";
 
+fn hashes(setting: &Setting, text: &str) -> Result<AdminKeys, CommandError> {
+    AdminKeys::parse(text).map_err(|error| {
+        CommandError::usage(format!("`{}` cannot be used", setting.variable))
+            .because(&error)
+            .hint(format!("set it to {}", setting.what))
+    })
+}
+
 fn parse_url(setting: &Setting, text: &str) -> Result<Url, CommandError> {
     Url::parse(text).map_err(|error| {
         CommandError::usage(format!("`{}` is not a URL", setting.variable))
@@ -420,7 +496,14 @@ struct Line {
 pub fn run(args: &ConfigArgs, ui: &Ui) -> CommandResult {
     let config = Config::load(ui.config.as_deref())?;
     let lines: Vec<Line> = ALL.iter().map(|setting| line(&config, setting)).collect();
-    let problems: Vec<&str> = lines.iter().filter_map(|line| line.problem.as_deref()).collect();
+    let apps = config.oauth_apps.shown();
+    let problems: Vec<&str> = lines
+        .iter()
+        .map(|line| &line.problem)
+        .chain(apps.iter().map(|app| &app.problem))
+        .flatten()
+        .map(String::as_str)
+        .collect();
     let code = if problems.is_empty() { exit::OK } else { exit::USAGE };
     match args.format {
         ConfigFormat::Text => {
@@ -429,6 +512,11 @@ pub fn run(args: &ConfigArgs, ui: &Ui) -> CommandResult {
             for Line { setting, value, from, .. } in &lines {
                 let value = value.as_deref().unwrap_or("-");
                 let _ = writeln!(out, "{:<28}{from:<from_width$}  {value}", setting.variable);
+            }
+            for app in &apps {
+                let id = app.client_id.as_deref().unwrap_or("-");
+                let name = format!("OAuth app of {}", app.toolkit);
+                let _ = writeln!(out, "{name:<28}{:<from_width$}  {id}", app.from);
             }
             ui.print(&out);
             problems.iter().for_each(|problem| ui.note(&format!("error: {problem}")));
@@ -448,7 +536,13 @@ pub fn run(args: &ConfigArgs, ui: &Ui) -> CommandResult {
                 })
                 .collect();
             let reason = if problems.is_empty() { "no problems" } else { "a setting cannot be used" };
-            let report = json!({"exit_code": code, "reason": reason, "settings": settings});
+            let apps: Vec<_> = apps
+                .iter()
+                .map(|app| {
+                    json!({"toolkit": app.toolkit, "client_id": app.client_id, "from": app.from, "problem": app.problem})
+                })
+                .collect();
+            let report = json!({"exit_code": code, "reason": reason, "settings": settings, "oauth_apps": apps});
             ui.print(&format!("{report:#}\n"));
         }
     }
@@ -463,6 +557,10 @@ fn line(config: &Config, setting: &'static Setting) -> Line {
         (Value::Text(text), Kind::Url) => match parse_url(setting, text) {
             Ok(url) => (shown_url(&url), None),
             Err(error) => ("[not a URL]".to_owned(), Some(error.to_string())),
+        },
+        (Value::Text(text), Kind::Hashes) => match hashes(setting, text) {
+            Ok(keys) => (format!("[{} keys]", keys.len()), None),
+            Err(error) => ("[not hashes]".to_owned(), Some(error.to_string())),
         },
         (Value::Text(text), _) => (text.clone(), None),
         (Value::Secret(_), _) => ("[set]".to_owned(), None),
@@ -512,7 +610,9 @@ mod tests {
         assert_eq!(error.code(), exit::USAGE);
         for setting in ALL.iter().filter(|s| s.default.is_none()) {
             let optional = ["CUTOVER_CLOUDFLARE_URL", "CUTOVER_NANGO_WEBHOOK_KEY", "CUTOVER_PROVIDER_URL"]
-                .contains(&setting.variable);
+                .contains(&setting.variable)
+                || ["shim", "alert"].contains(&setting.table)
+                || setting.variable == COMPOSIO_WEBHOOK_KEY.variable;
             let hint = format!("set `{}` to", setting.variable);
             assert_eq!(text.contains(&hint), !optional, "{} in {text}", setting.variable);
         }
@@ -559,7 +659,12 @@ mod tests {
     fn shown_values_hold_no_secret() {
         let url = "https://user:canary@gw.example/x?key=canary";
         let config = resolve(
-            &[("CUTOVER_GATEWAY_URL", url), ("CUTOVER_NANGO_KEY", "canary"), ("CUTOVER_NANGO_URL", "canary")],
+            &[
+                ("CUTOVER_GATEWAY_URL", url),
+                ("CUTOVER_NANGO_KEY", "canary"),
+                ("CUTOVER_NANGO_URL", "canary"),
+                ("CUTOVER_SHIM_ADMIN_KEYS", "canary"),
+            ],
             None,
         )
         .unwrap();
@@ -569,6 +674,23 @@ mod tests {
         }
         assert_eq!(line(&config, &GATEWAY_URL).value.as_deref(), Some("https://gw.example/x [more hidden]"));
         assert!(!format!("{config:?}").contains("CUTOVER_NANGO_KEY: canary"));
+    }
+
+    #[test]
+    fn the_shim_takes_several_keys_and_refuses_what_is_no_hash() {
+        let hash = crate::shim::hash_of(&Secret::new("an admin key"));
+        let set = [("CUTOVER_NANGO_WEBHOOK_KEY", "new old"), ("CUTOVER_SHIM_ADMIN_KEYS", &hash)];
+        let shim = resolve(&set, None).unwrap().shim().unwrap();
+        assert_eq!((shim.nango_keys.len(), shim.composio_keys.len()), (2, 0));
+        assert!(shim.admin_keys.admit(b"an admin key") && !shim.nango_legacy_signature);
+        for (variable, value) in [("CUTOVER_SHIM_ADMIN_KEYS", "canary"), ("CUTOVER_NANGO_LEGACY_SIGNATURE", "canary")] {
+            let error = resolve(&[(variable, value)], None).unwrap().shim().unwrap_err().to_string();
+            assert!(error.contains(variable) && !error.contains("canary"), "{error}");
+        }
+        for (variable, value) in [("CUTOVER_ALERT_WEBHOOK", "canary"), ("CUTOVER_ALERT_QUIET_HOURS", "canary")] {
+            let error = resolve(&[(variable, value)], None).unwrap().alerts().unwrap_err().to_string();
+            assert!(error.contains(variable) && !error.contains("canary"), "{error}");
+        }
     }
 
     #[test]

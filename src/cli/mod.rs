@@ -1,16 +1,21 @@
 //! The command line: one file per command, each an `Args` struct whose doc comments are the
 //! help text, and a `run` that returns the exit code. Results go to stdout, the rest to stderr.
 
+pub mod alert;
 pub mod apply;
 pub mod catalogue;
 pub mod completions;
 pub mod config;
 mod error;
 mod gateway;
+mod harden;
 pub mod inventory;
+pub mod keys;
 mod logging;
+mod oauth_apps;
 pub mod plan;
 pub mod rehearse;
+pub mod repair;
 pub mod sandbox;
 pub mod shim;
 pub mod show;
@@ -65,8 +70,11 @@ pub enum Command {
     Show(show::ShowArgs),
     Apply(apply::ApplyArgs),
     Shim(shim::ShimArgs),
+    Repair(repair::RepairArgs),
+    Alert(alert::AlertArgs),
     Verify(Box<verify::VerifyArgs>),
     Sandbox(sandbox::SandboxArgs),
+    Keys(keys::KeysArgs),
     Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
 }
@@ -85,6 +93,13 @@ pub fn main() -> u8 {
     };
     let ui = Ui::from_environment(&cli.globals);
     logging::start(&cli.globals, ui.color_stderr);
+    if let Ok(text) = std::env::var("CUTOVER_FAILPOINT")
+        && let Err(problem) = crate::failpoint::arm(&text)
+    {
+        let error = CommandError::usage(format!("`CUTOVER_FAILPOINT`: {problem}"));
+        ui.print_error(&error);
+        return error.code();
+    }
     let result: CommandResult = match cli.command {
         Command::Rehearse(args) => rehearse::run(args, &ui),
         Command::Inventory(args) => inventory::run(args, &ui),
@@ -93,8 +108,11 @@ pub fn main() -> u8 {
         Command::Show(args) => show::run(&args, &ui),
         Command::Apply(args) => apply::run(&args, &ui),
         Command::Shim(args) => shim::run(args, &ui),
+        Command::Repair(args) => repair::run(&args, &ui),
+        Command::Alert(args) => alert::run(&args, &ui),
         Command::Verify(args) => verify::run(&args, &ui),
         Command::Sandbox(args) => sandbox::run(args, &ui),
+        Command::Keys(args) => keys::run(&args, &ui),
         Command::Config(args) => config::run(&args, &ui),
         Command::Completions(args) => completions::run(args, &ui),
     };

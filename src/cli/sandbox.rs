@@ -115,6 +115,8 @@ pub fn run(args: SandboxArgs, ui: &Ui) -> CommandResult {
                 .await
                 .map_err(|error| CommandError::failed("cannot listen on loopback").because(&error))?,
         };
+        // People follow these links with a browser.
+        sandbox.lock().set_addresses(sandbox.urls.clone());
         if args.print_env {
             ui.print(&environment(&sandbox.urls, &keys));
         }

@@ -8,6 +8,7 @@ mod d1;
 mod envelope;
 mod kv;
 mod objects;
+mod pace;
 
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use reqwest::{Method, Url};
 pub use self::d1::INSERT_AUDIT_SQL;
 use self::envelope::Envelope;
 pub use self::objects::{ObjectId, ObjectNamespace};
+use self::pace::KeyPace;
 use super::http::{Http, Request, join, judged, segment};
 use super::{CloudflareEndpoint, SetupError, key_header};
 use crate::ports::{Api, ApiResult, Namespace};
@@ -30,6 +32,7 @@ pub struct CloudflareClient {
     kv_source: String,
     kv_target: String,
     d1: String,
+    pace: KeyPace,
 }
 
 impl CloudflareClient {
@@ -42,6 +45,7 @@ impl CloudflareClient {
             kv_target: id("target namespace id", &endpoint.kv_target)?,
             d1: id("database id", &endpoint.d1)?,
             base: endpoint.base,
+            pace: KeyPace::default(),
         })
     }
 

@@ -4,6 +4,7 @@
 //! secrets come in as arguments. `tests/tidy.rs` fails when that stops being true.
 
 pub mod api;
+pub mod budget;
 pub mod criteria;
 pub mod custody;
 pub mod duration;

@@ -7,20 +7,37 @@ use super::{Engine, EngineResult};
 use crate::domain::api::Api;
 use crate::domain::criteria::Note;
 use crate::domain::custody::Stage;
-use crate::domain::time::{MINUTE_MS, Timestamp};
+use crate::domain::time::{MINUTE_MS, SECOND_MS, Timestamp};
 use crate::domain::token::{KvEntry, KvMetadata, scope_set};
 use crate::domain::triplet::{KV_PREFIX, Triplet};
-use crate::ports::{ApiResult, AuditSink, GatewayRead, KvRead, Namespace, Outside, SourceRead, TargetRead};
+use crate::ports::{ApiError, ApiResult, AuditSink, GatewayRead, KvRead, Namespace, Outside, SourceRead, TargetRead};
 use crate::store::{Sink, SinkState, TripletRow};
 
 /// How soon a look that an API did not answer is tried again.
 const RETRY_MS: i64 = MINUTE_MS;
+
+/// How soon a look goes on that the request budget stopped: room for several requests, not for one.
+const HELD_BACK_MS: i64 = 15 * SECOND_MS;
 
 /// Keys in one bulk read and triplets in one smoke test.
 const CHUNK: usize = 100;
 
 /// Audit rows in one request to D1.
 const AUDIT_CHUNK: u32 = 500;
+
+/// A comparison of both namespaces that is under way.
+#[derive(Debug, Default)]
+pub(super) struct Verification {
+    /// Everything up to here is compared.
+    after: Option<Triplet>,
+    findings: Vec<Note>,
+    compared: i64,
+}
+
+/// When a look that failed is tried again: as soon as the budget has room, else after a while.
+fn retry_look_at(now: Timestamp, error: &ApiError) -> Timestamp {
+    now.plus_ms(if error.is_held_back() { HELD_BACK_MS } else { RETRY_MS })
+}
 
 /// How a key in KV compares with what we delivered there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,11 +141,22 @@ impl<O: Outside> Engine<O> {
             .filter(|t| t.moves() && t.custody.stage >= Stage::Mirroring)
             .map(|t| (t.triplet.clone(), t))
             .collect();
-        let names: Vec<Triplet> = moving.keys().cloned().collect();
+        // A round that had to stop goes on where it was: no budget has room for all at once for ever.
+        let after = self.known(|known| known.smoked.take());
+        let names: Vec<Triplet> =
+            moving.keys().filter(|t| after.as_ref().is_none_or(|after| *t > after)).cloned().collect();
+        let mut done = after;
         for chunk in names.chunks(CHUNK) {
             let answer = self.outside.gateway().smoke(chunk).await;
             self.observe(Api::Gateway, now, &answer).await?;
-            let Ok(results) = answer else { return Ok(now.plus_ms(RETRY_MS)) };
+            let results = match answer {
+                Ok(results) => results,
+                Err(error) => {
+                    self.known(|known| known.smoked = done);
+                    return Ok(retry_look_at(now, &error));
+                }
+            };
+            done = chunk.last().cloned();
             self.store.add_counts(&[("smoke_tests", results.len() as i64)]).await?;
             for result in results {
                 if result.ok && !result.stale {
@@ -198,10 +226,17 @@ impl<O: Outside> Engine<O> {
     /// Compares both namespaces entry by entry: fingerprints, expiry, scopes. Counts as clean only
     /// when nothing but settling entries differed.
     pub(super) async fn verify(&self, now: Timestamp) -> EngineResult<Timestamp> {
-        let mut findings: Vec<Note> = Vec::new();
-        let mut compared = 0i64;
-        let expected: Vec<SinkState> =
-            self.store.load_sink(Sink::KvSource).await?.into_iter().filter(|s| s.delivered > 0).collect();
+        // A run that had to stop goes on where it was.
+        let Verification { after, mut findings, mut compared } =
+            self.known(|known| known.verification.take()).unwrap_or_default();
+        let expected: Vec<SinkState> = self
+            .store
+            .load_sink(Sink::KvSource)
+            .await?
+            .into_iter()
+            .filter(|s| s.delivered > 0 && after.as_ref().is_none_or(|after| s.triplet > *after))
+            .collect();
+        let mut done = after;
         let targets: BTreeMap<Triplet, SinkState> =
             self.store.load_sink(Sink::KvTarget).await?.into_iter().map(|s| (s.triplet.clone(), s)).collect();
         for chunk in expected.chunks(CHUNK) {
@@ -210,7 +245,14 @@ impl<O: Outside> Engine<O> {
             self.observe(Api::Cloudflare, now, &left).await?;
             let right = self.outside.cloudflare().bulk_get(Namespace::Target, &keys).await;
             self.observe(Api::Cloudflare, now, &right).await?;
-            let (Ok(left), Ok(right)) = (left, right) else { return Ok(now.plus_ms(RETRY_MS)) };
+            let (left, right) = match (left, right) {
+                (Ok(left), Ok(right)) => (left, right),
+                (Err(error), _) | (_, Err(error)) => {
+                    self.known(|known| known.verification = Some(Verification { after: done, findings, compared }));
+                    return Ok(retry_look_at(now, &error));
+                }
+            };
+            done = chunk.last().map(|s| s.triplet.clone());
             self.store.add_counts(&[("kv_reads", 2 * keys.len() as i64)]).await?;
             for (state, key) in chunk.iter().zip(&keys) {
                 // A delivery on its way may have arrived without its acknowledgement: it is sent again.

@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::Route;
+use crate::domain::api::Api;
+use crate::domain::budget::Limit;
 pub use crate::domain::criteria::{CriteriaPolicy, Denominator};
 use crate::domain::duration::Millis;
 use crate::domain::time::{DAY_MS, MINUTE_MS, Timestamp};
@@ -186,7 +188,30 @@ impl RatePolicy {
             ComposioTier::Pro => 10_000,
         })
     }
+
+    /// What each API takes, and how much of it is ours. Nango and Composio count fixed minutes,
+    /// Cloudflare any five; reads at Nango come as a stream, so its lanes need no large bursts.
+    pub fn limits(&self) -> BTreeMap<Api, Limit> {
+        let limit = |requests, window_ms, burst_share| Limit {
+            requests,
+            window_ms,
+            reserved_share: self.reserved_share,
+            burst_share,
+        };
+        BTreeMap::from([
+            (Api::Nango, limit(self.nango(), MINUTE_MS, 0.05)),
+            (Api::Composio, limit(self.composio(), MINUTE_MS, 0.25)),
+            (Api::Cloudflare, limit(self.cloudflare_per_5_minutes, 5 * MINUTE_MS, 0.25)),
+            (Api::Gateway, limit(self.gateway_per_minute, MINUTE_MS, 0.25)),
+            (Api::Provider, limit(PROVIDER_PER_MINUTE, MINUTE_MS, 0.25)),
+        ])
+    }
 }
+
+/// Whoami calls a minute to one provider's host. Their limits are of many shapes, by app, by user
+/// and by method, and no figure holds for all; whoami is asked a few times an hour at most, so this
+/// only bounds what a defect could do. A provider's 429 shuts its host for as long as it says.
+const PROVIDER_PER_MINUTE: u32 = 120;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

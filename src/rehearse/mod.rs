@@ -111,7 +111,9 @@ impl Rehearsal {
     }
 
     fn engine_config(&self) -> EngineConfig {
-        let mut config = EngineConfig::new(self.policy.clone());
+        // One read after the other: what is under way at the same time has no order, and the same
+        // seed must give the same bytes.
+        let mut config = EngineConfig { reads_at_once: 1, ..EngineConfig::new(self.policy.clone()) };
         self.pace.fit_engine(&mut config);
         config
     }

@@ -4,13 +4,16 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::domain::time::Timestamp;
 
+use super::composio::ComposioSettings;
 use super::faults::Fault;
 use super::http::{Call, Reply};
+use super::nango::NangoSettings;
 use super::serve::Sandbox;
 use super::world::{GatewayKind, World};
 
@@ -53,9 +56,55 @@ pub(super) fn control(world: &mut World, call: &Call) -> Option<Reply> {
                 Err(error) => bad(error.to_string()),
             }
         }
+        ("POST", ["script"]) => match script(world, &call.body) {
+            Ok(()) => Reply::json(200, &json!({"ok": true})),
+            Err(error) => bad(error.to_string()),
+        },
+        ("POST", ["settings"]) => match serde_json::from_slice::<Settings>(&call.body) {
+            Ok(Settings { nango, composio }) => {
+                world.set_settings(nango, composio);
+                Reply::json(200, &json!({"ok": true}))
+            }
+            Err(error) => bad(error.to_string()),
+        },
+        ("POST", ["keys"]) => match serde_json::from_slice::<NewKey>(&call.body) {
+            Ok(NewKey::Nango { scopes }) => Reply::json(200, &json!({"key": world.add_nango_key(scopes)})),
+            Ok(NewKey::Composio { areas }) => Reply::json(200, &json!({"key": world.add_composio_key(areas)})),
+            Err(error) => bad(error.to_string()),
+        },
         _ => Reply::json(404, &json!({"error": "not_found"})),
     };
     Some(reply)
+}
+
+/// A key with few permissions, as `POST /_sandbox/keys` asks for it.
+#[derive(Deserialize)]
+#[serde(tag = "api", rename_all = "lowercase", deny_unknown_fields)]
+enum NewKey {
+    /// Scopes without `environment:`, such as `connections:list`.
+    Nango { scopes: Vec<String> },
+    /// Areas with `:read` or `:write`, such as `connected_accounts:write`.
+    Composio { areas: Vec<String> },
+}
+
+/// Settings of two systems, as `POST /_sandbox/settings` sets them. What a part leaves out goes
+/// back to its default.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    nango: Option<NangoSettings>,
+    composio: Option<ComposioSettings>,
+}
+
+/// Takes a script for an API or for a token endpoint.
+fn script(world: &mut World, body: &[u8]) -> Result<(), serde_json::Error> {
+    let value: Value = serde_json::from_slice(body)?;
+    if value.get("token_answer").is_some() {
+        world.add_token_script(serde_json::from_value(value)?);
+    } else {
+        world.add_script(serde_json::from_value(value)?);
+    }
+    Ok(())
 }
 
 /// A virtual clock that goes with the wall clock, at a speed.

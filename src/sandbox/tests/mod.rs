@@ -2,11 +2,14 @@
 
 mod cloudflare;
 mod composio;
+mod consent;
 mod faults;
 mod gateway;
 mod ledger;
 mod nango;
 mod provider;
+mod recordings;
+mod switches;
 
 use std::collections::BTreeSet;
 
