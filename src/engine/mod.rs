@@ -34,6 +34,7 @@ pub use evidence::GateReport;
 pub use intake::Reported;
 pub use lifecycle::Progress;
 pub use onboard::{Newcomer, Onboarding, TargetLink};
+pub(crate) use poll::whoami_call;
 
 /// The policy, and what is not a matter of policy. Durations in milliseconds.
 #[derive(Clone, Debug)]
@@ -104,7 +105,7 @@ struct Known {
     /// Where a round of smoke tests stopped for want of room.
     smoked: Option<Triplet>,
     /// The comparison of both namespaces that stopped for want of room.
-    verification: Option<watch::Verification>,
+    comparing: Option<watch::Comparing>,
     /// The soak clock runs.
     soak_started: bool,
     /// When the soak clock last showed that we are there.

@@ -11,7 +11,7 @@ use crate::domain::time::{MINUTE_MS, SECOND_MS, Timestamp};
 use crate::domain::token::{KvEntry, KvMetadata, scope_set};
 use crate::domain::triplet::{KV_PREFIX, Triplet};
 use crate::ports::{ApiError, ApiResult, AuditSink, GatewayRead, KvRead, Namespace, Outside, SourceRead, TargetRead};
-use crate::store::{Sink, SinkState, TripletRow};
+use crate::store::{Sink, SinkState, TripletRow, Verification};
 
 /// How soon a look that an API did not answer is tried again.
 const RETRY_MS: i64 = MINUTE_MS;
@@ -26,12 +26,19 @@ const CHUNK: usize = 100;
 const AUDIT_CHUNK: u32 = 500;
 
 /// A comparison of both namespaces that is under way.
-#[derive(Debug, Default)]
-pub(super) struct Verification {
+#[derive(Debug)]
+pub(super) struct Comparing {
+    began_at: Timestamp,
     /// Everything up to here is compared.
     after: Option<Triplet>,
     findings: Vec<Note>,
-    compared: i64,
+    compared: u64,
+}
+
+impl Comparing {
+    fn from(began_at: Timestamp) -> Self {
+        Self { began_at, after: None, findings: Vec::new(), compared: 0 }
+    }
 }
 
 /// When a look that failed is tried again: as soon as the budget has room, else after a while.
@@ -227,15 +234,13 @@ impl<O: Outside> Engine<O> {
     /// when nothing but settling entries differed.
     pub(super) async fn verify(&self, now: Timestamp) -> EngineResult<Timestamp> {
         // A run that had to stop goes on where it was.
-        let Verification { after, mut findings, mut compared } =
-            self.known(|known| known.verification.take()).unwrap_or_default();
-        let expected: Vec<SinkState> = self
-            .store
-            .load_sink(Sink::KvSource)
-            .await?
-            .into_iter()
-            .filter(|s| s.delivered > 0 && after.as_ref().is_none_or(|after| s.triplet > *after))
-            .collect();
+        let Comparing { began_at, after, mut findings, mut compared } =
+            self.known(|known| known.comparing.take()).unwrap_or_else(|| Comparing::from(now));
+        let all: Vec<SinkState> =
+            self.store.load_sink(Sink::KvSource).await?.into_iter().filter(|s| s.delivered > 0).collect();
+        let keys_in_all = all.len() as u64;
+        let expected: Vec<SinkState> =
+            all.into_iter().filter(|s| after.as_ref().is_none_or(|after| s.triplet > *after)).collect();
         let mut done = after;
         let targets: BTreeMap<Triplet, SinkState> =
             self.store.load_sink(Sink::KvTarget).await?.into_iter().map(|s| (s.triplet.clone(), s)).collect();
@@ -248,7 +253,7 @@ impl<O: Outside> Engine<O> {
             let (left, right) = match (left, right) {
                 (Ok(left), Ok(right)) => (left, right),
                 (Err(error), _) | (_, Err(error)) => {
-                    self.known(|known| known.verification = Some(Verification { after: done, findings, compared }));
+                    self.known(|known| known.comparing = Some(Comparing { began_at, after: done, findings, compared }));
                     return Ok(retry_look_at(now, &error));
                 }
             };
@@ -277,15 +282,22 @@ impl<O: Outside> Engine<O> {
             }
         }
         if compared > 0 {
-            self.store.add_counts(&[("parity_runs", 1), ("parity_compared", compared)]).await?;
-            if findings.is_empty() {
-                self.store.add_counts(&[("parity_clean", 1)]).await?;
-            } else {
-                self.store.set_counter("parity_clean", 0).await?;
-            }
-            for finding in &findings {
-                self.store.add_note("parity", finding).await?;
-            }
+            let run = Verification {
+                run: format!("duty-{}", now.millis()),
+                began_at,
+                at: now,
+                left: "kv:source".to_owned(),
+                right: "kv:target".to_owned(),
+                level: "full".to_owned(),
+                keys: keys_in_all,
+                compared,
+                differing: findings.len() as u64,
+                unsure: keys_in_all.saturating_sub(compared),
+                failed: 0,
+                counts: "{}".to_owned(),
+                findings,
+            };
+            self.store.record_verification(&run).await?;
         }
         Ok(now.plus_ms(self.config.policy.criteria.verify_every.0))
     }

@@ -40,6 +40,8 @@ pub struct Policy {
     pub accept: AcceptPolicy,
     pub rates: RatePolicy,
     pub prices: PriceTable,
+    #[serde(skip_serializing_if = "VerifyPolicy::is_empty")]
+    pub verify: VerifyPolicy,
     /// What a person decided about single triplets.
     pub decision: Vec<Decision>,
 }
@@ -59,9 +61,32 @@ impl Default for Policy {
             accept: AcceptPolicy::default(),
             rates: RatePolicy::default(),
             prices: PriceTable::default(),
+            verify: VerifyPolicy::default(),
             decision: Vec::new(),
         }
     }
+}
+
+/// What a comparison of two sides leaves out of account.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VerifyPolicy {
+    pub ignore: Vec<IgnoreRule>,
+}
+
+impl VerifyPolicy {
+    fn is_empty(&self) -> bool {
+        self.ignore.is_empty()
+    }
+}
+
+/// A field whose differences do not matter, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IgnoreRule {
+    /// `name`, `value.name`, `metadata.name` or `entry.name`.
+    pub field: String,
+    pub reason: String,
 }
 
 /// How moving triplets are grouped.

@@ -188,7 +188,7 @@ impl World {
 
     fn failed(&self, api: Api) -> Reply {
         let body = match api {
-            Api::Nango => json!({"error": {"code": "server_error", "message": "Internal server error"}}),
+            Api::Nango => return self.nango_incident(),
             Api::Composio => return self.composio_refuse(&Refused::new(500, "HTTP_InternalServerError", "Failed")),
             Api::Cloudflare => envelope(10001, "Service temporarily unavailable"),
             Api::Gateway | Api::Provider => json!({"error": "server_error"}),

@@ -20,6 +20,8 @@ mod schema;
 mod status;
 mod triplet;
 mod vault;
+mod verification;
+mod watermark;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -46,6 +48,8 @@ pub use place::{Place, PlaceError};
 pub use status::BacklogRow;
 pub use triplet::{NewTriplet, TripletRow};
 pub use vault::{KeyProblem, Vault, VaultError};
+pub use verification::{JournalHead, Verification};
+pub use watermark::{Checked, DueKeys};
 
 /// Connections to PostgreSQL: the duties run one after the other and the intake has one writer, so
 /// these are for short commands and for reads beside them.

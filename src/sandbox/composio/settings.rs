@@ -48,7 +48,7 @@ pub struct ComposioSettings {
     pub oauth2_import: Oauth2Import,
     /// Before 2026-07-03: OAuth accounts can be created directly on a managed auth config.
     pub managed_direct_create: bool,
-    /// A new token lifts an EXPIRED account to ACTIVE.
+    /// A new token lifts an EXPIRED or INACTIVE account to ACTIVE.
     pub patch_reactivates_expired: bool,
     /// The provider is asked before a patched token is stored.
     pub patch_validates: bool,
@@ -69,6 +69,8 @@ pub struct ComposioSettings {
     pub failures_before_expired: u32,
     /// Each webhook is delivered twice.
     pub duplicate_webhooks: bool,
+    /// Webhooks leave up to this much later, each on its own, so that they overtake each other, ms.
+    pub webhook_delay_max_ms: i64,
     /// The project has a verifier: consent waits for `complete_auth`, and this address gets the browser.
     pub verifier_url: Option<String>,
 }
@@ -90,6 +92,7 @@ impl Default for ComposioSettings {
             write_lease_ms: 0,
             failures_before_expired: 1,
             duplicate_webhooks: false,
+            webhook_delay_max_ms: 0,
             verifier_url: None,
         }
     }

@@ -100,6 +100,11 @@ impl World {
         if self.options().nango.dashboard {
             return Reply::html(200, "<!doctype html><html><head><title>Nango</title></head><body></body></html>");
         }
+        self.nango_incident()
+    }
+
+    /// A failure of Nango's own: the id is all that it tells.
+    pub(in crate::sandbox) fn nango_incident(&self) -> Reply {
         let id = draw::uuid(self.seed(), &["incident"], self.request_number());
         let message = format!("An error occurred. Please contact support with this unique id: \"{id}\"");
         Reply::json(500, &json!({"error": {"message": message, "code": "generic_error_support", "payload": id}}))

@@ -246,3 +246,74 @@ fn unknown_query_parameters_follow_the_switch() {
         assert_eq!(client.call(Api::Composio, "GET", "/api/v3.1/connected_accounts?user_ids=x&limit=2").status, 200);
     }
 }
+
+/// §3.4: whether a new token wakes an account that is down.
+#[test]
+fn a_new_token_wakes_an_account_where_the_switch_says() {
+    for (switch, after) in [(false, "INACTIVE"), (true, "ACTIVE")] {
+        let mut client = composio_world(|composio| composio.patch_reactivates_expired = switch);
+        let id = bearer(&mut client);
+        client.composio("PATCH", &format!("/connected_accounts/{id}/status"), &json!({"enabled": false}));
+        let token = client.poll();
+        assert_eq!(push(&mut client, &id, &token).value()["status"], after, "{switch}");
+    }
+}
+
+/// §5: the old secret signs along for as long as the switch says; copies may arrive apart.
+#[test]
+fn the_old_secret_signs_along_and_copies_arrive_apart() {
+    let mut client = composio_world(|composio| {
+        composio.rotation_overlap_secs = 48 * 3_600;
+        composio.duplicate_webhooks = true;
+        composio.webhook_delay_max_ms = 20 * SECOND_MS;
+    });
+    client.nango("DELETE", CONNECTION);
+    webhooks(&mut client);
+    let wanted =
+        json!({"webhook_url": "https://hooks.example/c", "enabled_events": ["composio.connected_account.expired"]});
+    let made = client.composio("POST", "/webhook_subscriptions", &wanted).value();
+    let target = format!("/webhook_subscriptions/{}", made["id"].as_str().unwrap());
+    client.composio("POST", &format!("{target}/rotate_secret"), &json!({}));
+    for bad in
+        [json!({"webhook_url": "http://far.example/"}), json!({"enabled_events": ["x"]}), json!({"version": "V4"})]
+    {
+        assert_eq!(client.composio("PATCH", &target, &bad).status, 400, "{bad}");
+    }
+    let config = auth_config(&mut client, "OAUTH2");
+    client.composio("POST", "/connected_accounts/link", &json!({"auth_config_id": config, "user_id": "kahuna"}));
+    // Every custodian is refused, the alarm that stands by as well.
+    let script = json!({"integration": "hubspot", "token_answer": "invalid-grant", "times": 1_000});
+    client.world.add_token_script(serde_json::from_value(script).unwrap());
+    let mut seen = Vec::new();
+    for _ in 0..2 * 3_600 {
+        client.advance(SECOND_MS);
+        for webhook in client.world.take_outbound() {
+            let signatures = webhook.headers.iter().find(|(n, _)| n == "webhook-signature").unwrap().1.clone();
+            assert_eq!(signatures.split(' ').count(), 2);
+            seen.push(client.world.now());
+            client.world.webhook_answered(webhook.id, Some(200));
+        }
+    }
+    assert!(seen.len() == 2 && seen[0] < seen[1], "{seen:?}");
+}
+
+/// §1.3: pages are offsets, so a row that comes in between is not seen and another is seen twice.
+#[test]
+fn pages_drift_when_something_is_made_between_them() {
+    let mut client = Client::new(hubspot());
+    for n in 0..4 {
+        auth_config(&mut client, "BEARER_TOKEN");
+        client.advance(n + 1);
+    }
+    let page = |client: &mut Client, cursor: &str| {
+        let reply =
+            client.call(Api::Composio, "GET", &format!("/api/v3.1/auth_configs?limit=2&cursor={cursor}")).value();
+        let ids: Vec<String> =
+            reply["items"].as_array().unwrap().iter().map(|c| c["id"].as_str().unwrap().to_owned()).collect();
+        (ids, reply["next_cursor"].as_str().unwrap_or_default().to_owned())
+    };
+    let (first, cursor) = page(&mut client, "");
+    auth_config(&mut client, "BEARER_TOKEN");
+    let (second, _) = page(&mut client, &cursor.replace('=', "%3D").replace('+', "%2B"));
+    assert_eq!(first[1], second[0]);
+}
