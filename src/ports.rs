@@ -418,6 +418,57 @@ pub trait KvWrite: KvRead {
     fn delete(&self, namespace: Namespace, key: &str) -> impl Future<Output = ApiResult<()>> + Send;
 }
 
+/// A KV namespace of the account, whichever it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KvPlace {
+    Gateway(Namespace),
+    /// Any other, by its id at Cloudflare.
+    Id(String),
+}
+
+/// A key as a listing shows it, nothing interpreted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ListedKey {
+    pub name: String,
+    /// Unix seconds.
+    pub expiration: Option<i64>,
+    pub metadata: Option<Value>,
+}
+
+/// One page of a listing. The end is `cursor == None`; a page may be empty and not the last.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeyListing {
+    pub keys: Vec<ListedKey>,
+    pub cursor: Option<String>,
+}
+
+/// What stands under a key, nothing interpreted.
+#[derive(Clone, Debug)]
+pub struct StoredValue {
+    /// All of it may be secret.
+    pub value: Secret,
+    pub metadata: Option<Value>,
+    /// Unix seconds.
+    pub expiration: Option<i64>,
+}
+
+/// KV as it is, for whoever compares: neither metadata nor values are judged here.
+pub trait KvInspect: Send + Sync {
+    /// Up to 1,000 keys, in the order of their UTF-8 bytes.
+    fn list_page(
+        &self,
+        place: &KvPlace,
+        prefix: &str,
+        cursor: Option<&str>,
+    ) -> impl Future<Output = ApiResult<KeyListing>> + Send;
+    /// At most 100 keys, each with its value and metadata as of one moment; `None` when it is not there.
+    fn read_values(
+        &self,
+        place: &KvPlace,
+        keys: &[String],
+    ) -> impl Future<Output = ApiResult<BTreeMap<String, Option<StoredValue>>>> + Send;
+}
+
 /// A row for D1 `kv_audit`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditRow {

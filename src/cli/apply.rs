@@ -16,7 +16,7 @@ use crate::engine::{EngineConfig, EngineError};
 use crate::exit;
 use crate::plan::saved::{digest_of, staleness};
 use crate::plan::{Moved, Plan, PlanRow, Policy, Route};
-use crate::store::{Durability, Place, Sink, Store, StoreError, TripletRow, Vault};
+use crate::store::{Durability, Place, PlaceError, Sink, Store, StoreError, TripletRow, Vault};
 
 /// Carry out a saved plan up to the soak
 ///
@@ -178,6 +178,23 @@ impl StateArgs {
         }
         Vault::load_or_create(&self.key_file)
             .map_err(|error| CommandError::failed(format!("cannot open the state `{place}`")).because(&error))
+    }
+
+    /// The state that these names mean, as [`Self::names`] gave them.
+    ///
+    /// # Errors
+    /// When the first is no name of a state.
+    pub fn named(state: &str, key_file: &str) -> Result<Self, PlaceError> {
+        Ok(Self { place: state.parse()?, key_file: PathBuf::from(key_file) })
+    }
+
+    /// The names of the state and of its key file.
+    pub fn names(&self) -> (String, String) {
+        let state = match &self.place {
+            Place::Sqlite(path) => format!("sqlite:{}", path.display()),
+            Place::Postgres(url) => url.clone(),
+        };
+        (state, self.key_file.display().to_string())
     }
 
     /// Takes the lock file beside the database, until the process ends however it ends.

@@ -242,6 +242,42 @@ impl Config {
         Ok(all.iter().flat_map(|all| all.expose().split_whitespace()).map(Secret::new).collect())
     }
 
+    /// What reading KV needs; the gateway's namespaces only where they are named.
+    ///
+    /// # Errors
+    /// As [`Config::nango`].
+    pub fn kv(&self, source: bool, target: bool) -> Result<CloudflareEndpoint, CommandError> {
+        let mut asked = Asked { config: self, missing: Vec::new() };
+        // An id that no namespace has stands for what is not asked for.
+        let mut id = |needed: bool, setting| if needed { asked.text(setting) } else { "none".to_owned() };
+        let (kv_source, kv_target, d1) = (id(source, &KV_SOURCE), id(target, &KV_TARGET), id(false, &D1));
+        let (base, token) = (asked.cloudflare_base()?, asked.secret(&CLOUDFLARE_TOKEN)?);
+        asked.finish()?;
+        Ok(CloudflareEndpoint { base, token, kv_source, kv_target, d1 })
+    }
+
+    /// What reading at Composio needs.
+    ///
+    /// # Errors
+    /// As [`Config::nango`].
+    pub fn composio(&self) -> Result<ComposioEndpoint, CommandError> {
+        let mut asked = Asked { config: self, missing: Vec::new() };
+        let (base, key) = (asked.url(&COMPOSIO_URL)?, asked.secret(&COMPOSIO_KEY)?);
+        asked.finish()?;
+        Ok(ComposioEndpoint { base, key, oauth_apps: BTreeMap::new() })
+    }
+
+    /// Where the providers are.
+    ///
+    /// # Errors
+    /// As [`Config::nango`].
+    pub fn provider(&self) -> Result<ProviderEndpoint, CommandError> {
+        let mut asked = Asked { config: self, missing: Vec::new() };
+        let base_override = self.text(&PROVIDER_URL).map(|_| asked.url(&PROVIDER_URL)).transpose()?;
+        asked.finish()?;
+        Ok(ProviderEndpoint { base_override })
+    }
+
     /// What carrying out a plan needs: all five systems.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ pub mod config;
 pub mod consent;
 pub mod ctl;
 mod error;
+pub mod gate;
 mod harden;
 mod hooks;
 pub mod inventory;
@@ -21,6 +22,7 @@ pub mod operate;
 pub mod plan;
 pub mod rehearse;
 pub mod repair;
+pub mod report;
 pub mod retire;
 pub mod sandbox;
 pub mod shim;
@@ -29,6 +31,7 @@ pub mod status;
 pub mod switch;
 mod ui;
 pub mod verify;
+pub mod waive;
 
 use clap::{Parser, Subcommand};
 
@@ -91,6 +94,9 @@ pub enum Command {
     Repair(repair::RepairArgs),
     Alert(alert::AlertArgs),
     Verify(Box<verify::VerifyArgs>),
+    Gate(Box<gate::GateArgs>),
+    Waive(Box<waive::WaiveArgs>),
+    Report(report::ReportArgs),
     Sandbox(sandbox::SandboxArgs),
     Keys(keys::KeysArgs),
     Config(config::ConfigArgs),
@@ -138,6 +144,9 @@ pub fn main() -> u8 {
         Command::Repair(args) => repair::run(&args, &ui),
         Command::Alert(args) => alert::run(&args, &ui),
         Command::Verify(args) => verify::run(&args, &ui),
+        Command::Gate(args) => gate::run(*args, &ui),
+        Command::Waive(args) => waive::run(*args, &ui),
+        Command::Report(args) => report::run(&args, &ui),
         Command::Sandbox(args) => sandbox::run(args, &ui),
         Command::Keys(args) => keys::run(&args, &ui),
         Command::Config(args) => config::run(&args, &ui),

@@ -6,6 +6,7 @@
 
 mod d1;
 mod envelope;
+mod inspect;
 mod kv;
 mod pace;
 
@@ -53,6 +54,11 @@ impl CloudflareClient {
             Namespace::Source => &self.kv_source,
             Namespace::Target => &self.kv_target,
         };
+        self.kv_request_to(method, template, id, path)
+    }
+
+    /// As [`Self::kv_request`], to the namespace with this id, which is a path segment already.
+    fn kv_request_to(&self, method: Method, template: &'static str, id: &str, path: &str) -> Request {
         self.request(method, template, &format!("/storage/kv/namespaces/{id}{path}"))
     }
 

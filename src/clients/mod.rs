@@ -12,6 +12,7 @@ pub mod http;
 pub mod nango;
 pub mod provider;
 mod quota;
+mod read_only;
 mod reply;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ pub use self::gateway::GatewayClient;
 pub use self::http::{Clock, Timeouts};
 pub use self::nango::NangoClient;
 pub use self::provider::ProviderClient;
+pub use self::read_only::{kv_inspect, provider_read, target_read};
 use crate::domain::budget::{Allowance, BudgetState, Lane, Limit};
 use crate::domain::secret::Secret;
 use crate::domain::time::Timestamp;

@@ -8,6 +8,8 @@ pub mod budget;
 pub mod criteria;
 pub mod custody;
 pub mod duration;
+pub mod evidence_file;
+pub mod markdown;
 pub mod schedule;
 pub mod secret;
 pub mod time;

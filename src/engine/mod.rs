@@ -8,11 +8,13 @@
 mod circuit;
 mod evidence;
 mod failure;
+mod gate;
 mod intake;
 mod lifecycle;
 mod mirror;
 mod onboard;
 mod poll;
+mod sample;
 pub mod steps;
 mod together;
 mod watch;
@@ -23,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::catalogue::Catalogue;
 use crate::domain::api::Api;
-use crate::domain::criteria::Note;
+use crate::domain::criteria::{EvidenceSource, LookOutcome, Note};
 use crate::domain::time::{HOUR_MS, MINUTE_MS, SECOND_MS, Timestamp};
 use crate::domain::triplet::Triplet;
 use crate::plan::Policy;
@@ -31,12 +33,15 @@ use crate::ports::{ApiResult, Outside};
 use crate::status::{Snapshot, snapshot};
 use crate::store::{Due, Lead, Sink, Store, StoreError};
 
-pub use evidence::GateReport;
+pub use evidence::{collect, lag_p99};
+pub use gate::{GateReport, NoFreshPass, fresh_pass, judge_state, record};
 pub use intake::Reported;
 pub use lifecycle::{
     ConsentRow, ConsentStart, Control, Progress, RetireStage, Reversal, SwitchPreview, Zombie, ZombieKind,
 };
 pub use onboard::{Newcomer, Onboarding, TargetLink};
+pub(crate) use poll::whoami_call;
+pub use sample::Sample;
 
 /// The policy, and what is not a matter of policy. Durations in milliseconds.
 #[derive(Clone, Debug)]
@@ -107,9 +112,11 @@ struct Known {
     /// Where a round of smoke tests stopped for want of room.
     smoked: Option<Triplet>,
     /// The comparison of both namespaces that stopped for want of room.
-    verification: Option<watch::Verification>,
+    comparing: Option<watch::Comparing>,
     /// The soak clock runs.
     soak_started: bool,
+    /// What sources of evidence that look all the time last recorded.
+    looked: BTreeMap<EvidenceSource, (LookOutcome, Timestamp)>,
     /// When the soak clock last showed that we are there.
     alive_at: Option<Timestamp>,
     /// The epoch in which this engine led the periodic duties last.
@@ -180,7 +187,8 @@ impl Lane {
 }
 
 /// The periodic duties, in the order in which they run when several are due.
-const PERIODIC: [Periodic; 5] = [Periodic::Probe, Periodic::Smoke, Periodic::Scan, Periodic::Verify, Periodic::Audit];
+const PERIODIC: [Periodic; 6] =
+    [Periodic::Probe, Periodic::Smoke, Periodic::Scan, Periodic::Verify, Periodic::Audit, Periodic::Sample];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Periodic {
@@ -189,6 +197,7 @@ enum Periodic {
     Scan,
     Verify,
     Audit,
+    Sample,
 }
 
 impl<O: Outside> Engine<O> {
@@ -316,6 +325,7 @@ impl<O: Outside> Engine<O> {
     /// When the store cannot be read.
     pub async fn snapshot(&self, now: Timestamp) -> EngineResult<Snapshot> {
         let mut snapshot = snapshot(&self.store, &self.config.policy, now).await?;
+        snapshot.budgets = self.outside.budgets(now).into_iter().map(Into::into).collect();
         self.known(|known| {
             snapshot.results = known.mirroring.results();
             for (status, sink) in snapshot.sinks.iter_mut().zip(Sink::ALL) {
@@ -370,6 +380,7 @@ impl<O: Outside> Engine<O> {
             Periodic::Scan => self.scan(now).await?,
             Periodic::Verify => self.verify(now).await?,
             Periodic::Audit => self.flush_audit(now).await?,
+            Periodic::Sample => self.sample(now).await?,
         };
         self.known(|known| known.periodic.insert(duty, next));
         Ok(next)

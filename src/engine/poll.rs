@@ -325,7 +325,7 @@ fn entry_of(credential: &SourceCredential) -> KvEntry {
 
 /// The whoami call of the catalogue with its placeholders filled; `None` when a value is missing
 /// or the call must be signed with keys that are not ours.
-pub(super) fn whoami_call(whoami: &Whoami, config: &serde_json::Map<String, Value>) -> Option<ProviderCall> {
+pub(crate) fn whoami_call(whoami: &Whoami, config: &serde_json::Map<String, Value>) -> Option<ProviderCall> {
     if whoami.signed {
         return None;
     }

@@ -40,6 +40,8 @@ pub struct Policy {
     pub accept: AcceptPolicy,
     pub rates: RatePolicy,
     pub prices: PriceTable,
+    #[serde(skip_serializing_if = "VerifyPolicy::is_empty")]
+    pub verify: VerifyPolicy,
     /// What a person decided about single triplets.
     pub decision: Vec<Decision>,
 }
@@ -59,9 +61,32 @@ impl Default for Policy {
             accept: AcceptPolicy::default(),
             rates: RatePolicy::default(),
             prices: PriceTable::default(),
+            verify: VerifyPolicy::default(),
             decision: Vec::new(),
         }
     }
+}
+
+/// What a comparison of two sides leaves out of account.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VerifyPolicy {
+    pub ignore: Vec<IgnoreRule>,
+}
+
+impl VerifyPolicy {
+    fn is_empty(&self) -> bool {
+        self.ignore.is_empty()
+    }
+}
+
+/// A field whose differences do not matter, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IgnoreRule {
+    /// `name`, `value.name`, `metadata.name` or `entry.name`.
+    pub field: String,
+    pub reason: String,
 }
 
 /// How moving triplets are grouped.
@@ -332,6 +357,8 @@ pub enum PolicyError {
     Version { found: u32 },
     #[error("`{key}` is {found} and must be {expected}")]
     Range { key: &'static str, found: String, expected: &'static str },
+    #[error("`{key}` names `{id}`, which is no criterion; known are {}", crate::domain::criteria::CRITERIA.join(", "))]
+    Criterion { key: &'static str, id: String },
     #[error("`{text}` is not a pattern such as `kahuna:*:default`: {reason}")]
     Pattern { text: String, reason: String },
     #[error("two decisions about `{triplet}`")]
@@ -358,6 +385,9 @@ impl Policy {
         let range = |ok: bool, key, found: String, expected| {
             if ok { Ok(()) } else { Err(PolicyError::Range { key, found, expected }) }
         };
+        if let Some((key, id)) = self.criteria.unknown_criterion() {
+            return Err(PolicyError::Criterion { key, id: id.to_owned() });
+        }
         let w = &self.waves;
         range(w.size_max >= 1, "waves.size_max", w.size_max.to_string(), "at least 1")?;
         range(

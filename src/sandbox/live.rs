@@ -51,7 +51,7 @@ pub(super) fn control(world: &mut World, call: &Call) -> Option<Reply> {
         }
         ("POST", ["script"]) => match script(world, &call.body) {
             Ok(()) => Reply::json(200, &json!({"ok": true})),
-            Err(error) => bad(error.to_string()),
+            Err(error) => bad(error),
         },
         ("POST", ["settings"]) => match serde_json::from_slice::<Settings>(&call.body) {
             Ok(Settings { nango, composio }) => {
@@ -90,14 +90,14 @@ struct Settings {
 }
 
 /// Takes a script for an API or for a token endpoint.
-fn script(world: &mut World, body: &[u8]) -> Result<(), serde_json::Error> {
-    let value: Value = serde_json::from_slice(body)?;
-    if value.get("token_answer").is_some() {
-        world.add_token_script(serde_json::from_value(value)?);
+fn script(world: &mut World, body: &[u8]) -> Result<(), String> {
+    let value: Value = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    let taken = if value.get("token_answer").is_some() {
+        world.add_token_script(serde_json::from_value(value).map_err(|error| error.to_string())?)
     } else {
-        world.add_script(serde_json::from_value(value)?);
-    }
-    Ok(())
+        world.add_script(serde_json::from_value(value).map_err(|error| error.to_string())?)
+    };
+    taken.map_err(|error| error.to_string())
 }
 
 impl Sandbox {

@@ -30,6 +30,6 @@ pub use self::keys::{OauthClient, SandboxKeys};
 pub use self::ledger::{Incident, LedgerSummary};
 pub use self::nango::{NangoSettings, NangoVersion, OutboundWebhook};
 pub use self::provider::{CANARY, Party};
-pub use self::script::{Script, TokenScript, TokenTwist, Twist};
+pub use self::script::{Script, ScriptError, TokenScript, TokenTwist, Twist};
 pub use self::serve::{CrashSignal, Sandbox, SandboxUrls};
 pub use self::world::{Answer, Strike, TokenLife, World, WorldConfig, WorldOptions};

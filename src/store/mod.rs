@@ -12,6 +12,8 @@ mod db;
 mod delivery;
 mod event;
 mod evidence;
+mod gate;
+mod history;
 mod intake;
 mod journal;
 mod lease;
@@ -22,6 +24,8 @@ mod schema;
 mod status;
 mod triplet;
 mod vault;
+mod verification;
+mod watermark;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -42,6 +46,8 @@ pub use control::{ControlRow, Decision, Scope};
 pub use delivery::{Delivered, PendingDelivery, Sink, SinkState};
 pub use event::{EventRow, IntentState};
 pub use evidence::LAG_BOUNDS_S;
+pub use gate::{GateRun, StateIdentity};
+pub use history::Look;
 pub use intake::{Intake, IntakeKind, Segment, Settled};
 pub use journal::{Capture, NewVersion};
 pub use lease::Lead;
@@ -49,6 +55,8 @@ pub use place::{Place, PlaceError};
 pub use status::BacklogRow;
 pub use triplet::{NewTriplet, TripletRow};
 pub use vault::{KeyProblem, Vault, VaultError};
+pub use verification::{JournalHead, Verification};
+pub use watermark::{Checked, DueKeys};
 
 /// Connections to PostgreSQL: the duties run one after the other and the intake has one writer, so
 /// these are for short commands and for reads beside them.

@@ -71,6 +71,15 @@ impl TripletRow {
             _ => self.custody.account.as_deref(),
         }
     }
+
+    /// Its stage, or that it is held or stays, in one word.
+    pub fn standing(&self) -> &'static str {
+        match self.custody.route {
+            Route::Retain => "retained",
+            _ if self.custody.held.is_some() => "held",
+            _ => self.custody.stage.name(),
+        }
+    }
 }
 
 impl Store {

@@ -1,5 +1,7 @@
 //! An outside world in memory, whose answers a test decides one by one.
 
+#![allow(dead_code, reason = "each test binary uses its part of this")]
+
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -12,10 +14,11 @@ use cutover::plan::Route;
 use cutover::ports::{
     AccountStatus, AlarmFire, AlarmMode, AlarmState, Api, ApiError, ApiErrorKind, ApiResult, AuditRow, AuditSink,
     AuthConfig, ConnectSession, ConnectedAccount, ConsentLink, GatewayAdmin, GatewayRead, KvKey, KvPage, KvPut, KvRead,
-    KvWrite, Namespace, Outside, ProviderCall, ProviderRead, ProxyAnswer, SmokeResult, SourceConnection,
-    SourceCredential, SourceCustody, SourceIntegration, SourceRead, TargetCustody, TargetRead, TargetScheme, Traffic,
+    KvWrite, Namespace, Outside, ProviderAnswer, ProviderCall, ProviderRead, ProxyAnswer, SmokeResult,
+    SourceConnection, SourceCredential, SourceCustody, SourceIntegration, SourceRead, TargetCustody, TargetRead,
+    TargetScheme, Traffic,
 };
-use cutover::store::{Durability, NewTriplet, Sink, Store, Vault};
+use cutover::store::{Durability, NewTriplet, Place, Sink, Store, Vault};
 use serde_json::Value;
 
 /// What becomes of one write.
@@ -216,6 +219,9 @@ impl KvWrite for Fake {
     async fn put(&self, _: Namespace, _: &KvPut) -> ApiResult<()> {
         silent(Api::Cloudflare)
     }
+    async fn put_until(&self, _: Namespace, _: &KvPut, _: Timestamp) -> ApiResult<()> {
+        silent(Api::Cloudflare)
+    }
     async fn delete(&self, _: Namespace, _: &str) -> ApiResult<()> {
         silent(Api::Cloudflare)
     }
@@ -250,6 +256,9 @@ impl GatewayAdmin for Fake {
 
 impl ProviderRead for Fake {
     async fn whoami(&self, _: &Secret, _: &ProviderCall) -> ApiResult<Value> {
+        silent(Api::Provider)
+    }
+    async fn ask(&self, _: &Secret, _: &ProviderCall) -> ApiResult<ProviderAnswer> {
         silent(Api::Provider)
     }
 }
@@ -292,8 +301,12 @@ pub fn connection_id(n: usize) -> String {
 
 /// A state in its soak: `count` triplets, each with an account at Composio.
 pub async fn soaking(dir: &Path, count: usize) -> Store {
-    let store =
-        Store::open(&dir.join("cutover.db"), Durability::ProcessCrash, Vault::from_master(&[7; 32])).await.unwrap();
+    soaking_at(&Place::Sqlite(dir.join("cutover.db")), count).await
+}
+
+/// The same, wherever the state is.
+pub async fn soaking_at(place: &Place, count: usize) -> Store {
+    let store = Store::open_at(place, Durability::ProcessCrash, Vault::from_master(&[7; 32])).await.unwrap();
     let new = |n: usize| NewTriplet {
         triplet: triplet(n),
         integration_key: "slack".into(),

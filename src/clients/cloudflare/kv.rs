@@ -16,10 +16,10 @@ use crate::domain::token::{KvEntry, KvEntryError, KvMetadata};
 use crate::ports::{ApiErrorKind, ApiResult, KvKey, KvPage, KvPut, KvRead, KvWrite, Namespace};
 
 /// Keys in one page of a listing, the most there is.
-const LIST_ROWS: usize = 1_000;
+pub(super) const LIST_ROWS: usize = 1_000;
 
 /// Keys in one bulk read.
-const BULK_GET_MAX: usize = 100;
+pub(super) const BULK_GET_MAX: usize = 100;
 
 /// Entries in one bulk write.
 const BULK_PUT_MAX: usize = 10_000;
@@ -31,10 +31,10 @@ const KEY_BYTES_MAX: usize = 512;
 const METADATA_BYTES_MAX: usize = 1_024;
 const VALUE_BYTES_MAX: usize = 25 * 1024 * 1024;
 
-const KEYS: &str = "/storage/kv/namespaces/{id}/keys";
+pub(super) const KEYS: &str = "/storage/kv/namespaces/{id}/keys";
 const VALUE: &str = "/storage/kv/namespaces/{id}/values/{key}";
 const BULK: &str = "/storage/kv/namespaces/{id}/bulk";
-const BULK_GET: &str = "/storage/kv/namespaces/{id}/bulk/get";
+pub(super) const BULK_GET: &str = "/storage/kv/namespaces/{id}/bulk/get";
 
 impl CloudflareClient {
     fn value_request(&self, method: Method, namespace: Namespace, key: &str) -> ApiResult<Request> {
