@@ -19,9 +19,9 @@ use std::task::Poll;
 
 use cutover::catalogue::Catalogue;
 use cutover::clients::{Clock, HttpOutside};
-use cutover::domain::criteria::{SoakClock, Verdict};
+use cutover::domain::criteria::Verdict;
 use cutover::domain::custody::{Custody, ReadAuthority};
-use cutover::domain::time::{DAY_MS, SECOND_MS, Timestamp};
+use cutover::domain::time::{HOUR_MS, SECOND_MS, Timestamp};
 use cutover::domain::triplet::Triplet;
 use cutover::engine::{Engine, EngineConfig, EngineError, EngineResult, GateReport, Progress, Reversal};
 use cutover::plan::{Plan, Policy};
@@ -264,16 +264,10 @@ impl Matrix {
     /// Lets the gate pass now, as far as the state knows.
     async fn pass(&self, state: &Path) {
         let engine = self.open(state).await;
-        let evaluated_at = self.cutover.now();
-        let report = GateReport {
-            verdict: Verdict::Pass,
-            evaluated_at,
-            criteria: Vec::new(),
-            clock: SoakClock::default(),
-            gaps: Vec::new(),
-            waivers: Vec::new(),
-            open_until: evaluated_at.plus_ms(DAY_MS),
-        };
+        let now = self.cutover.now();
+        let judged = engine.gate(now).await.unwrap();
+        let (criteria, open_until) = (Vec::new(), now.plus_ms(24 * HOUR_MS));
+        let report = GateReport { verdict: Verdict::Pass, criteria, open_until, ..judged };
         engine.record_gate(&report).await.unwrap();
         engine.into_store().close().await.unwrap();
     }

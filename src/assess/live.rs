@@ -276,9 +276,9 @@ impl<O: Outside> Live<'_, O> {
         let mut removed = kv.delete(Namespace::Target, &key).await;
         // One write a second to one key: the put may have been too short a time ago.
         for _ in 0..READ_BACKS_MAX {
-            let limited = matches!(&removed, Err(ApiError { kind: ApiErrorKind::RateLimited { .. }, .. }));
-            if !limited {
-                break;
+            match &removed {
+                Err(ApiError { kind: ApiErrorKind::RateLimited { .. } | ApiErrorKind::OverBudget { .. }, .. }) => {}
+                _ => break,
             }
             (self.wait)();
             removed = kv.delete(Namespace::Target, &key).await;

@@ -182,7 +182,8 @@ impl Cutover {
     pub fn until_done(&self, args: &[&str]) -> Vec<Value> {
         let mut reports = Vec::new();
         for _ in 0..2_000 {
-            let args = [args, &["--no-wait", "--policy", &self.policy, "--format", "json"]].concat();
+            let policy: &[&str] = if args.contains(&"--policy") { &[] } else { &["--policy", &self.policy] };
+            let args = [args, &["--no-wait", "--format", "json"], policy].concat();
             let (code, out, error) = self.run(&args);
             let report: Value =
                 serde_json::from_str(&out).unwrap_or_else(|_| panic!("{args:?}: {code}\n{out}\n{error}"));
