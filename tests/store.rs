@@ -5,7 +5,7 @@ mod postgres_server;
 
 use std::collections::BTreeSet;
 
-use cutover::domain::criteria::{CriteriaPolicy, Evidence, EvidenceSource, LookOutcome, Verdict, Waiver, judge};
+use cutover::domain::criteria::{CriteriaPolicy, Evidence, EvidenceSource, LookOutcome, Note, Verdict, Waiver, judge};
 use cutover::domain::custody::{Event, Refusal, Route, Stage};
 use cutover::domain::secret::Secret;
 use cutover::domain::time::Timestamp;
@@ -119,6 +119,7 @@ contract! {
     accepted_tokens_reach_the_journal_once_and_in_order
     a_changed_intake_is_found
     of_several_callers_one_creates_and_one_takes
+    a_change_is_noted_by_one_of_those_who_see_it
     keys_rotate_under_a_running_store
     looks_with_one_outcome_are_one_row_and_a_silence_is_a_gap
     looks_without_an_answer_do_not_end_a_gap
@@ -569,6 +570,22 @@ async fn of_several_callers_one_creates_and_one_takes(state: State) {
     assert!(!b.create_meta("down:nango", "2").await.unwrap());
     assert_eq!(b.take_meta("down:nango").await.unwrap().as_deref(), Some("1"));
     assert_eq!(a.take_meta("down:nango").await.unwrap(), None);
+}
+
+async fn a_change_is_noted_by_one_of_those_who_see_it(state: State) {
+    let (a, b) = (state.open().await, state.open().await);
+    let note = |s: i64, detail: &str| Note { at: at(s), subject: "p-1".to_owned(), detail: detail.to_owned() };
+    assert!(a.note_change("told", "inconclusive", "pass", "gate", &note(1, "to pass")).await.unwrap());
+    assert!(!b.note_change("told", "inconclusive", "pass", "gate", &note(2, "again")).await.unwrap());
+    let (one, two) = (note(3, "to fail"), note(4, "to fail"));
+    let (one, two) = tokio::join!(
+        a.note_change("told", "pass", "fail", "gate", &one),
+        b.note_change("told", "pass", "fail", "gate", &two)
+    );
+    assert_ne!(one.unwrap(), two.unwrap());
+    let noted: Vec<String> = b.load_notes("gate").await.unwrap().into_iter().map(|n| n.detail).collect();
+    assert_eq!(noted, ["to pass", "to fail"]);
+    assert_eq!(b.load_meta("told").await.unwrap().as_deref(), Some("fail"));
 }
 
 fn look(s: i64, outcome: LookOutcome) -> Look {
