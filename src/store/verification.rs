@@ -3,6 +3,7 @@
 
 use super::db::Lock;
 use super::delivery::{parse_fingerprint, parse_triplet};
+use super::evidence::insert_note;
 use super::history::{Look, record_look};
 use super::{During, Row, Sink, Store, StoreResult, from_json, query};
 use crate::domain::criteria::{CriteriaPolicy, EvidenceSource, LookOutcome, Note};
