@@ -219,13 +219,13 @@ fn runs(facts: &Facts, out: &mut String) {
         line!(out, "<p>The gate never ran on this state.</p>");
         return;
     }
-    line!(out, "<table>\n<thead><tr><th>Run<th>At<th>Verdict<th>Evidence</tr></thead>\n<tbody>");
+    line!(out, "<table>\n<thead><tr><th>Run<th>Verdict<th>At<th>Evidence</tr></thead>\n<tbody>");
     let cut_at = facts.gate_runs.len().saturating_sub(ROWS_MAX);
     for run in &facts.gate_runs[cut_at..] {
         let (at, verdict) = (run.at.to_minute(), run.verdict.name());
         line!(
             out,
-            "<tr class=\"{verdict}\"><td class=\"n\">{}</td><td>{at}</td><td>{verdict}</td><td><code>{}</code></td></tr>",
+            "<tr class=\"{verdict}\"><td class=\"n\">{}</td><td>{verdict}</td><td>{at}</td><td><code>{}</code></td></tr>",
             run.sequence,
             run.digest
         );
