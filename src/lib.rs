@@ -14,5 +14,6 @@ pub mod ports;
 pub mod rehearse;
 pub mod sandbox;
 pub mod shim;
+pub mod soak;
 pub mod store;
 pub mod verify;
