@@ -2,12 +2,14 @@
 //!
 //! Start with `docs/architecture.md`.
 
+pub mod alert;
 pub mod catalogue;
 pub mod cli;
 pub mod clients;
 pub mod domain;
 pub mod engine;
 pub mod exit;
+pub mod failpoint;
 pub mod inventory;
 pub mod plan;
 pub mod ports;
@@ -15,5 +17,6 @@ pub mod rehearse;
 pub mod sandbox;
 pub mod shim;
 pub mod soak;
+pub mod status;
 pub mod store;
 pub mod verify;

@@ -130,6 +130,13 @@ pub struct SourceCredential {
     pub auth_error: bool,
 }
 
+/// A Connect session at Nango: whoever opens the link connects an account.
+#[derive(Clone, Debug)]
+pub struct ConnectSession {
+    pub url: Secret,
+    pub expires_at: Timestamp,
+}
+
 /// Nango without refreshing reads: safe for planners, dry runs and verifiers.
 pub trait SourceRead: Send + Sync {
     /// Every connection, all pages, de-duplicated.
@@ -157,6 +164,13 @@ pub trait SourceCustody: SourceRead {
         integration_key: &str,
         connection_id: &str,
     ) -> impl Future<Output = ApiResult<()>> + Send;
+    /// Opens a Connect session for one integration; nothing is connected before a person uses it.
+    fn open_session(
+        &self,
+        end_user_id: &str,
+        display_name: Option<&str>,
+        integration_key: &str,
+    ) -> impl Future<Output = ApiResult<ConnectSession>> + Send;
 }
 
 /// How an auth config at Composio authenticates.
@@ -208,6 +222,22 @@ pub enum AccountStatus {
     Revoked,
     /// A value that this version does not know, kept as found.
     Other(String),
+}
+
+impl AccountStatus {
+    /// As Composio writes it.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Initializing => "INITIALIZING",
+            Self::Initiated => "INITIATED",
+            Self::Active => "ACTIVE",
+            Self::Failed => "FAILED",
+            Self::Expired => "EXPIRED",
+            Self::Inactive => "INACTIVE",
+            Self::Revoked => "REVOKED",
+            Self::Other(name) => name,
+        }
+    }
 }
 
 /// A consent link: lives 10 minutes, made when a person is about to use it.

@@ -1,6 +1,9 @@
 //! What the store promises, whatever database is behind it.
 
-use std::path::Path;
+#[path = "support/postgres.rs"]
+mod postgres_server;
+
+use std::collections::BTreeSet;
 
 use cutover::domain::custody::{Event, Refusal, Route, Stage};
 use cutover::domain::secret::Secret;
@@ -8,10 +11,12 @@ use cutover::domain::time::Timestamp;
 use cutover::domain::token::{KvEntry, Writer};
 use cutover::domain::triplet::Triplet;
 use cutover::store::{
-    Capture, Delivered, Durability, IntentState, NewTriplet, NewVersion, Sink, Store, StoreError, Vault,
+    Capture, Delivered, Durability, Intake, IntentState, Lead, NewTriplet, NewVersion, PendingDelivery, Place,
+    PollFailure, Sink, Store, StoreError, Vault,
 };
 use proptest::prelude::*;
-use sqlx::Connection;
+use proptest::strategy::ValueTree;
+use sqlx::{AssertSqlSafe, Connection};
 
 const KEY: [u8; 32] = [9; 32];
 
@@ -23,24 +28,112 @@ fn triplet() -> Triplet {
     Triplet::parse("kahuna:slack:default").unwrap()
 }
 
-async fn open(dir: &Path) -> Store {
-    Store::open(&dir.join("cutover.db"), Durability::ProcessCrash, Vault::from_master(&KEY)).await.unwrap()
+/// An empty state for one test.
+struct State {
+    place: Place,
+    dir: tempfile::TempDir,
 }
 
-/// A store with one connection that feeds one triplet.
-async fn planned(dir: &Path) -> Store {
-    let store = open(dir).await;
-    let new = NewTriplet {
-        triplet: triplet(),
-        integration_key: "slack".into(),
-        connection_id: "kahuna__slack__default".into(),
-        route: Route::Reconsent,
-        wave: Some(1),
-        toolkit: Some("slack".into()),
-        scopes: vec!["chat:write".into()],
+impl State {
+    fn sqlite() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self { place: Place::Sqlite(dir.path().join("cutover.db")), dir }
+    }
+
+    fn postgres() -> Self {
+        let url = postgres_server::shared().database();
+        Self { place: url.parse().unwrap(), dir: tempfile::tempdir().unwrap() }
+    }
+
+    async fn open(&self) -> Store {
+        self.open_with(Vault::from_master(&KEY)).await.unwrap()
+    }
+
+    async fn open_with(&self, vault: Vault) -> Result<Store, StoreError> {
+        Store::open_at(&self.place, Durability::ProcessCrash, vault).await
+    }
+
+    /// A store with one connection that feeds one triplet.
+    async fn planned(&self) -> Store {
+        let store = self.open().await;
+        plan(&store, &[triplet()]).await;
+        store
+    }
+
+    /// Goes behind the store's back. Returns the first column of what it selects.
+    async fn raw(&self, sql: &str) -> Vec<Option<Vec<u8>>> {
+        let sql = AssertSqlSafe(sql.to_owned());
+        match &self.place {
+            Place::Sqlite(path) => {
+                let mut raw = sqlx::SqliteConnection::connect(&format!("sqlite:{}", path.display())).await.unwrap();
+                sqlx::query_scalar(sql).fetch_all(&mut raw).await.unwrap()
+            }
+            Place::Postgres(url) => {
+                let mut raw = sqlx::PgConnection::connect(url).await.unwrap();
+                sqlx::query_scalar(sql).fetch_all(&mut raw).await.unwrap()
+            }
+        }
+    }
+}
+
+/// Every test for both databases.
+macro_rules! contract {
+    ($($name:ident)*) => {
+        mod sqlite {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(super::State::sqlite()).await;
+            })*
+        }
+        mod postgres {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(super::State::postgres()).await;
+            })*
+        }
     };
-    store.begin_plan("p-000000000001", "{}", &[new], at(0)).await.unwrap();
-    store
+}
+
+contract! {
+    a_version_that_ends_earlier_than_the_head_is_dropped_with_a_record
+    only_the_newest_version_waits_for_a_sink_and_its_secret_alone_is_kept
+    an_acknowledgement_of_an_older_version_leaves_the_newer_one_pending
+    what_was_committed_is_there_after_the_process_is_gone
+    a_changed_row_breaks_the_chain_and_is_named
+    a_refused_event_is_not_recorded_and_the_audit_trail_is_chained
+    an_intent_is_done_once_and_an_open_one_must_be_settled_by_looking
+    another_plan_is_refused_and_the_same_one_changes_nothing
+    a_state_of_other_keys_is_refused
+    the_head_never_goes_back
+    a_replaced_token_that_comes_again_is_not_new
+    of_several_versions_in_one_commit_the_last_is_the_head
+    a_connection_belongs_to_the_one_who_claimed_it_until_its_time_is_over
+    the_capture_of_a_late_reader_is_refused_once_a_later_claim_has_its_outcome
+    a_sink_is_not_written_by_two_at_a_time_and_nothing_is_overtaken
+    a_late_acknowledgement_makes_the_newest_version_go_again
+    failures_of_a_claim_that_is_over_change_nothing
+    several_writers_keep_one_chain
+    what_is_accepted_is_committed_together_and_survives
+    accepted_tokens_reach_the_journal_once_and_in_order
+    a_changed_intake_is_found
+    of_several_callers_one_creates_and_one_takes
+    keys_rotate_under_a_running_store
+}
+
+async fn plan(store: &Store, triplets: &[Triplet]) {
+    let triplets: Vec<NewTriplet> = triplets
+        .iter()
+        .map(|triplet| NewTriplet {
+            triplet: triplet.clone(),
+            integration_key: "slack".into(),
+            connection_id: triplet.to_string().replace(':', "__"),
+            route: Route::Reconsent,
+            wave: Some(1),
+            toolkit: Some("slack".into()),
+            scopes: vec!["chat:write".into()],
+        })
+        .collect();
+    store.begin_plan("p-000000000001", "{}", &triplets, at(0)).await.unwrap();
 }
 
 fn entry(token: &str, expires: i64) -> KvEntry {
@@ -53,17 +146,29 @@ fn entry(token: &str, expires: i64) -> KvEntry {
     }
 }
 
-async fn capture(store: &Store, token: &str, expires: i64, now: i64) {
-    let entry = entry(token, expires);
-    let version = NewVersion { triplet: triplet(), epoch: 1, writer: Writer::Nango, entry: entry.clone() };
-    let capture = Capture {
-        connection: store.load_connections().await.unwrap()[0].id,
-        fingerprint: store.vault().fingerprints().fingerprint(&entry.access_token),
-        expires_at: entry.expires_at,
-        poll_at: at(expires - 900),
-        versions: vec![version],
-        scheduled: None,
+/// What a read under `claim` brought.
+fn captured(store: &Store, connection: i64, claim: u64, triplet: &Triplet, entries: &[KvEntry]) -> Capture {
+    let newest = entries.last().unwrap();
+    let version = |entry: &KvEntry| NewVersion {
+        triplet: triplet.clone(),
+        epoch: 1,
+        writer: Writer::Nango,
+        entry: entry.clone(),
     };
+    Capture {
+        connection,
+        claim,
+        fingerprint: store.vault().fingerprints().fingerprint(&newest.access_token),
+        expires_at: newest.expires_at,
+        poll_at: newest.expires_at.map_or(at(1_000_000), |end| end.plus_ms(-900_000)),
+        versions: entries.iter().map(version).collect(),
+        scheduled: None,
+    }
+}
+
+async fn capture(store: &Store, token: &str, expires: i64, now: i64) {
+    let connection = store.load_connections().await.unwrap()[0].id;
+    let capture = captured(store, connection, 0, &triplet(), &[entry(token, expires)]);
     store.append_captures(&[capture], &Sink::ALL, at(now)).await.unwrap();
 }
 
@@ -71,10 +176,27 @@ async fn head(store: &Store) -> String {
     store.load_head(&triplet()).await.unwrap().unwrap().access_token.expose().to_owned()
 }
 
-#[tokio::test]
-async fn a_version_that_ends_earlier_than_the_head_is_dropped_with_a_record() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = planned(dir.path()).await;
+/// Claims everything that is due for a minute.
+async fn claim(store: &Store, now: i64) -> Vec<PendingDelivery> {
+    store.claim_deliveries(&Sink::ALL, at(now), 100, at(now + 60)).await.unwrap()
+}
+
+fn delivered(p: &PendingDelivery) -> Delivered {
+    Delivered {
+        sink: p.sink,
+        triplet: p.triplet.clone(),
+        metadata: p.metadata.clone(),
+        captured_at: p.captured_at,
+        claim: p.claim,
+    }
+}
+
+fn token(subject: &Triplet, token: &str, expires: i64) -> Intake {
+    Intake::token(subject, &entry(token, expires), at(1))
+}
+
+async fn a_version_that_ends_earlier_than_the_head_is_dropped_with_a_record(state: State) {
+    let store = state.planned().await;
     capture(&store, "one", 1_000, 1).await;
     capture(&store, "two", 2_000, 2).await;
     capture(&store, "late one", 1_500, 3).await;
@@ -83,166 +205,399 @@ async fn a_version_that_ends_earlier_than_the_head_is_dropped_with_a_record() {
     assert_eq!(store.load_counters().await.unwrap()["superseded"], 1);
 }
 
-#[tokio::test]
-async fn only_the_newest_version_waits_for_a_sink_and_its_secret_alone_is_kept() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = planned(dir.path()).await;
+async fn only_the_newest_version_waits_for_a_sink_and_its_secret_alone_is_kept(state: State) {
+    let store = state.planned().await;
     for (n, token) in ["one", "two", "three"].iter().enumerate() {
         capture(&store, token, 1_000 * (n as i64 + 1), n as i64).await;
     }
-    let sinks = async || store.load_pending(at(10), 100).await.unwrap();
-    assert!(sinks().await.iter().all(|p| p.sink != Sink::Composio), "there is no account to patch yet");
+    let pending = claim(&store, 10).await;
+    assert_eq!(pending.len(), 2, "there is no account to patch yet");
     store.save_mirror_account(&triplet(), "ca_1").await.unwrap();
-    let pending = sinks().await;
-    assert_eq!(pending.len(), Sink::ALL.len());
+    let pending: Vec<_> = pending.into_iter().chain(claim(&store, 10).await).collect();
+    assert_eq!(pending.iter().map(|p| p.sink).collect::<BTreeSet<_>>().len(), Sink::ALL.len());
     assert!(pending.iter().all(|p| p.metadata.v == 3 && p.entry.access_token.expose() == "three"));
-
-    let mut raw =
-        sqlx::SqliteConnection::connect(&format!("sqlite:{}", dir.path().join("cutover.db").display())).await.unwrap();
-    let payloads: Vec<Option<Vec<u8>>> =
-        sqlx::query_scalar("SELECT payload FROM journal ORDER BY version").fetch_all(&mut raw).await.unwrap();
+    let payloads = state.raw("SELECT payload FROM journal ORDER BY version").await;
     assert_eq!(payloads.iter().map(Option::is_some).collect::<Vec<_>>(), [false, false, true]);
 }
 
-#[tokio::test]
-async fn an_acknowledgement_of_an_older_version_leaves_the_newer_one_pending() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = planned(dir.path()).await;
+async fn an_acknowledgement_of_an_older_version_leaves_the_newer_one_pending(state: State) {
+    let store = state.planned().await;
     capture(&store, "one", 1_000, 1).await;
-    let first = store.load_pending(at(1), 100).await.unwrap().remove(0);
+    let first = claim(&store, 1).await.remove(0);
     capture(&store, "two", 2_000, 2).await;
-    let delivered = Delivered {
-        sink: first.sink,
-        triplet: first.triplet.clone(),
-        metadata: first.metadata.clone(),
-        captured_at: first.captured_at,
-    };
-    store.mark_delivered(std::slice::from_ref(&delivered), at(3)).await.unwrap();
-    let still = store.load_pending(at(3), 100).await.unwrap();
-    assert!(still.iter().any(|p| p.sink == first.sink && p.metadata.v == 2), "{still:?}");
-
-    // The same acknowledgement again, late, changes nothing and queues no second audit row.
-    let newer = still.into_iter().find(|p| p.sink == first.sink).unwrap();
-    let newer = Delivered {
-        sink: newer.sink,
-        triplet: newer.triplet,
-        metadata: newer.metadata,
-        captured_at: newer.captured_at,
-    };
-    store.mark_delivered(&[newer], at(4)).await.unwrap();
-    store.mark_delivered(&[delivered], at(5)).await.unwrap();
+    store.mark_delivered(&[delivered(&first)], at(3)).await.unwrap();
+    let newer = claim(&store, 3).await.into_iter().find(|p| p.sink == first.sink).unwrap();
+    assert_eq!(newer.metadata.v, 2);
+    store.mark_delivered(&[delivered(&newer)], at(4)).await.unwrap();
+    // The same acknowledgement again changes nothing and queues no second audit row.
+    store.mark_delivered(&[delivered(&newer)], at(5)).await.unwrap();
     let state = store.load_sink(first.sink).await.unwrap().remove(0);
     assert_eq!((state.version, state.delivered), (2, 2));
     assert_eq!(store.load_audit_outbox(10).await.unwrap().len(), 2);
 }
 
-#[tokio::test]
-async fn what_was_committed_is_there_after_the_process_is_gone() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = planned(dir.path()).await;
+async fn what_was_committed_is_there_after_the_process_is_gone(state: State) {
+    let store = state.planned().await;
     capture(&store, "one", 1_000, 1).await;
     store.record_custody(&triplet(), &Event::BackfillDelivered, "test", at(2)).await.unwrap();
     // No close: the connection is simply dropped, as a kill would.
     drop(store);
-    let store = open(dir.path()).await;
+    let store = state.open().await;
     assert_eq!(head(&store).await, "one");
     assert_eq!(store.load_triplets().await.unwrap()[0].custody.stage, Stage::Mirroring);
 }
 
-#[tokio::test]
-async fn a_changed_row_breaks_the_chain_and_is_named() {
-    for change in [
-        "UPDATE journal SET expires_at = 9 WHERE seq = 2",
-        "UPDATE journal SET payload = x'00' WHERE seq = 3",
-        "DELETE FROM journal WHERE seq = 2",
+async fn a_changed_row_breaks_the_chain_and_is_named(state: State) {
+    let store = state.planned().await;
+    for n in 1..=3 {
+        capture(&store, &format!("token {n}"), 1_000 * n, n).await;
+    }
+    assert_eq!(store.verify_journal().await.unwrap(), 3);
+    for (change, back) in [
+        ("UPDATE journal SET expires_at = 9 WHERE seq = 2", "UPDATE journal SET expires_at = 2000000 WHERE seq = 2"),
+        ("UPDATE journal SET writer = 'composio' WHERE seq = 1", "UPDATE journal SET writer = 'nango' WHERE seq = 1"),
+        ("UPDATE journal SET payload = digest WHERE seq = 3", "UPDATE journal SET payload = NULL WHERE seq = 3"),
+        ("DELETE FROM journal WHERE seq = 2", "SELECT NULL"),
     ] {
-        let dir = tempfile::tempdir().unwrap();
-        let store = planned(dir.path()).await;
-        for n in 1..=3 {
-            capture(&store, &format!("token {n}"), 1_000 * n, n).await;
-        }
-        assert_eq!(store.verify_journal().await.unwrap(), 3);
-        let mut raw = sqlx::SqliteConnection::connect(&format!("sqlite:{}", dir.path().join("cutover.db").display()))
-            .await
-            .unwrap();
-        sqlx::query(change).execute(&mut raw).await.unwrap();
+        state.raw(change).await;
         let error = store.verify_journal().await.unwrap_err();
         assert!(
             matches!(&error, StoreError::Corrupt { what: "journal", detail } if detail.contains("entry")),
-            "{error}"
+            "{change}: {error}"
         );
+        state.raw(back).await;
     }
 }
 
-#[tokio::test]
-async fn a_refused_event_is_not_recorded_and_the_audit_trail_is_chained() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = planned(dir.path()).await;
+async fn a_refused_event_is_not_recorded_and_the_audit_trail_is_chained(state: State) {
+    let store = state.planned().await;
     let error = store.record_custody(&triplet(), &Event::Retired, "test", at(1)).await.unwrap_err();
     assert!(matches!(error, StoreError::Refused { refusal: Refusal::Illegal { .. }, .. }), "{error}");
     store.record_custody(&triplet(), &Event::BackfillDelivered, "test", at(2)).await.unwrap();
     store.record_action("alice", "gate", "{}", at(3)).await.unwrap();
-    let events = store.load_events(0, 10).await.unwrap();
-    assert_eq!(events.iter().map(|e| e.actor.as_str()).collect::<Vec<_>>(), ["test", "alice"]);
-
-    let mut raw =
-        sqlx::SqliteConnection::connect(&format!("sqlite:{}", dir.path().join("cutover.db").display())).await.unwrap();
-    sqlx::query("UPDATE event SET actor = 'bob' WHERE seq = 2").execute(&mut raw).await.unwrap();
-    assert!(store.load_events(0, 10).await.is_err());
+    let actors = async |after, limit| -> Vec<String> {
+        store.load_events(after, limit).await.unwrap().into_iter().map(|e| e.actor).collect()
+    };
+    assert_eq!(actors(0, 10).await, ["test", "alice"]);
+    assert_eq!(actors(0, 1).await, ["test"]);
+    assert_eq!(actors(1, 10).await, ["alice"]);
+    assert_eq!(store.verify_events().await.unwrap(), 2);
+    state.raw("UPDATE event SET actor = 'bob' WHERE seq = 2").await;
+    assert!(store.load_events(0, 10).await.is_err() && store.verify_events().await.is_err());
 }
 
-#[tokio::test]
-async fn an_intent_is_done_once_and_an_open_one_must_be_settled_by_looking() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = planned(dir.path()).await;
+async fn an_intent_is_done_once_and_an_open_one_must_be_settled_by_looking(state: State) {
+    let store = state.planned().await;
     assert_eq!(store.begin_intent("make-1", "make", at(1)).await.unwrap(), None);
     assert_eq!(store.begin_intent("make-1", "make", at(2)).await.unwrap(), Some(IntentState::Started));
     store.finish_intent("make-1", "ca_1").await.unwrap();
     assert_eq!(store.begin_intent("make-1", "make", at(3)).await.unwrap(), Some(IntentState::Done("ca_1".into())));
 }
 
-#[tokio::test]
-async fn another_plan_is_refused_and_the_same_one_changes_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = planned(dir.path()).await;
+async fn another_plan_is_refused_and_the_same_one_changes_nothing(state: State) {
+    let store = state.planned().await;
     store.begin_plan("p-000000000001", "{}", &[], at(9)).await.unwrap();
     assert_eq!(store.load_triplets().await.unwrap().len(), 1);
     let error = store.begin_plan("p-000000000002", "{}", &[], at(9)).await.unwrap_err();
     assert!(matches!(error, StoreError::OtherPlan { .. }), "{error}");
 }
 
-#[tokio::test]
-async fn a_state_of_another_key_opens_no_payload() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = planned(dir.path()).await;
-    capture(&store, "one", 1_000, 1).await;
-    drop(store);
-    let other =
-        Store::open(&dir.path().join("cutover.db"), Durability::PowerLoss, Vault::from_master(&[8; 32])).await.unwrap();
-    assert!(matches!(other.load_head(&triplet()).await, Err(StoreError::Vault(_))));
+async fn a_state_of_other_keys_is_refused(state: State) {
+    drop(state.planned().await);
+    let other = state.open_with(Vault::from_master(&[8; 32])).await;
+    assert!(matches!(other, Err(StoreError::OtherKeys(_))));
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
-
-    /// Whatever order tokens arrive in, the head is the one that lives longest among those that
-    /// were newest when they came, and no sink is ever offered an older one after it.
-    #[test]
-    fn the_head_never_goes_back(expiries in prop::collection::vec(1i64..50, 1..20)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(async {
-            let dir = tempfile::tempdir().unwrap();
-            let store = planned(dir.path()).await;
-            let mut newest = 0;
-            for (n, expiry) in expiries.iter().enumerate() {
-                capture(&store, &format!("token {expiry}"), *expiry, n as i64).await;
-                newest = newest.max(*expiry);
-                let offered = store.load_pending(at(n as i64), 10).await.unwrap();
-                prop_assert!(offered.iter().all(|p| p.entry.expires_at == Some(at(newest))));
-            }
-            prop_assert_eq!(head(&store).await, format!("token {newest}"));
-            store.verify_journal().await.unwrap();
-            Ok(())
-        })?;
+/// Whatever order tokens arrive in, the head is the one that lives longest, and no sink is ever
+/// offered an older one after it.
+async fn the_head_never_goes_back(state: State) {
+    let store = state.planned().await;
+    let orders = prop::collection::vec(1i64..50, 40);
+    let mut runner = proptest::test_runner::TestRunner::default();
+    let expiries = orders.new_tree(&mut runner).unwrap().current();
+    let mut newest = 0;
+    for (n, expiry) in expiries.iter().enumerate() {
+        capture(&store, &format!("token {expiry}"), *expiry, n as i64).await;
+        newest = newest.max(*expiry);
+        for offered in store.claim_deliveries(&Sink::ALL, at(n as i64), 10, at(n as i64)).await.unwrap() {
+            assert_eq!(offered.entry.expires_at, Some(at(newest)), "{expiries:?}");
+        }
     }
+    assert_eq!(head(&store).await, format!("token {newest}"), "{expiries:?}");
+    store.verify_journal().await.unwrap();
+}
+
+async fn a_replaced_token_that_comes_again_is_not_new(state: State) {
+    let store = state.planned().await;
+    for (n, token) in ["one", "two", "one", "two"].iter().enumerate() {
+        capture(&store, token, 1_000, n as i64).await;
+    }
+    assert_eq!((head(&store).await.as_str(), store.verify_journal().await.unwrap()), ("two", 2));
+    // The same token with a longer life is new.
+    capture(&store, "one", 2_000, 9).await;
+    assert_eq!(head(&store).await, "one");
+}
+
+async fn of_several_versions_in_one_commit_the_last_is_the_head(state: State) {
+    let store = state.planned().await;
+    let connection = store.load_connections().await.unwrap()[0].id;
+    let entries = [entry("one", 1_000), entry("two", 2_000), entry("late", 1_500), entry("three", 3_000)];
+    let capture = captured(&store, connection, 0, &triplet(), &entries);
+    store.append_captures(&[capture], &Sink::ALL, at(1)).await.unwrap();
+    assert_eq!((head(&store).await.as_str(), store.verify_journal().await.unwrap()), ("three", 3));
+    assert_eq!(store.load_counters().await.unwrap()["superseded"], 3);
+    let offered = claim(&store, 1).await;
+    assert!(offered.len() == 2 && offered.iter().all(|p| p.metadata.v == 3), "{offered:?}");
+}
+
+async fn a_connection_belongs_to_the_one_who_claimed_it_until_its_time_is_over(state: State) {
+    let (a, b) = (state.planned().await, state.open().await);
+    let id = a.load_connections().await.unwrap()[0].id;
+    a.schedule_poll(id, Some(at(10))).await.unwrap();
+    assert!(a.claim_polls(at(9), 10, at(70)).await.unwrap().is_empty(), "it is not due");
+    assert_eq!(a.claim_polls(at(10), 10, at(70)).await.unwrap()[0].claim, 1);
+    assert!(b.claim_polls(at(69), 10, at(130)).await.unwrap().is_empty(), "it is taken");
+    assert_eq!(b.load_due().await.unwrap().poll_at, Some(at(70)));
+    assert_eq!(b.claim_polls(at(70), 10, at(130)).await.unwrap()[0].claim, 2);
+    // Out of reach: what was claimed and not read is due again with the rest.
+    let claimed = a.claim_polls(at(130), 10, at(190)).await.unwrap();
+    a.put_off_polls(&claimed, at(130), at(140)).await.unwrap();
+    assert_eq!(a.load_due().await.unwrap().poll_at, Some(at(140)));
+}
+
+async fn the_capture_of_a_late_reader_is_refused_once_a_later_claim_has_its_outcome(state: State) {
+    let (a, b) = (state.planned().await, state.open().await);
+    let id = a.load_connections().await.unwrap()[0].id;
+    a.schedule_poll(id, Some(at(10))).await.unwrap();
+    let late = a.claim_polls(at(10), 10, at(70)).await.unwrap().remove(0);
+    let second = b.claim_polls(at(70), 10, at(130)).await.unwrap().remove(0);
+    let newer = captured(&b, id, second.claim, &triplet(), &[entry("newer", 2_000)]);
+    assert_eq!(b.append_captures(&[newer], &Sink::ALL, at(71)).await.unwrap(), 0);
+    let older = captured(&a, id, late.claim, &triplet(), &[entry("older", 3_000)]);
+    assert_eq!(a.append_captures(&[older], &Sink::ALL, at(72)).await.unwrap(), 1);
+    assert_eq!(head(&a).await, "newer");
+    let failure =
+        PollFailure { connection: id, claim: late.claim, at: at(73), retry_at: None, dead: true, counts: true };
+    a.record_poll_failure(failure).await.unwrap();
+    let row = a.load_connections().await.unwrap().remove(0);
+    assert_eq!((row.poll_at, row.failures, row.dead_at), (Some(at(1_100)), 0, None));
+    // Late, but nobody else has an outcome: what it read counts.
+    a.schedule_poll(id, Some(at(100))).await.unwrap();
+    let third = a.claim_polls(at(100), 10, at(110)).await.unwrap().remove(0);
+    b.claim_polls(at(110), 10, at(170)).await.unwrap();
+    let read = captured(&a, id, third.claim, &triplet(), &[entry("newest", 4_000)]);
+    assert_eq!(a.append_captures(&[read], &Sink::ALL, at(120)).await.unwrap(), 0);
+    assert_eq!(head(&b).await, "newest");
+}
+
+async fn a_sink_is_not_written_by_two_at_a_time_and_nothing_is_overtaken(state: State) {
+    let (a, b) = (state.planned().await, state.open().await);
+    capture(&a, "one", 1_000, 1).await;
+    let taken = a.claim_deliveries(&[Sink::KvSource], at(1), 10, at(61)).await.unwrap();
+    assert_eq!(taken.len(), 1);
+    let rest = claim(&b, 1).await;
+    assert_eq!(rest.iter().map(|p| p.sink).collect::<Vec<_>>(), [Sink::KvTarget]);
+    // A newer version waits until the write of the older one is over.
+    capture(&a, "two", 2_000, 2).await;
+    assert!(claim(&b, 2).await.is_empty());
+    a.mark_delivered(&[delivered(&taken[0])], at(3)).await.unwrap();
+    let next = claim(&b, 3).await;
+    assert_eq!(next.iter().map(|p| (p.sink, p.metadata.v)).collect::<Vec<_>>(), [(Sink::KvSource, 2)]);
+    // The other worker died: its delivery is due when its time is over.
+    let last = claim(&a, 61).await;
+    assert_eq!(last.iter().map(|p| (p.sink, p.metadata.v)).collect::<Vec<_>>(), [(Sink::KvTarget, 2)]);
+}
+
+async fn a_late_acknowledgement_makes_the_newest_version_go_again(state: State) {
+    let (a, b) = (state.planned().await, state.open().await);
+    let kv = async |store: &Store, now| {
+        store.claim_deliveries(&[Sink::KvSource], at(now), 10, at(now + 60)).await.unwrap().pop()
+    };
+    capture(&a, "one", 1_000, 1).await;
+    let late = kv(&a, 1).await.unwrap();
+    capture(&a, "two", 2_000, 2).await;
+    let newer = kv(&b, 61).await.unwrap();
+    b.mark_delivered(&[delivered(&newer)], at(62)).await.unwrap();
+    a.mark_delivered(&[delivered(&late)], at(63)).await.unwrap();
+    let state = a.load_sink(Sink::KvSource).await.unwrap().remove(0);
+    assert_eq!((state.version, state.delivered), (2, 2), "what came late is not recorded as delivered");
+    let again = kv(&b, 63).await.expect("its write may have come after the newer one");
+    assert_eq!(again.metadata.v, 2);
+    b.mark_delivered(&[delivered(&again)], at(64)).await.unwrap();
+    assert!(kv(&b, 65).await.is_none());
+    // Late with the very version that is there: whoever wrote last, it is right.
+    a.mark_delivered(&[delivered(&newer)], at(66)).await.unwrap();
+    assert!(kv(&b, 67).await.is_none());
+}
+
+async fn failures_of_a_claim_that_is_over_change_nothing(state: State) {
+    let (a, b) = (state.planned().await, state.open().await);
+    capture(&a, "one", 1_000, 1).await;
+    let late = claim(&a, 1).await.remove(0);
+    let current = claim(&b, 61).await.into_iter().find(|p| p.sink == late.sink).unwrap();
+    a.defer_deliveries(&[&late], at(62)).await.unwrap();
+    assert!(!a.bury_delivery(&late, "it said no").await.unwrap());
+    assert!(claim(&a, 62).await.is_empty());
+    b.defer_deliveries(&[&current], at(63)).await.unwrap();
+    let again = claim(&a, 63).await.remove(0);
+    assert_eq!((again.sink, again.attempts), (late.sink, 1));
+    assert!(a.bury_delivery(&again, "it said no").await.unwrap());
+    let dead = a.load_sink(late.sink).await.unwrap().remove(0);
+    assert_eq!(dead.dead.as_deref(), Some("it said no"));
+}
+
+async fn several_writers_keep_one_chain(state: State) {
+    let triplets: Vec<Triplet> = (0..4).map(|n| Triplet::parse(&format!("t{n}:slack:default")).unwrap()).collect();
+    let store = state.open().await;
+    plan(&store, &triplets).await;
+    let writers = triplets.into_iter().enumerate().map(async |(n, triplet)| {
+        let store = state.open().await;
+        let connection = store.load_connections().await.unwrap()[n].id;
+        for round in 1..=20 {
+            let capture = captured(&store, connection, 0, &triplet, &[entry(&format!("{n} {round}"), round)]);
+            store.append_captures(&[capture], &Sink::ALL, at(round)).await.unwrap();
+            store.record_action("writer", &triplet.to_string(), "{}", at(round)).await.unwrap();
+            store.accept(token(&triplet, &format!("{n} {round} put"), round)).await.unwrap();
+            let claimed = store.claim_deliveries(&Sink::ALL, at(round), 3, at(round)).await.unwrap();
+            store.mark_delivered(&claimed.iter().map(delivered).collect::<Vec<_>>(), at(round)).await.unwrap();
+        }
+        store.close().await.unwrap();
+    });
+    futures_join(writers).await;
+    assert_eq!(store.verify_journal().await.unwrap(), 80);
+    assert_eq!(store.verify_events().await.unwrap(), 80);
+    assert_eq!(store.verify_intake().await.unwrap(), 80);
+}
+
+/// Runs them all at once on this thread.
+async fn futures_join(futures: impl Iterator<Item = impl Future<Output = ()>>) {
+    let mut open: Vec<_> = futures.map(Box::pin).collect();
+    std::future::poll_fn(|context| {
+        open.retain_mut(|future| future.as_mut().poll(context).is_pending());
+        if open.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+}
+
+async fn what_is_accepted_is_committed_together_and_survives(state: State) {
+    let store = state.planned().await;
+    assert!(!store.load_due().await.unwrap().intake);
+    let callers = (0..100).map(|n| {
+        let store = &store;
+        async move { store.accept(token(&triplet(), &format!("token {n}"), n)).await.unwrap() }
+    });
+    futures_join(callers).await;
+    store.intake_arrived().await;
+    drop(store);
+    let store = state.open().await;
+    assert!(store.load_due().await.unwrap().intake);
+    let segments = store.load_intake(1_000).await.unwrap();
+    assert!(segments.len() <= 3, "{} commits for 100 callers", segments.len());
+    let subjects: usize = segments.iter().map(|s| s.entries.len()).sum();
+    assert_eq!(subjects, 100);
+    let stored = state.raw("SELECT payload FROM intake").await;
+    assert!(stored.iter().flatten().all(|p| !p.windows(5).any(|w| w == b"token")), "a payload is in clear");
+}
+
+async fn accepted_tokens_reach_the_journal_once_and_in_order(state: State) {
+    let (store, other) = (state.planned().await, state.open().await);
+    capture(&store, "head", 1_000, 1).await;
+    let unknown = Triplet::parse("who:is:this").unwrap();
+    for intake in [
+        token(&triplet(), "three", 3_000),
+        token(&triplet(), "two", 2_000),
+        token(&triplet(), "three", 3_000),
+        token(&unknown, "x", 1),
+        token(&triplet(), "older than the head", 500),
+    ] {
+        store.accept(intake).await.unwrap();
+    }
+    let (segments, same) = (store.load_intake(100).await.unwrap(), other.load_intake(100).await.unwrap());
+    assert_eq!(segments, same);
+    let settled = store.settle_intake(&segments, &Sink::ALL, at(2)).await.unwrap();
+    assert_eq!((settled.versions, settled.superseded, settled.duplicates, settled.unknown), (1, 2, 1, 1));
+    let twice = other.settle_intake(&same, &Sink::ALL, at(3)).await.unwrap();
+    assert_eq!(twice, cutover::store::Settled::default());
+    assert_eq!(head(&store).await, "three");
+    assert!(store.load_intake(100).await.unwrap().is_empty() && !store.load_due().await.unwrap().intake);
+    assert_eq!(store.verify_journal().await.unwrap(), 2);
+    assert_eq!(store.verify_intake().await.unwrap(), 5);
+    let pending = claim(&store, 3).await;
+    assert!(pending.len() == 2 && pending.iter().all(|p| p.metadata.src == Writer::DoAlarm));
+}
+
+async fn a_changed_intake_is_found(state: State) {
+    let store = state.planned().await;
+    for n in 1..=3 {
+        store.accept(token(&triplet(), &format!("token {n}"), n)).await.unwrap();
+    }
+    assert_eq!(store.verify_intake().await.unwrap(), 3);
+    for (change, back) in [
+        ("UPDATE intake SET entries = 2 WHERE seq = 1", "UPDATE intake SET entries = 1 WHERE seq = 1"),
+        ("UPDATE intake SET payload = digest WHERE seq = 2", "UPDATE intake SET payload = NULL WHERE seq = 2"),
+        ("DELETE FROM intake WHERE seq = 2", "SELECT NULL"),
+    ] {
+        state.raw(change).await;
+        let error = store.verify_intake().await.unwrap_err();
+        assert!(matches!(error, StoreError::Corrupt { what: "intake log", .. }), "{change}: {error}");
+        state.raw(back).await;
+    }
+}
+
+async fn of_several_callers_one_creates_and_one_takes(state: State) {
+    let (a, b) = (state.open().await, state.open().await);
+    assert!(a.create_meta("down:nango", "1").await.unwrap());
+    assert!(!b.create_meta("down:nango", "2").await.unwrap());
+    assert_eq!(b.take_meta("down:nango").await.unwrap().as_deref(), Some("1"));
+    assert_eq!(a.take_meta("down:nango").await.unwrap(), None);
+}
+
+async fn keys_rotate_under_a_running_store(state: State) {
+    let keys = state.dir.path().join("cutover.key");
+    let running = state.open_with(Vault::load_or_create(&keys).unwrap()).await.unwrap();
+    plan(&running, &[triplet()]).await;
+    capture(&running, "one", 1_000, 1).await;
+    running.accept(token(&triplet(), "two", 2_000)).await.unwrap();
+    assert_eq!(Vault::add_key(&keys).unwrap(), 2);
+    let rotating = state.open_with(Vault::load_or_create(&keys).unwrap()).await.unwrap();
+    assert_eq!(rotating.rotate().await.unwrap(), 2);
+    assert_eq!(rotating.rotate().await.unwrap(), 0, "nothing is left of the old key");
+    assert_eq!(head(&running).await, "one");
+    assert_eq!(running.load_intake(10).await.unwrap().len(), 1);
+    assert_eq!(Vault::drop_old_keys(&keys).unwrap(), 1);
+    let after = state.open_with(Vault::load_or_create(&keys).unwrap()).await.unwrap();
+    assert_eq!(head(&after).await, "one");
+    assert_eq!((after.verify_journal().await.unwrap(), after.verify_intake().await.unwrap()), (1, 1));
+}
+
+#[tokio::test]
+async fn one_machine_leads_until_its_lease_is_over_or_given_back() {
+    let state = State::postgres();
+    let (a, b) = (state.open().await, state.open().await);
+    assert!(a.is_shared());
+    assert_eq!(a.lead("duties", at(0), at(60)).await.unwrap(), Lead::Ours { epoch: 1 });
+    assert_eq!(b.lead("duties", at(30), at(90)).await.unwrap(), Lead::Theirs { until: at(60) });
+    assert_eq!(a.lead("duties", at(30), at(90)).await.unwrap(), Lead::Ours { epoch: 1 });
+    assert_eq!(b.lead("duties", at(90), at(150)).await.unwrap(), Lead::Ours { epoch: 2 });
+    assert_eq!(a.lead("duties", at(91), at(151)).await.unwrap(), Lead::Theirs { until: at(150) });
+    b.close().await.unwrap();
+    assert_eq!(a.lead("duties", at(92), at(152)).await.unwrap(), Lead::Ours { epoch: 3 });
+    let alone = State::sqlite();
+    assert_eq!(alone.open().await.lead("duties", at(0), at(60)).await.unwrap(), Lead::Ours { epoch: 0 });
+}
+
+#[tokio::test]
+async fn one_process_at_a_time_carries_out_operations_on_a_shared_state() {
+    let state = State::postgres();
+    let (a, b) = (state.open().await, state.open().await);
+    assert!(a.lock_operations().await.unwrap() && a.lock_operations().await.unwrap());
+    assert!(!b.lock_operations().await.unwrap());
+    drop(a);
+    for _ in 0..100 {
+        if b.lock_operations().await.unwrap() {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("the lock outlived the process that held it");
 }

@@ -13,12 +13,13 @@ use super::{CommandError, CommandResult, Ui};
 use crate::catalogue::Catalogue;
 use crate::clients::{Clock, HttpOutside};
 use crate::domain::custody::Stage;
+use crate::domain::secret::Secret;
 use crate::domain::time::Timestamp;
 use crate::engine::{Engine, EngineConfig, EngineError, Progress};
 use crate::exit;
 use crate::plan::saved::{digest_of, staleness};
 use crate::plan::{Moved, Plan, PlanRow, Policy, Route};
-use crate::store::{Durability, Sink, Store, StoreError, TripletRow, Vault};
+use crate::store::{Durability, Place, Sink, Store, StoreError, TripletRow, Vault};
 
 /// Carry out a saved plan up to the soak
 ///
@@ -52,46 +53,57 @@ pub struct ApplyArgs {
 /// Where the state is kept
 #[derive(clap::Args, Clone, Debug)]
 pub struct StateArgs {
-    /// State database
-    #[arg(long = "state", value_name = "URL", default_value = "sqlite:cutover.db", value_parser = state_path)]
-    path: PathBuf,
-    /// Key that the state is encrypted with; made when there is neither key nor state
+    /// State: a file, or a database that several machines share (`postgres://USER@HOST/DATABASE`)
+    #[arg(long = "state", value_name = "URL", default_value = "sqlite:cutover.db")]
+    place: Place,
+    /// Keys that the state is encrypted with; made when there is neither keys nor state
     #[arg(long, value_name = "FILE", default_value = "cutover.key")]
     key_file: PathBuf,
 }
 
-fn state_path(url: &str) -> Result<PathBuf, String> {
-    match url.strip_prefix("sqlite:") {
-        Some("" | ":memory:") => {
-            Err("name a file, as in `sqlite:cutover.db`: the state must outlive the run".to_owned())
-        }
-        Some(path) => Ok(PathBuf::from(path.strip_prefix("//").unwrap_or(path))),
-        None => Err("only `sqlite:PATH` is known".to_owned()),
-    }
-}
+/// The keys themselves, in place of a key file.
+const KEY_VARIABLE: &str = "CUTOVER_STATE_KEYS";
 
 impl StateArgs {
-    /// Opens the state, or makes it. While this process lives no other can: two engines on one
-    /// state would be two refreshers.
+    /// Opens the state, or makes it. While this process lives no other can run duties on a state
+    /// file: two engines on one file would be two refreshers. Those on PostgreSQL share the work.
     ///
     /// # Errors
     /// Exit code 2 when there is a state and no key for it, 7 when another process has it, 1 when
     /// either cannot be opened.
     pub async fn open(&self) -> Result<Store, CommandError> {
-        let (path, key_file) = (self.path.display(), self.key_file.display());
         self.lock()?;
-        if self.exists() && !self.key_file.exists() {
-            return Err(CommandError::usage(format!("there is a state `{path}` but no key file `{key_file}`"))
+        self.open_beside().await
+    }
+
+    /// Opens the state for a short command, also while a shim runs on it.
+    ///
+    /// # Errors
+    /// Exit code 2 when there is a state and no key for it, 1 when either cannot be opened.
+    pub async fn open_beside(&self) -> Result<Store, CommandError> {
+        let cannot = || CommandError::failed(format!("cannot open the state `{}`", self.place));
+        let vault = match std::env::var(KEY_VARIABLE) {
+            Ok(text) if !text.is_empty() => Vault::from_text(&Secret::new(text))
+                .map_err(|problem| CommandError::usage(format!("`{KEY_VARIABLE}` holds no keys")).because(&problem))?,
+            _ => self.load_keys()?,
+        };
+        Store::open_at(&self.place, Durability::PowerLoss, vault).await.map_err(|error| cannot().because(&error))
+    }
+
+    fn load_keys(&self) -> Result<Vault, CommandError> {
+        let (place, key_file) = (&self.place, self.key_file.display());
+        if self.place.file().is_some() && self.exists() && !self.key_file.exists() {
+            return Err(CommandError::usage(format!("there is a state `{place}` but no key file `{key_file}`"))
                 .hint("name the key file that the state was made with as `--key-file`: no other opens it"));
         }
-        let cannot = || CommandError::failed(format!("cannot open the state `{path}`"));
-        let vault = Vault::load_or_create(&self.key_file).map_err(|error| cannot().because(&error))?;
-        Store::open(&self.path, Durability::PowerLoss, vault).await.map_err(|error| cannot().because(&error))
+        Vault::load_or_create(&self.key_file)
+            .map_err(|error| CommandError::failed(format!("cannot open the state `{place}`")).because(&error))
     }
 
     /// Takes the lock file beside the database, until the process ends however it ends.
     fn lock(&self) -> Result<(), CommandError> {
-        let mut lock_path = self.path.clone().into_os_string();
+        let Some(file) = self.place.file() else { return Ok(()) };
+        let mut lock_path = file.to_owned().into_os_string();
         lock_path.push(".lock");
         let lock_path = PathBuf::from(lock_path);
         let cannot = || CommandError::failed(format!("cannot lock the state with `{}`", lock_path.display()));
@@ -103,16 +115,16 @@ impl StateArgs {
                 Ok(())
             }
             Err(std::fs::TryLockError::WouldBlock) => {
-                let message = format!("another process works on the state `{}`", self.path.display());
+                let message = format!("another process works on the state `{}`", self.place);
                 Err(CommandError::new(exit::REFUSED, message).hint("stop that `cutover shim` or `cutover apply` first"))
             }
             Err(std::fs::TryLockError::Error(error)) => Err(cannot().because(&error)),
         }
     }
 
-    /// Whether anything was ever kept there.
+    /// Whether there may be a state: a file that is there, or any database.
     pub fn exists(&self) -> bool {
-        self.path.exists()
+        self.place.file().is_none_or(Path::exists)
     }
 }
 
@@ -148,9 +160,13 @@ pub fn run(args: &ApplyArgs, ui: &Ui) -> CommandResult {
             Some(store) => store,
             None => args.state.open().await?,
         };
+        if !store.lock_operations().await.map_err(|e| explain(e.into()))? {
+            let message = format!("another process carries out a plan on the state `{}`", args.state.place);
+            return Err(CommandError::new(exit::REFUSED, message).hint("wait until that `cutover apply` has ended"));
+        }
         let engine = Engine::new(store, outside, catalogue, EngineConfig::new(policy)).await.map_err(explain)?;
         carry_out(&engine, &plan, &clock, ui).await?;
-        ui.print(&done(&engine, &plan, &args.state.path).await.map_err(|e| explain(e.into()))?);
+        ui.print(&done(&engine, &plan, &args.state.place).await.map_err(|e| explain(e.into()))?);
         engine.into_store().close().await.map_err(|error| explain(error.into()))?;
         Ok(exit::OK)
     })
@@ -342,7 +358,7 @@ fn dry_run(plan: &Plan, catalogue: &Catalogue) -> String {
 }
 
 /// What is so now, from the state.
-async fn done(engine: &Engine<HttpOutside>, plan: &Plan, state: &Path) -> Result<String, StoreError> {
+async fn done(engine: &Engine<HttpOutside>, plan: &Plan, state: &Place) -> Result<String, StoreError> {
     let store = engine.store();
     let rows: Vec<TripletRow> = store.load_triplets().await?.into_iter().filter(TripletRow::moves).collect();
     let mut out = format!("Plan {} is applied.\n\n", plan.id);
@@ -360,7 +376,7 @@ async fn done(engine: &Engine<HttpOutside>, plan: &Plan, state: &Path) -> Result
         let current = states.iter().filter(|state| state.delivered == state.version).count();
         let _ = writeln!(out, "  {:<11} holds the current token of {current} of {} triplets", sink.name(), rows.len());
     }
-    let _ = writeln!(out, "\n{} triplets stay. The state is in {}.", plan.rows.len() - rows.len(), state.display());
+    let _ = writeln!(out, "\n{} triplets stay. The state is in {state}.", plan.rows.len() - rows.len());
     out.push_str(
         "Start `cutover shim` on this state now: the alarms stand by, and nobody else keeps the tokens fresh.\n",
     );

@@ -14,11 +14,13 @@ use serde_json::json;
 
 use super::plan::read_text;
 use super::{CommandError, CommandResult, Ui};
+use crate::alert::{Alerts, NotQuietHours, Slack};
 use crate::clients::{
     CloudflareEndpoint, ComposioEndpoint, Endpoints, GatewayEndpoint, NangoEndpoint, ProviderEndpoint,
 };
 use crate::domain::secret::Secret;
 use crate::exit;
+use crate::shim::{AdminKeys, ShimConfig};
 
 /// The largest secret file that is read, in bytes. Keys are shorter than 100.
 const SECRET_BYTES_MAX: u64 = 16 * 1024;
@@ -42,6 +44,8 @@ enum Kind {
     Text,
     Url,
     Secret,
+    /// Hashes of admin keys. What is no hash may be a key, so none of it is ever shown.
+    Hashes,
 }
 
 impl Setting {
@@ -70,11 +74,16 @@ settings! {
     NANGO_KEY: "CUTOVER_NANGO_KEY", "nango", "key", Secret, None,
         "the secret key of the environment at Nango (Environment Settings)";
     NANGO_WEBHOOK_KEY: "CUTOVER_NANGO_WEBHOOK_KEY", "nango", "webhook_key", Secret, None,
-        "the webhook signing key of the environment at Nango; without it webhooks are refused";
+        "the webhook signing key of the environment at Nango, during a rotation the new one and the old one with \
+         a space between; without it webhooks are refused";
+    NANGO_LEGACY: "CUTOVER_NANGO_LEGACY_SIGNATURE", "nango", "legacy_signature", Text, Some("refuse"),
+        "`accept` where webhooks come with Nango's legacy signature only, which is open to length extension";
     COMPOSIO_URL: "CUTOVER_COMPOSIO_URL", "composio", "url", Url, Some("https://backend.composio.dev"),
         "Composio's address, without `/api/v3.1`";
     COMPOSIO_KEY: "CUTOVER_COMPOSIO_KEY", "composio", "key", Secret, None,
         "the project key at Composio (`ak_…`)";
+    COMPOSIO_WEBHOOK_KEY: "CUTOVER_COMPOSIO_WEBHOOK_KEY", "composio", "webhook_key", Secret, None,
+        "the secret of the webhook subscription at Composio, one or two as above; without it webhooks are refused";
     CLOUDFLARE_URL: "CUTOVER_CLOUDFLARE_URL", "cloudflare", "url", Url, None,
         "the account's address; by default that of CUTOVER_CLOUDFLARE_ACCOUNT at api.cloudflare.com";
     CLOUDFLARE_ACCOUNT: "CUTOVER_CLOUDFLARE_ACCOUNT", "cloudflare", "account", Text, None,
@@ -95,6 +104,13 @@ settings! {
         "the key of the gateway's hot path";
     PROVIDER_URL: "CUTOVER_PROVIDER_URL", "provider", "url", Url, None,
         "a sandbox that stands in for every provider; leave it out to reach the real ones";
+    SHIM_ADMIN_KEYS: "CUTOVER_SHIM_ADMIN_KEYS", "shim", "admin_keys", Hashes, None,
+        "hashes of the keys of the shim's admin routes, `sha256:…`, with a space between; \
+         `cutover shim --new-admin-key` makes one";
+    ALERT_WEBHOOK: "CUTOVER_ALERT_WEBHOOK", "alert", "webhook", Secret, None,
+        "an incoming webhook (Slack, or what takes the same) that alerts are sent to";
+    ALERT_QUIET: "CUTOVER_ALERT_QUIET_HOURS", "alert", "quiet_hours", Text, None,
+        "hours in which only what is urgent is sent, `22:00-07:00` (UTC)";
 }
 
 /// A value that was found. A secret in a file is read when it is needed.
@@ -175,18 +191,49 @@ impl Config {
         Ok(endpoint)
     }
 
-    /// The keys that Nango signs its webhooks with; none when none is set.
+    /// What guards the shim's routes; a route without a key refuses everything.
     ///
     /// # Errors
-    /// Exit code 2 when the file that holds it cannot be read.
-    pub fn nango_webhook_keys(&self) -> Result<Vec<Secret>, CommandError> {
-        if !self.found.contains_key(NANGO_WEBHOOK_KEY.variable) {
-            return Ok(Vec::new());
-        }
-        let mut asked = Asked { config: self, missing: Vec::new() };
-        let key = asked.secret(&NANGO_WEBHOOK_KEY)?;
-        asked.finish()?;
-        Ok(vec![key])
+    /// Exit code 2 when something that is set cannot be used.
+    pub fn shim(&self) -> Result<ShimConfig, CommandError> {
+        let nango_legacy_signature = match self.text(&NANGO_LEGACY) {
+            Some("accept") => true,
+            Some("refuse") | None => false,
+            Some(_) => {
+                let message = format!("`{}` is neither `accept` nor `refuse`", NANGO_LEGACY.variable);
+                return Err(CommandError::usage(message).hint(format!("set it to {}", NANGO_LEGACY.what)));
+            }
+        };
+        Ok(ShimConfig {
+            nango_keys: self.keys(&NANGO_WEBHOOK_KEY)?,
+            nango_legacy_signature,
+            composio_keys: self.keys(&COMPOSIO_WEBHOOK_KEY)?,
+            admin_keys: hashes(&SHIM_ADMIN_KEYS, self.text(&SHIM_ADMIN_KEYS).unwrap_or_default())?,
+        })
+    }
+
+    /// Where alerts go and when; nowhere when nothing is set.
+    ///
+    /// # Errors
+    /// Exit code 2 when something that is set cannot be used.
+    pub fn alerts(&self) -> Result<Alerts, CommandError> {
+        let unusable = |setting: &Setting, error: &dyn std::error::Error| {
+            CommandError::usage(format!("`{}` cannot be used", setting.variable))
+                .because(error)
+                .hint(format!("set it to {}", setting.what))
+        };
+        let slack = self.secret(&ALERT_WEBHOOK)?.map(|address| Slack::new(&address)).transpose();
+        let quiet = self.text(&ALERT_QUIET).map(str::parse).transpose();
+        Ok(Alerts::new(
+            slack.map_err(|error| unusable(&ALERT_WEBHOOK, &error))?,
+            quiet.map_err(|error: NotQuietHours| unusable(&ALERT_QUIET, &error))?,
+        ))
+    }
+
+    /// One key or several, with white space between.
+    fn keys(&self, setting: &Setting) -> Result<Vec<Secret>, CommandError> {
+        let all = self.secret(setting)?;
+        Ok(all.iter().flat_map(|all| all.expose().split_whitespace()).map(Secret::new).collect())
     }
 
     /// What carrying out a plan needs: all five systems.
@@ -380,6 +427,14 @@ impl Asked<'_> {
 /// Stands for a URL that is missing until [`Asked::finish`] refuses; nothing is ever sent there.
 const PLACEHOLDER: &str = "http://127.0.0.1";
 
+fn hashes(setting: &Setting, text: &str) -> Result<AdminKeys, CommandError> {
+    AdminKeys::parse(text).map_err(|error| {
+        CommandError::usage(format!("`{}` cannot be used", setting.variable))
+            .because(&error)
+            .hint(format!("set it to {}", setting.what))
+    })
+}
+
 fn parse_url(setting: &Setting, text: &str) -> Result<Url, CommandError> {
     Url::parse(text).map_err(|error| {
         CommandError::usage(format!("`{}` is not a URL", setting.variable))
@@ -464,6 +519,10 @@ fn line(config: &Config, setting: &'static Setting) -> Line {
             Ok(url) => (shown_url(&url), None),
             Err(error) => ("[not a URL]".to_owned(), Some(error.to_string())),
         },
+        (Value::Text(text), Kind::Hashes) => match hashes(setting, text) {
+            Ok(keys) => (format!("[{} keys]", keys.len()), None),
+            Err(error) => ("[not hashes]".to_owned(), Some(error.to_string())),
+        },
         (Value::Text(text), _) => (text.clone(), None),
         (Value::Secret(_), _) => ("[set]".to_owned(), None),
         (Value::SecretFile(path), _) => match read_secret(setting, path) {
@@ -512,7 +571,9 @@ mod tests {
         assert_eq!(error.code(), exit::USAGE);
         for setting in ALL.iter().filter(|s| s.default.is_none()) {
             let optional = ["CUTOVER_CLOUDFLARE_URL", "CUTOVER_NANGO_WEBHOOK_KEY", "CUTOVER_PROVIDER_URL"]
-                .contains(&setting.variable);
+                .contains(&setting.variable)
+                || ["shim", "alert"].contains(&setting.table)
+                || setting.variable == COMPOSIO_WEBHOOK_KEY.variable;
             let hint = format!("set `{}` to", setting.variable);
             assert_eq!(text.contains(&hint), !optional, "{} in {text}", setting.variable);
         }
@@ -559,7 +620,12 @@ mod tests {
     fn shown_values_hold_no_secret() {
         let url = "https://user:canary@gw.example/x?key=canary";
         let config = resolve(
-            &[("CUTOVER_GATEWAY_URL", url), ("CUTOVER_NANGO_KEY", "canary"), ("CUTOVER_NANGO_URL", "canary")],
+            &[
+                ("CUTOVER_GATEWAY_URL", url),
+                ("CUTOVER_NANGO_KEY", "canary"),
+                ("CUTOVER_NANGO_URL", "canary"),
+                ("CUTOVER_SHIM_ADMIN_KEYS", "canary"),
+            ],
             None,
         )
         .unwrap();
@@ -569,6 +635,23 @@ mod tests {
         }
         assert_eq!(line(&config, &GATEWAY_URL).value.as_deref(), Some("https://gw.example/x [more hidden]"));
         assert!(!format!("{config:?}").contains("CUTOVER_NANGO_KEY: canary"));
+    }
+
+    #[test]
+    fn the_shim_takes_several_keys_and_refuses_what_is_no_hash() {
+        let hash = crate::shim::hash_of(&Secret::new("an admin key"));
+        let set = [("CUTOVER_NANGO_WEBHOOK_KEY", "new old"), ("CUTOVER_SHIM_ADMIN_KEYS", &hash)];
+        let shim = resolve(&set, None).unwrap().shim().unwrap();
+        assert_eq!((shim.nango_keys.len(), shim.composio_keys.len()), (2, 0));
+        assert!(shim.admin_keys.admit(b"an admin key") && !shim.nango_legacy_signature);
+        for (variable, value) in [("CUTOVER_SHIM_ADMIN_KEYS", "canary"), ("CUTOVER_NANGO_LEGACY_SIGNATURE", "canary")] {
+            let error = resolve(&[(variable, value)], None).unwrap().shim().unwrap_err().to_string();
+            assert!(error.contains(variable) && !error.contains("canary"), "{error}");
+        }
+        for (variable, value) in [("CUTOVER_ALERT_WEBHOOK", "canary"), ("CUTOVER_ALERT_QUIET_HOURS", "canary")] {
+            let error = resolve(&[(variable, value)], None).unwrap().alerts().unwrap_err().to_string();
+            assert!(error.contains(variable) && !error.contains("canary"), "{error}");
+        }
     }
 
     #[test]

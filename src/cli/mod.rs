@@ -1,15 +1,18 @@
 //! The command line: one file per command, each an `Args` struct whose doc comments are the
 //! help text, and a `run` that returns the exit code. Results go to stdout, the rest to stderr.
 
+pub mod alert;
 pub mod apply;
 pub mod catalogue;
 pub mod completions;
 pub mod config;
 mod error;
+mod harden;
 pub mod inventory;
 mod logging;
 pub mod plan;
 pub mod rehearse;
+pub mod repair;
 pub mod sandbox;
 pub mod shim;
 pub mod show;
@@ -64,6 +67,8 @@ pub enum Command {
     Show(show::ShowArgs),
     Apply(apply::ApplyArgs),
     Shim(shim::ShimArgs),
+    Repair(repair::RepairArgs),
+    Alert(alert::AlertArgs),
     Verify(Box<verify::VerifyArgs>),
     Sandbox(sandbox::SandboxArgs),
     Config(config::ConfigArgs),
@@ -84,6 +89,13 @@ pub fn main() -> u8 {
     };
     let ui = Ui::from_environment(&cli.globals);
     logging::start(&cli.globals, ui.color_stderr);
+    if let Ok(text) = std::env::var("CUTOVER_FAILPOINT")
+        && let Err(problem) = crate::failpoint::arm(&text)
+    {
+        let error = CommandError::usage(format!("`CUTOVER_FAILPOINT`: {problem}"));
+        ui.print_error(&error);
+        return error.code();
+    }
     let result: CommandResult = match cli.command {
         Command::Rehearse(args) => rehearse::run(args, &ui),
         Command::Inventory(args) => inventory::run(args, &ui),
@@ -92,6 +104,8 @@ pub fn main() -> u8 {
         Command::Show(args) => show::run(&args, &ui),
         Command::Apply(args) => apply::run(&args, &ui),
         Command::Shim(args) => shim::run(args, &ui),
+        Command::Repair(args) => repair::run(&args, &ui),
+        Command::Alert(args) => alert::run(&args, &ui),
         Command::Verify(args) => verify::run(&args, &ui),
         Command::Sandbox(args) => sandbox::run(args, &ui),
         Command::Config(args) => config::run(&args, &ui),

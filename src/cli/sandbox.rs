@@ -95,6 +95,8 @@ pub fn run(args: SandboxArgs, ui: &Ui) -> CommandResult {
         let sandbox = Sandbox::start(world)
             .await
             .map_err(|error| CommandError::failed("cannot listen on loopback").because(&error))?;
+        // People follow these links with a browser.
+        sandbox.lock().set_addresses(sandbox.urls.clone());
         let webhooks = webhook_client()?;
         if args.print_env {
             ui.print(&environment(&sandbox.urls, &keys));

@@ -1,63 +1,106 @@
-//! `cutover shim`: runs the duties of the soak in real time, and takes Nango's webhooks.
+//! `cutover shim`: runs the duties of the soak in real time, and serves the routes around them.
 
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, watch};
 
 use super::apply::StateArgs;
 use super::config::Config;
+use super::harden::harden;
 use super::plan::{Inputs, wall_clock};
 use super::{CommandError, CommandResult, Ui};
+use crate::alert::Alerts;
 use crate::clients::{Clock, HttpOutside};
-use crate::domain::time::SECOND_MS;
-use crate::engine::{Engine, EngineConfig};
+use crate::domain::duration::Millis;
+use crate::domain::secret::{Secret, hex};
+use crate::domain::time::{HOUR_MS, SECOND_MS, Timestamp, parse_duration_ms};
+use crate::engine::{Engine, EngineConfig, Lane};
 use crate::exit;
-use crate::shim::Shim;
+use crate::shim::{Limits, Shim, ShimConfig, hash_of, serve, tls};
 
-/// The longest sleep between two looks: a webhook may have brought a read forward meanwhile.
+/// The longest sleep between two looks of a lane: another process may have changed the state.
 const LOOK_EVERY_MS: i64 = 5 * SECOND_MS;
 
-/// How long to wait before the duties are tried again after the state failed.
+/// How long to wait before a lane is tried again after the state failed.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// What came in close together is worked on together.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// Requests to one sink that may be under way at once.
+const SINK_PARALLEL: usize = 8;
 
 /// Keep tokens fresh and mirrored during the soak
 ///
 /// Reads each connection at Nango inside the last 15 minutes of its token's life, journals what comes
 /// back, and mirrors it to both KV namespaces and to Composio; watches for outages, foreign writes and
 /// dead grants. Start it right after `cutover apply` and keep it running: from then on nobody else
-/// refreshes. Takes Nango's webhooks at `POST /admin/sync/nango`; `GET /healthz` answers when it runs.
-/// Ends on SIGTERM and Ctrl-C when the round at hand is done. One per state.
+/// refreshes. Takes webhooks of both custodies and tokens that the gateway reports; docs/shim.md has
+/// every route. Ends on SIGTERM and Ctrl-C when requests and rounds at hand are done. One per state.
+///
+/// Refuses to listen where others can reach it (exit code 7) while a key is weak.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
   cutover shim
+  cutover shim --new-admin-key
   cutover shim --listen 127.0.0.1:9000 --state sqlite:/var/lib/cutover/prod.db
+  cutover shim --listen 0.0.0.0:8443 --tls-cert chain.pem --tls-key key.pem
   cutover -v --log-format json shim --policy plans/policy.toml")]
 pub struct ShimArgs {
-    /// Where to listen; put a TLS proxy in front of anything that is not loopback
+    /// Where to listen
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8787")]
     listen: SocketAddr,
+    /// Certificate chain (PEM): serve HTTPS; without it put a proxy in front of anything that is not loopback
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Private key of the certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Print a new key for the admin routes and its hash for the configuration, and do nothing else
+    #[arg(long)]
+    new_admin_key: bool,
+    /// How long what this process took up stays its own after it died: longer than a request under way
+    /// can take to arrive
+    #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = claim)]
+    claim: Millis,
     #[command(flatten)]
     state: StateArgs,
     /// Policy that the plan was made with
     #[arg(long, value_name = "FILE")]
-    policy: Option<std::path::PathBuf>,
+    policy: Option<PathBuf>,
     /// Facts that are laid over the built-in catalogue
     #[arg(long, value_name = "FILE")]
-    catalogue: Option<std::path::PathBuf>,
+    catalogue: Option<PathBuf>,
+}
+
+fn claim(text: &str) -> Result<Millis, String> {
+    let ms = parse_duration_ms(text).ok().filter(|ms| (SECOND_MS..=HOUR_MS).contains(ms));
+    ms.map(Millis).ok_or_else(|| "a time from 1s to 1h is wanted".to_owned())
 }
 
 /// # Errors
-/// Exit code 2 for bad input and missing settings, 7 when no plan is applied or another shim runs
-/// on this state, 1 when it cannot listen.
+/// Exit code 2 for bad input and missing settings, 7 when no plan is applied, another shim runs on
+/// this state or a key is weak, 1 when it cannot listen.
 pub fn run(args: ShimArgs, ui: &Ui) -> CommandResult {
+    if args.new_admin_key {
+        return new_admin_key(ui);
+    }
     let inputs = Inputs { policy: args.policy, catalogue: args.catalogue, ..Inputs::default() };
     let (policy, catalogue) = (inputs.load_policy()?, inputs.load_catalogue()?);
     let config = Config::load(ui.config.as_deref())?;
-    let (endpoints, nango_keys) = (config.endpoints()?, config.nango_webhook_keys()?);
+    let (endpoints, routes, alerts) = (config.endpoints()?, config.shim()?, config.alerts()?);
+    refuse_weak(&args.listen, &routes)?;
+    let acceptor = match (&args.tls_cert, &args.tls_key) {
+        (Some(certificate), Some(key)) => {
+            Some(tls(certificate, key).map_err(|error| CommandError::usage("TLS cannot be used").because(&error))?)
+        }
+        _ => None,
+    };
     let not_applied = || {
         CommandError::new(exit::REFUSED, "no plan is applied in this state")
             .hint("run `cutover apply PLAN` first, or name its state as `--state`")
@@ -68,56 +111,164 @@ pub fn run(args: ShimArgs, ui: &Ui) -> CommandResult {
     let clock: Clock = Arc::new(wall_clock);
     let outside = HttpOutside::new(endpoints, Arc::clone(&clock))
         .map_err(|error| CommandError::usage("cannot use the settings").because(&error))?;
+    harden();
 
-    super::runtime()?.block_on(async {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CommandError::failed("cannot start the runtime").because(&error))?;
+    runtime.block_on(async {
         let store = args.state.open().await?;
         let broken = |error: &dyn std::error::Error| CommandError::failed("the state cannot be used").because(error);
         if store.load_meta("soaking").await.map_err(|e| broken(&e))?.is_none() {
             return Err(not_applied());
         }
-        let engine = Engine::new(store, outside, catalogue, EngineConfig::new(policy)).await.map_err(|e| broken(&e))?;
+        let engine_config =
+            EngineConfig { sink_parallel: SINK_PARALLEL, claim_ms: args.claim.0, ..EngineConfig::new(policy) };
+        let engine = Engine::new(store, outside, catalogue, engine_config).await.map_err(|e| broken(&e))?;
         let engine = Arc::new(engine);
-        let shim =
-            Arc::new(Shim { engine: Mutex::new(Some(Arc::clone(&engine))), nango_keys, clock: Box::new(wall_clock) });
         let cannot_listen =
             |error: std::io::Error| CommandError::failed(format!("cannot listen on `{}`", args.listen)).because(&error);
-        let listener = TcpListener::bind(args.listen).await.map_err(cannot_listen)?;
-        let address = listener.local_addr().map_err(cannot_listen)?;
+        let (listener, address) = listen(args.listen).map_err(cannot_listen)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(cannot_listen)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot_listen)?;
-        if shim.nango_keys.is_empty() {
-            ui.note("`CUTOVER_NANGO_WEBHOOK_KEY` is not set: webhooks are refused, polling finds everything");
-        }
-        ui.note(&format!("listening on http://{address}"));
+        hint_about_keys(&routes, ui);
+        let scheme = if acceptor.is_some() { "https" } else { "http" };
+        ui.note(&format!("listening on {scheme}://{address}"));
 
-        let server = tokio::spawn(axum::serve(listener, shim.router()).into_future());
-        let mut stop = false;
-        while !stop {
-            let wait = round(&engine).await;
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                _ = terminate.recv() => stop = true,
-                _ = interrupt.recv() => stop = true,
+        let shim = Arc::new(Shim::new(routes, wall_clock));
+        shim.set_engine(Some(Arc::clone(&engine)));
+        let (stop, stopped) = watch::channel(false);
+        let captured = Arc::new(Notify::new());
+        let mut duties: Vec<_> = Lane::ALL
+            .into_iter()
+            .map(|lane| tokio::spawn(run_lane(Arc::clone(&engine), lane, Arc::clone(&captured), stopped.clone())))
+            .collect();
+        duties.push(tokio::spawn(run_alerts(Arc::clone(&engine), alerts, stopped.clone())));
+        let mut until = stopped.clone();
+        let stopping = async move { drop(until.wait_for(|stop| *stop).await) };
+        let server = tokio::spawn(serve(listener, Arc::clone(&shim).router(), acceptor, Limits::default(), stopping));
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        // Only this side ends the channel, and it is still here.
+        let _ = stop.send(true);
+        let drained = server.await.unwrap_or(false);
+        for duty in duties {
+            if let Err(error) = duty.await {
+                tracing::error!("a duty ended badly: {error}");
             }
         }
-        server.abort();
+        if !drained {
+            ui.note("some requests took too long and were cut off; nothing that was accepted is lost");
+        }
+        shim.set_engine(None);
+        drop(shim);
+        // Leases are given back, so that another machine takes over at once.
+        if let Some(engine) = Arc::into_inner(engine) {
+            engine.into_store().close().await.map_err(|error| broken(&error))?;
+        }
         ui.note("stopped between two rounds; everything that was accepted is in the journal");
         Ok(exit::OK)
     })
 }
 
-/// One round of the duties, never cut short. Returns how long to wait for the next.
-async fn round(engine: &Engine<HttpOutside>) -> Duration {
-    let now = wall_clock();
-    match engine.run_due(now).await {
-        Ok(next) => {
-            let next = next.unwrap_or(now.plus_ms(LOOK_EVERY_MS));
-            let wait_ms = next.since(wall_clock()).clamp(0, LOOK_EVERY_MS);
-            Duration::from_millis(wait_ms.unsigned_abs())
-        }
-        Err(error) => {
-            tracing::error!("a round failed and is tried again: {error}");
-            RETRY
+fn new_admin_key(ui: &Ui) -> CommandResult {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| CommandError::failed("the system gave no randomness").because(&error))?;
+    let key = Secret::new(hex(&bytes));
+    ui.print(&format!("key   {}\nhash  {}\n", key.expose(), hash_of(&key)));
+    ui.note(
+        "give the key to whoever calls the admin routes (`X-Admin-Key`), and the hash to `CUTOVER_SHIM_ADMIN_KEYS`",
+    );
+    Ok(exit::OK)
+}
+
+fn refuse_weak(listen: &SocketAddr, routes: &ShimConfig) -> Result<(), CommandError> {
+    if listen.ip().is_loopback() {
+        return Ok(());
+    }
+    match routes.weakness() {
+        None => Ok(()),
+        Some(why) => Err(CommandError::new(exit::REFUSED, format!("`{listen}` can be reached by others, and {why}"))
+            .hint("set a random key of 32 bytes, or listen on 127.0.0.1")),
+    }
+}
+
+fn listen(address: SocketAddr) -> std::io::Result<(tokio::net::TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    Ok((tokio::net::TcpListener::from_std(listener)?, address))
+}
+
+fn hint_about_keys(routes: &ShimConfig, ui: &Ui) {
+    if routes.nango_keys.is_empty() {
+        ui.note("`CUTOVER_NANGO_WEBHOOK_KEY` is not set: webhooks are refused, polling finds everything");
+    }
+    if routes.admin_keys.is_empty() {
+        ui.note("`CUTOVER_SHIM_ADMIN_KEYS` is not set: the admin routes are refused");
+    }
+}
+
+/// Rounds of one lane, none of them ever cut short.
+async fn run_lane(
+    engine: Arc<Engine<HttpOutside>>,
+    lane: Lane,
+    captured: Arc<Notify>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    while !*stopped.borrow() {
+        // From here on nothing that comes in is missed.
+        let mut work = std::pin::pin!(captured.notified());
+        work.as_mut().enable();
+        let wait = match engine.run_lane(lane, wall_clock()).await {
+            Ok(next) => until(next),
+            Err(error) => {
+                tracing::error!(lane = lane.name(), "a round failed and is tried again: {error}");
+                RETRY
+            }
+        };
+        match lane {
+            Lane::Reads => {
+                captured.notify_waiters();
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = engine.store().intake_arrived() => tokio::time::sleep(GATHER).await,
+                    _ = stopped.changed() => {}
+                }
+            }
+            Lane::Sink(_) | Lane::Watch => tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = work, if lane != Lane::Watch => {}
+                _ = stopped.changed() => {}
+            },
         }
     }
+}
+
+async fn run_alerts(engine: Arc<Engine<HttpOutside>>, alerts: Alerts, mut stopped: watch::Receiver<bool>) {
+    while !*stopped.borrow() {
+        let wait = match alerts.run_due(engine.store(), wall_clock()).await {
+            Ok(next) => until(Some(next)),
+            Err(error) => {
+                tracing::error!("alerts failed and are tried again: {error}");
+                RETRY
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            _ = stopped.changed() => {}
+        }
+    }
+}
+
+/// How long to wait for `next`, at most until the next look. What is still due now was put off for
+/// a reason that only time mends.
+fn until(next: Option<Timestamp>) -> Duration {
+    let now = wall_clock();
+    let ms = next.map_or(LOOK_EVERY_MS, |at| at.since(now)).clamp(GATHER.as_millis() as i64, LOOK_EVERY_MS);
+    Duration::from_millis(ms.unsigned_abs())
 }

@@ -20,7 +20,8 @@ use super::{NangoEndpoint, SetupError, key_header};
 use crate::domain::secret::Secret;
 use crate::domain::time::Timestamp;
 use crate::ports::{
-    Api, ApiErrorKind, ApiResult, SourceConnection, SourceCredential, SourceCustody, SourceIntegration, SourceRead,
+    Api, ApiErrorKind, ApiResult, ConnectSession, SourceConnection, SourceCredential, SourceCustody, SourceIntegration,
+    SourceRead,
 };
 
 /// Rows per page, the most that Nango takes.
@@ -76,6 +77,7 @@ const CONNECTIONS: &str = "/connections";
 const CONNECTION: &str = "/connections/{id}";
 const METADATA: &str = "/connections/metadata";
 const INTEGRATIONS: &str = "/integrations";
+const SESSIONS: &str = "/connect/sessions";
 
 impl SourceRead for NangoClient {
     async fn list_connections(&self) -> ApiResult<Vec<SourceConnection>> {
@@ -135,6 +137,39 @@ impl SourceCustody for NangoClient {
         let request = judged(&line, self.connection_request(Method::DELETE, integration_key, connection_id))?;
         self.act(request).await
     }
+
+    async fn open_session(
+        &self,
+        end_user_id: &str,
+        display_name: Option<&str>,
+        integration_key: &str,
+    ) -> ApiResult<ConnectSession> {
+        let mut end_user = json!({"id": end_user_id});
+        if let Some(name) = display_name {
+            end_user["display_name"] = name.into();
+        }
+        // The tag is what lists show; the end user is what webhooks of older setups carry.
+        let body = json!({
+            "tags": {"end_user_id": end_user_id}, "end_user": end_user, "allowed_integrations": [integration_key],
+        });
+        let request = self.request(Method::POST, SESSIONS, SESSIONS).json(&body);
+        let line = request.line();
+        let wire: WireSession = self.call(request).await?;
+        let expires_at = Timestamp::parse(&wire.data.expires_at)
+            .map_err(|_| line.error(contract("`expires_at` is not an RFC 3339 time")))?;
+        Ok(ConnectSession { url: wire.data.connect_link, expires_at })
+    }
+}
+
+#[derive(Deserialize)]
+struct WireSession {
+    data: WireSessionData,
+}
+
+#[derive(Deserialize)]
+struct WireSessionData {
+    connect_link: Secret,
+    expires_at: String,
 }
 
 /// Reads `{"error":{"code",…}}` and the statuses around it. Neither `message` nor `payload` is

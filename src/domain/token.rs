@@ -49,9 +49,15 @@ impl KvEntry {
     /// When the bytes are not a JSON object with a non-empty string `access_token`. The message
     /// names the field and never repeats a value.
     pub fn from_json(bytes: &[u8]) -> Result<Self, KvEntryError> {
-        let Ok(Value::Object(mut map)) = serde_json::from_slice::<Value>(bytes) else {
-            return Err(KvEntryError::NotAnObject);
-        };
+        match serde_json::from_slice::<Value>(bytes) {
+            Ok(Value::Object(map)) => Self::from_object(map),
+            _ => Err(KvEntryError::NotAnObject),
+        }
+    }
+
+    /// # Errors
+    /// As [`KvEntry::from_json`], for an object that was read already.
+    pub fn from_object(mut map: Map<String, Value>) -> Result<Self, KvEntryError> {
         let access_token = match map.remove("access_token") {
             Some(Value::String(token)) if !token.is_empty() => Secret::new(token),
             _ => return Err(KvEntryError::Field("access_token", "a non-empty string")),
@@ -64,7 +70,11 @@ impl KvEntry {
             Some(Value::Number(n)) => {
                 let n = n.as_i64().ok_or(KvEntryError::Field("expires_at", "whole seconds or milliseconds"))?;
                 // Seconds until the year 5138, milliseconds above.
-                Some(if n < 100_000_000_000 { Timestamp::from_secs(n) } else { Timestamp::from_millis(n) })
+                Some(if n.unsigned_abs() < 100_000_000_000 {
+                    Timestamp::from_secs(n)
+                } else {
+                    Timestamp::from_millis(n)
+                })
             }
             Some(_) => return Err(KvEntryError::Field("expires_at", "a time")),
         };

@@ -99,7 +99,7 @@ fn retry_at(now: Timestamp, error: &ApiError) -> Timestamp {
 
 /// A name for a triplet that says nothing about the tenant and is always the same: the part that
 /// makes aliases at Composio unique, so that a repeated creation is found instead of doubled.
-fn alias(prefix: &str, triplet: &Triplet) -> String {
+pub(super) fn alias(prefix: &str, triplet: &Triplet) -> String {
     let digest = Sha256::digest(triplet.to_string().as_bytes());
     format!("{prefix}-{}", hex(&digest[..6]))
 }

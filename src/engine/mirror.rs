@@ -1,115 +1,247 @@
 //! The mirror: carries the newest version of each triplet to each sink, in order per triplet.
 //!
-//! A sink that fails delays only itself. Older pending versions were superseded when the newer
-//! one was journalled, so nothing old can be sent late.
+//! Each sink is a lane of its own: one that is slow or down delays only itself. Older pending
+//! versions were superseded when the newer one was journalled, so nothing old can be sent late;
+//! and a sink has one round at a time, so nothing can overtake.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::task::Poll;
 
+use super::circuit::{Allowance, Change, Circuit};
 use super::{Engine, EngineResult, spread};
 use crate::domain::api::Api;
 use crate::domain::criteria::Note;
 use crate::domain::schedule::delivery_retry_after_ms;
 use crate::domain::secret::Secret;
-use crate::domain::time::Timestamp;
+use crate::domain::time::{SECOND_MS, Timestamp};
 use crate::domain::triplet::Triplet;
-use crate::ports::{ApiError, ApiErrorKind, KvPut, KvWrite, Namespace, Outside, TargetCustody};
+use crate::ports::{ApiErrorKind, KvPut, KvWrite, Namespace, Outside, TargetCustody};
+use crate::status::Classes;
 use crate::store::{Delivered, PendingDelivery, Sink};
 
 /// Deliveries in one round. A bulk put takes 10,000 entries (Cloudflare contract §2.4); fewer are
 /// gentler on the API and keep a round's payloads small in memory.
 const ROUND_MAX: u32 = 1_000;
 
+/// How long to wait after a 429 that names no time.
+const LIMITED_MS: i64 = 2 * SECOND_MS;
+
+/// Patches of one request queue in one round. A claim lasts 2 minutes and a request at most 30 s: a
+/// round that runs side by side must be over before its claims are.
+const PATCHES_MAX: usize = 3;
+
+/// What became of a queue of patches.
+#[derive(Default)]
+struct Patched {
+    done: Vec<PendingDelivery>,
+    failed: Vec<(PendingDelivery, ApiErrorKind)>,
+    untried: Vec<PendingDelivery>,
+}
+
+/// What the mirror remembers of its sinks and results; all of it can be forgotten.
+#[derive(Debug, Default)]
+pub(super) struct Mirroring {
+    circuits: BTreeMap<Sink, Circuit>,
+    /// First results of versions that do not have them from both KV namespaces yet.
+    open: BTreeMap<Triplet, First>,
+    results: Classes,
+}
+
+/// The first results of one version.
+#[derive(Clone, Copy, Debug, Default)]
+struct First {
+    version: u64,
+    source: Option<bool>,
+    target: Option<bool>,
+}
+
+impl Mirroring {
+    pub fn results(&self) -> Classes {
+        self.results
+    }
+
+    pub fn trouble(&self, sink: Sink) -> Option<(Timestamp, String)> {
+        let circuit = self.circuits.get(&sink)?;
+        circuit.trouble().map(|(until, why)| (until, why.to_owned()))
+    }
+
+    /// Counts the first result of a version at one of the two namespaces.
+    fn count(&mut self, sink: Sink, triplet: &Triplet, version: u64, ok: bool) {
+        if sink == Sink::Composio {
+            return;
+        }
+        let mut first = self.open.remove(triplet).unwrap_or_default();
+        if first.version != version {
+            if first.version > 0 {
+                self.results.count(first.source == Some(true), first.target == Some(true));
+            }
+            first = First { version, ..First::default() };
+        }
+        let side = if sink == Sink::KvSource { &mut first.source } else { &mut first.target };
+        side.get_or_insert(ok);
+        match (first.source, first.target) {
+            (Some(source), Some(target)) => self.results.count(source, target),
+            _ => drop(self.open.insert(triplet.clone(), first)),
+        }
+    }
+}
+
 impl<O: Outside> Engine<O> {
-    /// Delivers what is due.
-    pub(super) async fn mirror(&self, now: Timestamp) -> EngineResult<()> {
+    /// Delivers what is due at `sink`. Returns when it is next due there.
+    pub(super) async fn mirror(&self, sink: Sink, now: Timestamp) -> EngineResult<Option<Timestamp>> {
         loop {
-            let pending = self.store.load_pending(now, ROUND_MAX).await?;
-            let full = pending.len() == ROUND_MAX as usize;
-            let mut by_sink: BTreeMap<Sink, Vec<PendingDelivery>> = BTreeMap::new();
-            for p in pending {
-                by_sink.entry(p.sink).or_default().push(p);
-            }
-            // Both namespaces are written in one go and acknowledged in one commit; Composio,
-            // which is slower and limited, on its own.
-            let mut written = Vec::new();
-            for (sink, namespace) in [(Sink::KvSource, Namespace::Source), (Sink::KvTarget, Namespace::Target)] {
-                if let Some(pending) = by_sink.remove(&sink) {
-                    written.extend(self.put_all(sink, namespace, pending, now).await?);
+            let limit = match self.circuit(sink, |circuit| circuit.allows(now)) {
+                Allowance::All => self.round_max(sink),
+                Allowance::One => 1,
+                Allowance::NoneUntil(until) => {
+                    let due = self.store.load_sink_due(sink).await?;
+                    return Ok(due.map(|due| due.max(until)));
                 }
+            };
+            let until = now.plus_ms(self.config.claim_ms);
+            let pending = self.store.claim_deliveries(&[sink], now, limit, until).await?;
+            crate::failpoint::hit("delivery-claimed");
+            // After a single try the rest is due at once.
+            let more = pending.len() == limit as usize;
+            match sink {
+                Sink::KvSource => self.put_all(sink, Namespace::Source, pending, now).await?,
+                Sink::KvTarget => self.put_all(sink, Namespace::Target, pending, now).await?,
+                Sink::Composio => self.patch_all(pending, now).await?,
             }
-            self.store.mark_delivered(&written, now).await?;
-            if let Some(pending) = by_sink.remove(&Sink::Composio) {
-                self.patch_all(pending, now).await?;
-            }
-            if !full {
-                return Ok(());
+            if !more {
+                return Ok(self.store.load_sink_due(sink).await?);
             }
         }
     }
 
+    fn round_max(&self, sink: Sink) -> u32 {
+        match (sink, self.config.sink_parallel) {
+            // In virtual time requests take none of it.
+            (Sink::KvSource | Sink::KvTarget, _) | (Sink::Composio, 0 | 1) => ROUND_MAX,
+            (Sink::Composio, parallel) => (parallel * PATCHES_MAX) as u32,
+        }
+    }
+
+    /// Bulk puts. When the whole of one is refused it is halved, so that one bad entry is found and
+    /// the others arrive.
     async fn put_all(
         &self,
         sink: Sink,
         namespace: Namespace,
         pending: Vec<PendingDelivery>,
         now: Timestamp,
-    ) -> EngineResult<Vec<Delivered>> {
-        let puts: Vec<KvPut> = pending
-            .iter()
-            .map(|p| KvPut {
-                key: p.triplet.kv_key(),
-                value: Secret::new(p.entry.to_json()),
-                metadata: Some(serde_json::to_value(&p.metadata).expect("metadata is plain data")),
-            })
-            .collect();
-        let answer = self.outside.cloudflare().bulk_put(namespace, &puts).await;
-        self.observe(Api::Cloudflare, now, &answer).await?;
-        match answer {
-            Ok(unwritten) => {
-                let (failed, written): (Vec<_>, Vec<_>) =
-                    pending.into_iter().partition(|p| unwritten.contains(&p.triplet.kv_key()));
-                if !failed.is_empty() {
+    ) -> EngineResult<()> {
+        let mut parts = VecDeque::from([pending]);
+        while let Some(mut part) = parts.pop_front().filter(|part| !part.is_empty()) {
+            let puts: Vec<KvPut> = part
+                .iter()
+                .map(|p| KvPut {
+                    key: p.triplet.kv_key(),
+                    value: Secret::new(p.entry.to_json()),
+                    metadata: Some(serde_json::to_value(&p.metadata).expect("metadata is plain data")),
+                })
+                .collect();
+            let answer = self.outside.cloudflare().bulk_put(namespace, &puts).await;
+            self.observe(Api::Cloudflare, now, &answer).await?;
+            crate::failpoint::hit("delivery-sent");
+            match answer {
+                Ok(unwritten) => {
+                    let (failed, written): (Vec<_>, Vec<_>) =
+                        part.into_iter().partition(|p| unwritten.contains(&p.triplet.kv_key()));
+                    self.delivered(sink, written, now).await?;
                     let error = ApiErrorKind::RateLimited { retry_after_ms: None };
                     self.put_off(sink, &failed, &error, now).await?;
                 }
-                Ok(written.into_iter().map(delivered).collect())
-            }
-            Err(error) => {
-                self.put_off(sink, &pending, &error.kind, now).await?;
-                Ok(Vec::new())
+                Err(error) if matches!(error.kind, ApiErrorKind::Rejected { .. }) && part.len() > 1 => {
+                    let rest = part.split_off(part.len() / 2);
+                    parts.extend([part, rest]);
+                }
+                Err(error) => {
+                    self.sink_failed(sink, &error.kind, now).await?;
+                    self.put_off(sink, &part, &error.kind, now).await?;
+                    if !matches!(error.kind, ApiErrorKind::Rejected { .. }) {
+                        let untried: Vec<PendingDelivery> = parts.into_iter().flatten().collect();
+                        return Ok(self.store.release_deliveries(&untried, now).await?);
+                    }
+                }
             }
         }
+        Ok(())
     }
 
+    /// Patches one account after the other in each of a few queues; no account is in two of them.
     async fn patch_all(&self, pending: Vec<PendingDelivery>, now: Timestamp) -> EngineResult<()> {
-        let mut done = Vec::new();
-        let mut rest = pending.into_iter();
-        let mut failed: Vec<(Vec<PendingDelivery>, ApiErrorKind)> = Vec::new();
-        while let Some(p) = rest.next() {
+        let width = self.config.sink_parallel.clamp(1, pending.len().max(1));
+        let mut queues: Vec<Vec<PendingDelivery>> = (0..width).map(|_| Vec::new()).collect();
+        for (n, p) in pending.into_iter().enumerate() {
+            queues[n % width].push(p);
+        }
+        let results = all(queues.into_iter().map(|queue| self.patch_queue(queue, now)).collect()).await;
+        let mut patched = Patched::default();
+        for result in results {
+            let Patched { done, failed, untried } = result?;
+            patched.done.extend(done);
+            patched.failed.extend(failed);
+            patched.untried.extend(untried);
+        }
+        self.delivered(Sink::Composio, patched.done, now).await?;
+        for (p, kind) in patched.failed {
+            self.put_off(Sink::Composio, std::slice::from_ref(&p), &kind, now).await?;
+        }
+        Ok(self.store.release_deliveries(&patched.untried, now).await?)
+    }
+
+    /// Stops when the sink as a whole wants no more; what was not sent stays due.
+    async fn patch_queue(&self, queue: Vec<PendingDelivery>, now: Timestamp) -> EngineResult<Patched> {
+        let mut patched = Patched::default();
+        for p in queue {
+            if matches!(self.circuit(Sink::Composio, |c| c.allows(now)), Allowance::NoneUntil(_)) {
+                patched.untried.push(p);
+                continue;
+            }
             // Without an account there is nothing to patch yet; such deliveries are not loaded.
             let Some(account) = &p.mirror_account else { continue };
             let answer = self.outside.target().patch_bearer(account, &p.entry.access_token).await;
             self.observe(Api::Composio, now, &answer).await?;
             match answer {
-                Ok(_) => done.push(delivered(p)),
-                Err(ApiError { kind: kind @ ApiErrorKind::RateLimited { retry_after_ms: Some(_) }, .. }) => {
-                    // The budget is the organisation's: the others would only be refused as well.
-                    failed.push((std::iter::once(p).chain(rest.by_ref()).collect(), kind));
+                Ok(_) => {
+                    self.sink_succeeded(Sink::Composio, now).await?;
+                    patched.done.push(p);
                 }
-                Err(error) if error.is_outage() => {
-                    failed.push((std::iter::once(p).chain(rest.by_ref()).collect(), error.kind));
+                Err(error) => {
+                    self.sink_failed(Sink::Composio, &error.kind, now).await?;
+                    patched.failed.push((p, error.kind));
                 }
-                Err(error) => failed.push((vec![p], error.kind)),
             }
         }
-        self.store.mark_delivered(&done, now).await?;
-        for (pending, kind) in failed {
-            self.put_off(Sink::Composio, &pending, &kind, now).await?;
-        }
-        Ok(())
+        Ok(patched)
     }
 
-    /// Tries again later, or gives up when trying again cannot help.
+    async fn delivered(&self, sink: Sink, written: Vec<PendingDelivery>, now: Timestamp) -> EngineResult<()> {
+        if written.is_empty() {
+            return Ok(());
+        }
+        self.sink_succeeded(sink, now).await?;
+        self.known(|known| {
+            written.iter().for_each(|p| known.mirroring.count(sink, &p.triplet, p.metadata.v, true));
+        });
+        let written: Vec<Delivered> = written
+            .into_iter()
+            .map(|p| Delivered {
+                sink,
+                triplet: p.triplet,
+                metadata: p.metadata,
+                captured_at: p.captured_at,
+                claim: p.claim,
+            })
+            .collect();
+        Ok(self.store.mark_delivered(&written, now).await?)
+    }
+
+    /// Tries again later, or gives up when trying again cannot help: it was refused for good, or it
+    /// failed often enough while the sink takes others.
     async fn put_off(
         &self,
         sink: Sink,
@@ -117,35 +249,134 @@ impl<O: Outside> Engine<O> {
         kind: &ApiErrorKind,
         now: Timestamp,
     ) -> EngineResult<()> {
-        let hopeless = matches!(kind, ApiErrorKind::Rejected { .. } | ApiErrorKind::Unauthorized { .. });
+        let hopeless = matches!(kind, ApiErrorKind::Rejected { .. });
+        let healthy = self.circuit(sink, |circuit| circuit.is_closed());
         let retry_after = match kind {
             ApiErrorKind::RateLimited { retry_after_ms } => *retry_after_ms,
             _ => None,
         };
         let mut attempts = 0;
-        let mut later: Vec<Triplet> = Vec::new();
+        let mut later: Vec<&PendingDelivery> = Vec::new();
+        self.known(|known| {
+            pending.iter().for_each(|p| known.mirroring.count(sink, &p.triplet, p.metadata.v, false));
+        });
         for p in pending {
-            if hopeless || p.attempts + 1 >= self.config.delivery_attempts_max {
+            if hopeless || (healthy && p.attempts + 1 >= self.config.delivery_attempts_max) {
                 let why = format!("{} after {} attempts: {kind}", sink.name(), p.attempts + 1);
+                if !self.store.bury_delivery(p, &why).await? {
+                    // A newer version is there, or somebody else is at it: that one is tried.
+                    later.push(p);
+                    continue;
+                }
                 tracing::error!(triplet = %p.triplet, "dead letter: {why}");
-                self.store.bury_delivery(sink, &p.triplet, &why).await?;
                 let note = Note { at: now, subject: p.triplet.to_string(), detail: why };
                 self.store.add_note("dead-letter", &note).await?;
             } else {
                 attempts = attempts.max(p.attempts + 1);
-                later.push(p.triplet.clone());
+                later.push(p);
             }
         }
         if let Some(first) = later.first() {
-            let draw = spread(&["delivery", sink.name(), &first.to_string()], u64::from(attempts));
+            let draw = spread(&["delivery", sink.name(), &first.triplet.to_string()], u64::from(attempts));
             let next_at = now.plus_ms(delivery_retry_after_ms(attempts, retry_after, draw));
             tracing::warn!(sink = sink.name(), deliveries = later.len(), attempts, "put off: {kind}");
-            self.store.defer_deliveries(sink, &later, next_at).await?;
+            self.store.defer_deliveries(&later, next_at).await?;
         }
         Ok(())
     }
+
+    async fn sink_succeeded(&self, sink: Sink, now: Timestamp) -> EngineResult<()> {
+        if let Change::Closed(since) = self.circuit(sink, Circuit::succeeded) {
+            let detail = format!("takes deliveries again after {} s", now.since(since) / SECOND_MS);
+            tracing::warn!(sink = sink.name(), "circuit closed: {detail}");
+            let note = Note { at: now, subject: sink.name().to_owned(), detail };
+            self.store.add_note("circuit-closed", &note).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether this failure speaks of the sink as a whole, and what follows from that.
+    async fn sink_failed(&self, sink: Sink, kind: &ApiErrorKind, now: Timestamp) -> EngineResult<()> {
+        let change = match kind {
+            ApiErrorKind::RateLimited { retry_after_ms } => {
+                let until = now.plus_ms(retry_after_ms.unwrap_or(0).max(LIMITED_MS));
+                self.circuit(sink, |circuit| circuit.limited(until));
+                Change::None
+            }
+            ApiErrorKind::Unreachable { .. }
+            | ApiErrorKind::Server { .. }
+            | ApiErrorKind::Contract { .. }
+            | ApiErrorKind::Unauthorized { .. } => {
+                let draw = spread(&["circuit", sink.name()], now.millis().unsigned_abs());
+                self.circuit(sink, |circuit| circuit.failed(&kind.to_string(), now, draw))
+            }
+            _ => Change::None,
+        };
+        if change == Change::Opened {
+            let detail = format!("left alone after failures in a row: {kind}");
+            tracing::error!(sink = sink.name(), "circuit open: {detail}");
+            let note = Note { at: now, subject: sink.name().to_owned(), detail };
+            self.store.add_note("circuit-open", &note).await?;
+        }
+        Ok(())
+    }
+
+    fn circuit<T>(&self, sink: Sink, look: impl FnOnce(&mut Circuit) -> T) -> T {
+        self.known(|known| look(known.mirroring.circuits.entry(sink).or_default()))
+    }
 }
 
-fn delivered(p: PendingDelivery) -> Delivered {
-    Delivered { sink: p.sink, triplet: p.triplet, metadata: p.metadata, captured_at: p.captured_at }
+/// Runs a handful of futures side by side and gives their results in order.
+async fn all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
+    let mut running: Vec<(Pin<Box<F>>, Option<F::Output>)> =
+        futures.into_iter().map(|future| (Box::pin(future), None)).collect();
+    poll_fn(|cx| {
+        let mut waiting = false;
+        for (future, result) in &mut running {
+            if result.is_none() {
+                match future.as_mut().poll(cx) {
+                    Poll::Ready(ready) => *result = Some(ready),
+                    Poll::Pending => waiting = true,
+                }
+            }
+        }
+        if waiting { Poll::Pending } else { Poll::Ready(()) }
+    })
+    .await;
+    running.into_iter().filter_map(|(_, result)| result).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_results_of_a_version_are_counted_once_in_four_classes() {
+        let t = |name: &str| Triplet::parse(&format!("a:b:{name}")).unwrap();
+        let mut m = Mirroring::default();
+        for (name, source, target) in [("1", true, true), ("2", true, false), ("3", false, true), ("4", false, false)] {
+            m.count(Sink::KvSource, &t(name), 1, source);
+            m.count(Sink::Composio, &t(name), 1, false);
+            m.count(Sink::KvTarget, &t(name), 1, target);
+        }
+        assert_eq!(m.results().each().map(|(_, n)| n), [1, 1, 1, 1]);
+        // A retry does not change the first result; a version that was replaced counts as it stood.
+        m.count(Sink::KvSource, &t("5"), 1, false);
+        m.count(Sink::KvSource, &t("5"), 1, true);
+        m.count(Sink::KvSource, &t("5"), 2, true);
+        m.count(Sink::KvTarget, &t("5"), 2, true);
+        assert_eq!(m.results().each().map(|(_, n)| n), [2, 1, 1, 2]);
+        assert!(m.open.is_empty());
+    }
+
+    #[tokio::test]
+    async fn futures_side_by_side_give_their_results_in_order() {
+        let (send, receive) = tokio::sync::oneshot::channel::<u8>();
+        let first: Pin<Box<dyn Future<Output = u8>>> = Box::pin(async { receive.await.unwrap() });
+        let second: Pin<Box<dyn Future<Output = u8>>> = Box::pin(async {
+            send.send(1).unwrap();
+            2
+        });
+        assert_eq!(all(vec![first, second]).await, [1, 2]);
+    }
 }

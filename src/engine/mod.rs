@@ -5,9 +5,12 @@
 //! The engine never sleeps and never reads a clock. It keeps nothing that matters in memory: an
 //! engine that was killed at any await and built again from its store goes on where it was.
 
+mod circuit;
 mod evidence;
+mod intake;
 mod lifecycle;
 mod mirror;
+mod onboard;
 mod poll;
 mod watch;
 
@@ -21,10 +24,13 @@ use crate::domain::criteria::Note;
 use crate::domain::time::{HOUR_MS, MINUTE_MS, SECOND_MS, Timestamp};
 use crate::plan::Policy;
 use crate::ports::{ApiResult, Outside};
-use crate::store::{Due, Store, StoreError};
+use crate::status::{Snapshot, snapshot};
+use crate::store::{Due, Lead, Sink, Store, StoreError};
 
 pub use evidence::GateReport;
+pub use intake::Reported;
 pub use lifecycle::Progress;
+pub use onboard::{Newcomer, Onboarding, TargetLink};
 
 /// The policy, and what is not a matter of policy. Durations in milliseconds.
 #[derive(Clone, Debug)]
@@ -37,10 +43,16 @@ pub struct EngineConfig {
     pub settle_ms: i64,
     /// How long disarmed alarms are watched before they count as silent.
     pub silence_ms: i64,
+    /// How long what was taken up belongs to the one who took it. Longer than a round's requests
+    /// take: what a dead worker sent must have arrived before somebody else sends.
+    pub claim_ms: i64,
     /// Attempts per consent before the triplet is held.
     pub consent_attempts_max: u32,
     /// Attempts per delivery before it becomes a dead letter.
     pub delivery_attempts_max: u32,
+    /// Requests to one sink that may be under way at once. More than one makes their order a
+    /// matter of chance, which a rehearsal must not have.
+    pub sink_parallel: usize,
 }
 
 impl EngineConfig {
@@ -50,8 +62,10 @@ impl EngineConfig {
             audit_every_ms: 10 * MINUTE_MS,
             settle_ms: 150 * SECOND_MS,
             silence_ms: 2 * HOUR_MS,
+            claim_ms: 2 * MINUTE_MS,
             consent_attempts_max: 3,
             delivery_attempts_max: 60,
+            sink_parallel: 1,
         }
     }
 }
@@ -64,9 +78,11 @@ pub struct Engine<O> {
     config: EngineConfig,
     soaking: AtomicBool,
     known: Mutex<Known>,
+    directory: intake::Directory,
 }
 
-/// What the store also has, kept at hand: read once when the engine starts, written through.
+/// What the store also has, kept at hand: read when the engine starts and when it takes the lead,
+/// written through.
 #[derive(Debug, Default)]
 struct Known {
     /// When each API last answered, and since when it does not.
@@ -82,6 +98,22 @@ struct Known {
     soak_started: bool,
     /// When the soak clock last showed that we are there.
     alive_at: Option<Timestamp>,
+    /// The epoch in which this engine led the periodic duties last.
+    led: Option<u64>,
+    mirroring: mirror::Mirroring,
+}
+
+/// The lease under which one machine runs the periodic duties for all.
+const LEAD: &str = "duties";
+
+impl Known {
+    async fn load(store: &Store) -> Result<Self, StoreError> {
+        let at = |text: &String| text.parse().ok().map(Timestamp::from_millis);
+        let down = store.load_metas("down:").await?;
+        let health = Api::ALL.map(|api| (api, Health { last_ok: None, down_since: down.get(api.name()).and_then(at) }));
+        let foreign = store.load_metas("foreign:").await?.into_keys().collect();
+        Ok(Self { health: health.into(), foreign, ..Self::default() })
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -106,6 +138,30 @@ pub enum EngineError {
 
 pub type EngineResult<T> = Result<T, EngineError>;
 
+/// Duties that do not wait for each other: what is slow in one lane delays nothing in another.
+/// Each lane has one round at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// What was accepted from outside, and reads at Nango.
+    Reads,
+    Sink(Sink),
+    /// Probes, smoke tests, scans, comparisons, audit rows.
+    Watch,
+}
+
+impl Lane {
+    pub const ALL: [Self; 5] =
+        [Self::Reads, Self::Sink(Sink::KvSource), Self::Sink(Sink::KvTarget), Self::Sink(Sink::Composio), Self::Watch];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Reads => "reads",
+            Self::Sink(sink) => sink.name(),
+            Self::Watch => "watch",
+        }
+    }
+}
+
 /// The periodic duties, in the order in which they run when several are due.
 const PERIODIC: [Periodic; 5] = [Periodic::Probe, Periodic::Smoke, Periodic::Scan, Periodic::Verify, Periodic::Audit];
 
@@ -124,12 +180,9 @@ impl<O: Outside> Engine<O> {
     /// # Errors
     /// When the store cannot be read.
     pub async fn new(store: Store, outside: O, catalogue: Catalogue, config: EngineConfig) -> EngineResult<Self> {
-        let at = |text: &String| text.parse().ok().map(Timestamp::from_millis);
-        let down = store.load_metas("down:").await?;
-        let health = Api::ALL.map(|api| (api, Health { last_ok: None, down_since: down.get(api.name()).and_then(at) }));
-        let foreign = store.load_metas("foreign:").await?.into_keys().collect();
-        let known = Mutex::new(Known { health: health.into(), foreign, ..Known::default() });
-        Ok(Self { store, outside, catalogue, config, soaking: AtomicBool::new(false), known })
+        let known = Mutex::new(Known::load(&store).await?);
+        let (soaking, directory) = (AtomicBool::new(false), intake::Directory::default());
+        Ok(Self { store, outside, catalogue, config, soaking, known, directory })
     }
 
     pub fn store(&self) -> &Store {
@@ -166,23 +219,90 @@ impl<O: Outside> Engine<O> {
         if due.rotation_by.is_some_and(|at| at < now) {
             self.note_missed(now).await?;
         }
-        let polled = Due::is(due.poll_at, now);
+        let drained = due.intake;
+        if drained {
+            self.drain(now).await?;
+        }
+        let polled = Due::is(due.poll_at, now) || (drained && Due::is(self.store.load_due().await?.poll_at, now));
         if polled {
             self.poll(now).await?;
         }
-        let delivered = polled || Due::is(due.delivery_at, now);
-        if delivered {
-            self.mirror(now).await?;
-        }
+        let delivered = drained || polled || Due::is(due.delivery_at, now);
         let mut next = Vec::new();
-        for duty in PERIODIC {
-            next.push(self.run_periodic(duty, now).await?);
+        if delivered {
+            for sink in Sink::ALL {
+                next.extend(self.mirror(sink, now).await?);
+            }
         }
+        next.push(self.watch(now).await?);
         let due = if delivered { self.store.load_due().await? } else { due };
         next.extend(due.poll_at);
-        next.extend(due.delivery_at);
+        next.extend(due.delivery_at.filter(|_| !delivered));
         // What is still due now was put off for a reason that only time mends.
         Ok(next.into_iter().map(|at| at.max(now.plus_ms(SECOND_MS))).min())
+    }
+
+    /// Runs what is due in one lane at `now`. Returns when the lane is next due; all lanes together
+    /// do what [`Engine::run_due`] does.
+    ///
+    /// # Errors
+    /// Only when the store fails.
+    pub async fn run_lane(&self, lane: Lane, now: Timestamp) -> EngineResult<Option<Timestamp>> {
+        if !self.is_soaking().await? {
+            return Ok(None);
+        }
+        match lane {
+            Lane::Reads => {
+                let due = self.store.load_due().await?;
+                if due.rotation_by.is_some_and(|at| at < now) {
+                    self.note_missed(now).await?;
+                }
+                if due.intake {
+                    self.drain(now).await?;
+                }
+                if due.intake || Due::is(due.poll_at, now) {
+                    self.poll(now).await?;
+                }
+                Ok(self.store.load_due().await?.poll_at)
+            }
+            Lane::Sink(sink) => {
+                // Before anything newer is delivered: what ended, ended.
+                if sink == Sink::KvSource && self.store.load_due().await?.served_until.is_some_and(|at| at < now) {
+                    self.note_expired(now).await?;
+                }
+                self.mirror(sink, now).await
+            }
+            Lane::Watch => self.watch(now).await.map(Some),
+        }
+    }
+
+    /// The periodic duties, if this engine leads them.
+    async fn watch(&self, now: Timestamp) -> EngineResult<Timestamp> {
+        if let Some(theirs_until) = self.lead(now).await? {
+            return Ok(theirs_until);
+        }
+        let mut next = now.plus_ms(HOUR_MS);
+        for duty in PERIODIC {
+            next = next.min(self.run_periodic(duty, now).await?);
+        }
+        Ok(next)
+    }
+
+    /// The state of everything at `now`, with what only the engine knows.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn snapshot(&self, now: Timestamp) -> EngineResult<Snapshot> {
+        let mut snapshot = snapshot(&self.store, &self.config.policy, now).await?;
+        self.known(|known| {
+            snapshot.results = known.mirroring.results();
+            for (status, sink) in snapshot.sinks.iter_mut().zip(Sink::ALL) {
+                if let Some((until, why)) = known.mirroring.trouble(sink) {
+                    (status.open_until, status.trouble) = (Some(until), Some(why));
+                }
+            }
+        });
+        Ok(snapshot)
     }
 
     async fn is_soaking(&self) -> EngineResult<bool> {
@@ -190,6 +310,29 @@ impl<O: Outside> Engine<O> {
             self.soaking.store(true, Ordering::Relaxed);
         }
         Ok(self.soaking.load(Ordering::Relaxed))
+    }
+
+    /// Takes the lead of the periodic duties, or says until when another machine has it. Who takes
+    /// over trusts nothing that it remembers, and looks at everything first.
+    async fn lead(&self, now: Timestamp) -> EngineResult<Option<Timestamp>> {
+        match self.store.lead(LEAD, now, now.plus_ms(self.config.claim_ms)).await? {
+            Lead::Theirs { until } => {
+                self.known(|known| known.led = None);
+                Ok(Some(until))
+            }
+            Lead::Ours { epoch } => {
+                let led = self.known(|known| known.led.replace(epoch));
+                if led != Some(epoch) && self.store.is_shared() {
+                    let fresh = Known::load(&self.store).await?;
+                    self.known(|known| {
+                        let (shortest_life_ms, mirroring) =
+                            (known.shortest_life_ms, std::mem::take(&mut known.mirroring));
+                        *known = Known { shortest_life_ms, mirroring, led: Some(epoch), ..fresh };
+                    });
+                }
+                Ok(None)
+            }
+        }
     }
 
     async fn run_periodic(&self, duty: Periodic, now: Timestamp) -> EngineResult<Timestamp> {
@@ -224,10 +367,15 @@ impl<O: Outside> Engine<O> {
         });
         match changed {
             None => {}
-            Some(None) => self.store.save_meta(&format!("down:{}", api.name()), &now.millis().to_string()).await?,
-            Some(Some(since)) => {
-                self.store.delete_meta(&format!("down:{}", api.name())).await?;
-                self.close_outage(api, since, now).await?;
+            // Of several machines the first one opens the outage, and the first one closes it.
+            Some(None) => {
+                self.store.create_meta(&format!("down:{}", api.name()), &now.millis().to_string()).await?;
+            }
+            Some(Some(_)) => {
+                let since = self.store.take_meta(&format!("down:{}", api.name())).await?;
+                if let Some(since) = since.and_then(|text| text.parse().ok()).map(Timestamp::from_millis) {
+                    self.close_outage(api, since, now).await?;
+                }
             }
         }
         Ok(())

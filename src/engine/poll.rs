@@ -10,7 +10,6 @@ use crate::domain::criteria::Note;
 use crate::domain::schedule::{poll_at, poll_retry_after_ms};
 use crate::domain::time::{MINUTE_MS, Timestamp};
 use crate::domain::token::{KvEntry, Writer};
-use crate::domain::webhook::AuthWebhook;
 use crate::ports::{ApiError, ApiErrorKind, Outside, ProviderCall, ProviderRead, SourceCredential, SourceCustody};
 use crate::store::{Capture, ConnectionRow, NewVersion, PollFailure, Sink, TripletRow};
 
@@ -47,7 +46,8 @@ impl<O: Outside> Engine<O> {
     /// Reads every connection that is due.
     pub(super) async fn poll(&self, now: Timestamp) -> EngineResult<()> {
         loop {
-            let due = self.store.load_due_connections(now, ROUND_MAX).await?;
+            let due = self.store.claim_polls(now, ROUND_MAX, now.plus_ms(self.config.claim_ms)).await?;
+            crate::failpoint::hit("poll-claimed");
             if due.is_empty() {
                 return Ok(());
             }
@@ -55,8 +55,9 @@ impl<O: Outside> Engine<O> {
             let ids: Vec<i64> = due.iter().map(|c| c.id).collect();
             let triplets = self.store.load_triplets_of(&ids).await?;
             let mut captures = Vec::new();
-            let mut out_of_reach = false;
-            for connection in &due {
+            let (mut out_of_reach, mut unread) = (false, &due[..]);
+            while let Some((connection, rest)) = unread.split_first() {
+                unread = rest;
                 let fed: Vec<&TripletRow> =
                     triplets.iter().filter(|t| t.connection == connection.id && t.moves()).collect();
                 match self.read(connection, now).await? {
@@ -70,41 +71,18 @@ impl<O: Outside> Engine<O> {
                     }
                 }
             }
+            crate::failpoint::hit("poll-read");
             self.store.append_captures(&captures, &Sink::ALL, now).await?;
             if out_of_reach {
                 // The rest would meet the same wall; they are asked again with the next round.
                 let retry = now.plus_ms(poll_retry_after_ms(1, 0));
-                for rest in self.store.load_due_connections(now, u32::MAX).await? {
-                    self.store.schedule_poll(rest.id, Some(retry)).await?;
-                }
+                self.store.put_off_polls(unread, now, retry).await?;
                 return Ok(());
             }
             if last {
                 return Ok(());
             }
         }
-    }
-
-    /// Brings the read of a connection forward because Nango said that something happened to it.
-    ///
-    /// # Errors
-    /// When the hint cannot be recorded.
-    pub async fn hint(&self, webhook: &AuthWebhook, now: Timestamp) -> EngineResult<()> {
-        self.store.add_counts(&[("webhooks", 1)]).await?;
-        if webhook.kind != "auth" {
-            return Ok(());
-        }
-        for connection in self.store.load_connections().await? {
-            let meant = connection.connection_id == webhook.connection_id
-                && connection.integration_key == webhook.integration_key;
-            let Some(planned) = connection.poll_at.filter(|_| meant) else { continue };
-            // After a failure Nango answers from its 30-second cooldown.
-            let sooner = if webhook.success { now } else { now.plus_ms(poll_retry_after_ms(1, 0)) };
-            if sooner < planned {
-                self.store.schedule_poll(connection.id, Some(sooner)).await?;
-            }
-        }
-        Ok(())
     }
 
     async fn read(
@@ -135,8 +113,14 @@ impl<O: Outside> Engine<O> {
         let stuck = !is_new && credential.expires_at.is_some_and(|e| e.since(now) < 13 * MINUTE_MS);
         if stuck {
             let retry_at = now.plus_ms(poll_retry_after_ms(connection.failures + 1, 0));
-            let failure =
-                PollFailure { connection: connection.id, at: now, retry_at: Some(retry_at), dead: false, counts: true };
+            let failure = PollFailure {
+                connection: connection.id,
+                claim: connection.claim,
+                at: now,
+                retry_at: Some(retry_at),
+                dead: false,
+                counts: true,
+            };
             self.store.record_poll_failure(failure).await?;
             return Ok(None);
         }
@@ -164,6 +148,7 @@ impl<O: Outside> Engine<O> {
         };
         Ok(Some(Capture {
             connection: connection.id,
+            claim: connection.claim,
             fingerprint,
             expires_at: credential.expires_at,
             poll_at: poll_at(credential.expires_at, now, draw),
@@ -205,8 +190,14 @@ impl<O: Outside> Engine<O> {
         };
         tracing::warn!(connection.id = %connection.connection_id, integration = %connection.integration_key,
             failures, "could not read a connection: {error}");
-        let failure =
-            PollFailure { connection: connection.id, at: now, retry_at: Some(now.plus_ms(wait)), dead: false, counts };
+        let failure = PollFailure {
+            connection: connection.id,
+            claim: connection.claim,
+            at: now,
+            retry_at: Some(now.plus_ms(wait)),
+            dead: false,
+            counts,
+        };
         self.store.record_poll_failure(failure).await?;
         if !counts || connection.dead_at.is_some() || failures < FAILURES_BEFORE_WHOAMI {
             return Ok(());
@@ -242,6 +233,7 @@ impl<O: Outside> Engine<O> {
         tracing::error!(connection.id = %connection.connection_id, "the grant is gone: {why}");
         let failure = PollFailure {
             connection: connection.id,
+            claim: connection.claim,
             at: now,
             retry_at: Some(now.plus_ms(60 * MINUTE_MS)),
             dead: true,

@@ -18,7 +18,7 @@ use crate::domain::time::{DAY_MS, HOUR_MS, SECOND_MS, Timestamp};
 use crate::engine::{Engine, EngineError, EngineResult, GateReport, Progress};
 use crate::plan::{Plan, Route};
 use crate::sandbox::{Sandbox, TokenLife, World, WorldConfig};
-use crate::shim::Shim;
+use crate::shim::{Shim, ShimConfig};
 use crate::store::{Durability, Store, Vault};
 
 type RehearsedEngine = Engine<HttpOutside>;
@@ -93,11 +93,11 @@ impl Driver {
         };
 
         let now = Arc::clone(&clock);
-        let shim = Arc::new(Shim {
-            engine: std::sync::Mutex::new(None),
+        let config = ShimConfig {
             nango_keys: vec![Secret::new(keys.nango_webhook_signing_key.clone())],
-            clock: Box::new(move || Timestamp::from_millis(now.load(Ordering::Relaxed))),
-        });
+            ..ShimConfig::default()
+        };
+        let shim = Arc::new(Shim::new(config, move || Timestamp::from_millis(now.load(Ordering::Relaxed))));
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.map_err(RehearsalError::Sandbox)?;
         let address = listener.local_addr().map_err(RehearsalError::Sandbox)?;
         let router = Arc::clone(&shim).router();
@@ -278,7 +278,7 @@ impl Driver {
                 () = crash.crashed() => {}
             }
             self.crashes += 1;
-            *self.shim.engine.lock().expect("no panic happens while this lock is held") = None;
+            self.shim.set_engine(None);
             drop(engine);
             self.sandbox.crash.reset();
         }
@@ -286,8 +286,8 @@ impl Driver {
 
     /// The engine that runs now, or a new one from the store.
     async fn engine(&self) -> Result<Arc<RehearsedEngine>, RehearsalError> {
-        if let Some(engine) = &*self.shim.engine.lock().expect("no panic happens while this lock is held") {
-            return Ok(Arc::clone(engine));
+        if let Some(engine) = self.shim.engine() {
+            return Ok(engine);
         }
         // The same key on every start, as a key file would give.
         let master = hmac_sha256(&self.rehearsal.seed.to_be_bytes(), &[b"rehearsal key"]);
@@ -301,7 +301,7 @@ impl Driver {
         let config = self.rehearsal.engine_config();
         let engine = Engine::new(store, outside, self.rehearsal.catalogue.clone(), config).await?;
         let engine = Arc::new(engine);
-        *self.shim.engine.lock().expect("no panic happens while this lock is held") = Some(Arc::clone(&engine));
+        self.shim.set_engine(Some(Arc::clone(&engine)));
         Ok(engine)
     }
 
@@ -400,7 +400,7 @@ impl Driver {
             ended_at: Timestamp::from_millis(self.clock.load(Ordering::Relaxed)),
         };
         let report = Report::write(written, outcome);
-        *self.shim.engine.lock().expect("no panic happens while this lock is held") = None;
+        self.shim.set_engine(None);
         self.shim_server.abort();
         self.sandbox.stop().await;
         Ok(report)

@@ -5,8 +5,10 @@
 
 mod accounts;
 mod configs;
+mod consent;
 mod hooks;
 mod http;
+mod settings;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -16,8 +18,11 @@ use crate::domain::triplet::Triplet;
 
 use super::draw;
 use super::ledger::Sink;
-use super::provider::{Client, GrantId, Party};
+use super::provider::{Client, GrantId, Party, Refusal};
 use super::world::{Event, World};
+
+pub(super) use self::http::Refused;
+pub use self::settings::{ComposioSettings, Masking, Oauth2Import, UnknownQuery};
 
 /// Life of a consent link (composio.md §3.6).
 const LINK_LIFE_MS: i64 = 10 * MINUTE_MS;
@@ -25,16 +30,6 @@ const LINK_LIFE_MS: i64 = 10 * MINUTE_MS;
 const REFRESH_AHEAD_MS: i64 = 5 * MINUTE_MS;
 /// Words shorter than this occur in many aliases (`cutover`, `mirror`).
 const SHARED_WORD_MIN: usize = 8;
-
-/// How secrets of custom auth configs are shown (composio.md §3.2). Managed ones are always redacted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Masking {
-    /// The first four characters and `...`.
-    Mask4,
-    Redacted,
-    /// As they are: some projects had this before April 2026.
-    Raw,
-}
 
 #[derive(Clone, Debug)]
 pub(super) struct AuthConfig {
@@ -56,6 +51,7 @@ pub(super) enum Status {
     Initializing,
     Initiated,
     Active,
+    Failed,
     Expired,
     Inactive,
     Revoked,
@@ -67,6 +63,7 @@ impl Status {
             Self::Initializing => "INITIALIZING",
             Self::Initiated => "INITIATED",
             Self::Active => "ACTIVE",
+            Self::Failed => "FAILED",
             Self::Expired => "EXPIRED",
             Self::Inactive => "INACTIVE",
             Self::Revoked => "REVOKED",
@@ -94,6 +91,14 @@ pub(super) struct Account {
     pub requested_scopes: Vec<String>,
     pub expires_in_s: Option<i64>,
     pub link_token: Option<String>,
+    /// Where the person's browser goes after the link.
+    pub callback_url: Option<String>,
+    /// What a verifier of the project redeems before the account comes to life.
+    session_uri: Option<String>,
+    /// Background refreshes that failed since the last that did not.
+    failures: u32,
+    /// Until when a write keeps other writers out.
+    lease_until: Option<Timestamp>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
     pub deleted: bool,
@@ -114,6 +119,9 @@ pub(super) struct Composio {
     /// How often the same request came at this instant, for keyed faults.
     seen_now: (Timestamp, HashMap<u64, u64>),
     pub subscription: Option<hooks::Subscription>,
+    /// Project keys with few permissions: areas by key.
+    scoped_keys: BTreeMap<String, Vec<String>>,
+    project: http::ProjectConfig,
     /// A consent link was made.
     links: bool,
 }
@@ -141,6 +149,8 @@ impl Composio {
             window: (i64::MIN, 0),
             seen_now: (Timestamp::default(), HashMap::new()),
             subscription: None,
+            scoped_keys: BTreeMap::new(),
+            project: http::ProjectConfig::default(),
             links: false,
         }
     }
@@ -264,23 +274,37 @@ impl World {
         self.schedule(now.plus_ms(LINK_LIFE_MS), Event::LinkExpiry { account: place });
     }
 
-    /// The person opens the link and consents; Composio exchanges the code.
+    /// The person opens the link and consents; Composio exchanges the code. Where the project has a
+    /// verifier, the account waits until that has said who the person is.
     pub(super) fn composio_consent(&mut self, place: usize) {
-        let now = self.now();
         let account = &self.composio.accounts[place];
         if account.deleted || !matches!(account.status, Status::Initializing | Status::Initiated) {
             return;
         }
-        let config = &self.composio.configs[account.config];
-        let Some(triplet) = account.triplets.first().copied() else {
-            // Nobody in the inventory feels addressed, so nobody opens it.
+        // Nobody in the inventory feels addressed, so nobody opens it.
+        if account.triplets.is_empty() {
             return;
-        };
+        }
+        if self.options().composio.verifier_url.is_none() {
+            self.composio_exchange(place);
+            return;
+        }
+        let labels = ["session-uri", self.composio.accounts[place].id.as_str()];
+        let uri = format!("composio-session:{}", draw::text(self.seed(), &labels, 0, 32));
+        let account = &mut self.composio.accounts[place];
+        account.status = Status::Initiated;
+        account.session_uri.get_or_insert(uri);
+    }
+
+    /// The consent's code becomes a grant of its own, and the account comes to life.
+    fn composio_exchange(&mut self, place: usize) {
+        let now = self.now();
+        let account = &self.composio.accounts[place];
+        let Some(triplet) = account.triplets.first().copied() else { return };
         let row = &self.rows[self.triplets[triplet].row];
         let (integration, other) = (row.integration, self.faults.wrong_account.contains(&triplet));
         let user = if other { row.other_user } else { row.user };
-        let own_id = config.credentials.get("client_id").and_then(serde_json::Value::as_str).unwrap_or_default();
-        let client = self.known_client(integration, own_id).map_or(Client::Composio, |(client, _)| client);
+        let client = self.composio_client(account.config, integration).unwrap_or(Client::Composio);
         let mut scopes = account.requested_scopes.clone();
         if self.faults.scope_loss.contains(&triplet) {
             scopes.pop();
@@ -294,8 +318,15 @@ impl World {
         account.status_reason = None;
         account.grant = Some(grant);
         account.link_token = None;
+        account.session_uri = None;
         account.updated_at = now;
         self.composio_store(place, answer);
+    }
+
+    /// Which of the provider's OAuth apps an auth config holds.
+    fn composio_client(&self, config: usize, integration: usize) -> Option<Client> {
+        let id = self.composio.configs[config].credentials.get("client_id")?.as_str()?;
+        self.known_client(integration, id).map(|(client, _)| client)
     }
 
     /// Stores a token answer on an account and plans the next refresh.
@@ -310,6 +341,7 @@ impl World {
         account.scope = Some(answer.scope);
         account.expires_in_s = answer.expires_in_s;
         account.updated_at = now;
+        account.failures = 0;
         account.generation += 1;
         let (generation, has_refresh) = (account.generation, account.refresh_token.is_some());
         if let Some(expires_at) = answer.token.expires_at.filter(|_| has_refresh) {
@@ -327,11 +359,24 @@ impl World {
         }
         let Some(refresh_token) = account.refresh_token.clone() else { return };
         self.settle_account(place);
-        match self.refresh_grant(&refresh_token, Party::Composio) {
+        // An imported grant belongs to another OAuth app, unless both custodians use the same.
+        let owner = self.providers.grant_of_refresh(&refresh_token).map(|grant| &self.providers.grants[grant]);
+        let config = self.composio.accounts[place].config;
+        let fits = owner.is_none_or(|grant| {
+            self.composio_client(config, grant.integration).is_none_or(|client| client == grant.client)
+        });
+        let outcome = if fits { self.refresh_grant(&refresh_token, Party::Composio) } else { Err(Refusal::Client) };
+        match outcome {
             Ok(answer) => self.composio_store(place, answer),
             Err(_) => {
-                let now = self.now();
+                let (now, enough) = (self.now(), self.options().composio.failures_before_expired.max(1));
                 let account = &mut self.composio.accounts[place];
+                account.failures += 1;
+                if account.failures < enough {
+                    // Still shown as ACTIVE although the grant may be dead (§3.7).
+                    self.schedule(now.plus_ms(REFRESH_AHEAD_MS), Event::ComposioRefresh { account: place, generation });
+                    return;
+                }
                 account.status = Status::Expired;
                 account.status_reason = Some("permanent authentication error on background refresh".into());
                 account.updated_at = now;
@@ -347,6 +392,7 @@ impl World {
             account.status = Status::Expired;
             account.status_reason = Some("initiation timeout: the link was not completed in 10 minutes".into());
             account.link_token = None;
+            account.session_uri = None;
             account.updated_at = now;
         }
     }

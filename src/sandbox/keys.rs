@@ -33,6 +33,8 @@ pub struct SandboxKeys {
     pub nango_webhook_signing_key: String,
     /// A project key, `ak_…`.
     pub composio_api_key: String,
+    /// A member's key, `uak_…`: says who asks, and opens nothing of the project.
+    pub composio_user_key: String,
     /// An API token, `cfut_…`.
     pub cloudflare_token: String,
     pub cloudflare_account_id: String,
@@ -70,6 +72,7 @@ impl SandboxKeys {
             nango_verify_key: uuid("nango-verify"),
             nango_webhook_signing_key: uuid("nango-webhook"),
             composio_api_key: format!("ak_{CANARY}{}", text("composio", 20)),
+            composio_user_key: format!("uak_{CANARY}{}", text("composio-user", 20)),
             cloudflare_token: format!("cfut_{CANARY}{}", text("cloudflare", 34)),
             cloudflare_account_id: hex("account"),
             kv_source: hex("kv-source"),

@@ -230,7 +230,9 @@ impl World {
     /// A refresh at the provider, with its entry in the books.
     pub(super) fn refresh_grant(&mut self, refresh_token: &str, by: Party) -> Result<TokenAnswer, Refusal> {
         let now = self.now();
-        let report = self.providers.refresh(refresh_token, by, now);
+        let provider = self.providers.grant_of_refresh(refresh_token).map(|g| self.providers.grants[g].integration);
+        let told = provider.and_then(|i| self.scripts.take_token(self.providers.key(i)));
+        let report = self.providers.refresh(refresh_token, by, now, told);
         let row = report.grant.and_then(|g| self.providers.grants[g].row);
         let moving = report.grant.is_some()
             && row.is_none_or(|r| self.rows[r].triplets.iter().any(|t| self.triplets[*t].moving));

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -46,9 +47,39 @@ pub(super) fn control(world: &mut World, call: &Call) -> Option<Reply> {
                 Err(error) => bad(error.to_string()),
             }
         }
+        ("POST", ["script"]) => match script(world, &call.body) {
+            Ok(()) => Reply::json(200, &json!({"ok": true})),
+            Err(error) => bad(error.to_string()),
+        },
+        ("POST", ["keys"]) => match serde_json::from_slice::<NewKey>(&call.body) {
+            Ok(NewKey::Nango { scopes }) => Reply::json(200, &json!({"key": world.add_nango_key(scopes)})),
+            Ok(NewKey::Composio { areas }) => Reply::json(200, &json!({"key": world.add_composio_key(areas)})),
+            Err(error) => bad(error.to_string()),
+        },
         _ => Reply::json(404, &json!({"error": "not_found"})),
     };
     Some(reply)
+}
+
+/// A key with few permissions, as `POST /_sandbox/keys` asks for it.
+#[derive(Deserialize)]
+#[serde(tag = "api", rename_all = "lowercase", deny_unknown_fields)]
+enum NewKey {
+    /// Scopes without `environment:`, such as `connections:list`.
+    Nango { scopes: Vec<String> },
+    /// Areas with `:read` or `:write`, such as `connected_accounts:write`.
+    Composio { areas: Vec<String> },
+}
+
+/// Takes a script for an API or for a token endpoint.
+fn script(world: &mut World, body: &[u8]) -> Result<(), serde_json::Error> {
+    let value: Value = serde_json::from_slice(body)?;
+    if value.get("token_answer").is_some() {
+        world.add_token_script(serde_json::from_value(value)?);
+    } else {
+        world.add_script(serde_json::from_value(value)?);
+    }
+    Ok(())
 }
 
 impl Sandbox {

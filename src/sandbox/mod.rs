@@ -16,18 +16,20 @@ mod ledger;
 pub mod live;
 mod nango;
 mod provider;
+mod script;
 mod serve;
 mod serving;
 #[cfg(test)]
 mod tests;
 mod world;
 
-pub use self::composio::Masking;
+pub use self::composio::{ComposioSettings, Masking, Oauth2Import, UnknownQuery};
 pub use self::faults::{FAULTS, Fault, FaultError, FaultNote};
 pub use self::http::{Call, Reply};
 pub use self::keys::{OauthClient, SandboxKeys};
 pub use self::ledger::{Incident, LedgerSummary};
-pub use self::nango::OutboundWebhook;
+pub use self::nango::{NangoSettings, NangoVersion, OutboundWebhook};
 pub use self::provider::{CANARY, Party};
+pub use self::script::{Script, TokenScript, TokenTwist, Twist};
 pub use self::serve::{CrashSignal, Sandbox, SandboxUrls};
 pub use self::world::{Answer, TokenLife, World, WorldConfig, WorldOptions};

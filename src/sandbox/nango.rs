@@ -4,9 +4,13 @@
 //! the read refreshes, and no webhook tells anybody. Routes are in `http`, webhooks in `webhooks`.
 
 mod http;
+mod input;
+mod oauth;
 mod sessions;
+mod settings;
 mod views;
 mod webhooks;
+mod writes;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -15,12 +19,14 @@ use serde_json::{Map, Value};
 use crate::domain::time::{DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS, Timestamp};
 
 use super::draw;
+use super::http::Call;
 use super::keys::SandboxKeys;
 use super::ledger::Sink;
 use super::provider::http::token_answer_body;
 use super::provider::{Party, TokenRef};
 use super::world::{Event, World};
 
+pub use self::settings::{NangoSettings, NangoVersion};
 pub use self::webhooks::OutboundWebhook;
 
 /// A read refreshes when less than this is left (nango.md §6.1).
@@ -45,6 +51,8 @@ pub(super) enum Credential {
         introspected_expiry: Option<Timestamp>,
         /// The provider's last answer, or the submitted credential.
         raw: Map<String, Value>,
+        /// The OAuth app of this connection alone, instead of its integration's.
+        config_override: Option<Map<String, Value>>,
     },
     /// `API_KEY`, `BASIC` and other modes that never refresh, as submitted (with `type`).
     Static(Map<String, Value>),
@@ -81,18 +89,12 @@ pub(super) struct NangoIntegration {
     pub provider: String,
     pub display_name: String,
     pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+    pub forward_webhooks: bool,
     pub client_id: String,
     pub client_secret: String,
     pub scopes: String,
     pub auth_mode: String,
-}
-
-/// A Connect session (30 minutes).
-#[derive(Clone, Debug)]
-pub(super) struct Session {
-    pub allowed: Vec<String>,
-    pub end_user: Value,
-    pub expires_at: Timestamp,
 }
 
 /// A failed read of a connection: status and message (§6.4).
@@ -100,12 +102,21 @@ pub(super) struct Session {
 pub(super) struct RefreshFailure {
     pub status: u16,
     pub message: &'static str,
+    /// `error.type` of the webhook that tells of it.
+    kind: &'static str,
     /// Nango asked the provider (as opposed to backing off).
     pub attempted: bool,
 }
 
 pub(super) const FAILED: &str =
     "The external API returned an error when trying to refresh the access token. Please try again later.";
+/// The provider refused, failed, or answered with something else than JSON.
+const PROVIDER_REFUSED: RefreshFailure =
+    RefreshFailure { status: 400, message: FAILED, kind: "refresh_token_external_error", attempted: true };
+/// The provider answered 200 without a token: Nango fails over it.
+const NO_TOKEN_ANSWERED: RefreshFailure =
+    RefreshFailure { status: 500, message: UNUSABLE, kind: "unhandled_refresh_token_parsing_error", attempted: true };
+const UNUSABLE: &str = "An unhandled error of type 'unhandled_refresh_token_parsing_error' occurred.";
 const COOLING_DOWN: &str = "A recent refresh attempt failed. Backing off before retrying.";
 const EXHAUSTED: &str = "The refresh limit has been reached for this connection.";
 
@@ -115,8 +126,14 @@ pub(super) struct Nango {
     /// Live connections by integration key and id.
     index: BTreeMap<(String, String), usize>,
     pub integrations: BTreeMap<String, NangoIntegration>,
-    pub sessions: BTreeMap<String, Session>,
+    sessions: BTreeMap<String, sessions::Session>,
+    /// Consents that a browser has begun, by `state`.
+    flows: BTreeMap<String, oauth::Flow>,
+    /// Further API keys: scopes by key.
+    pub scoped_keys: BTreeMap<String, Vec<String>>,
     pub signing_key: String,
+    /// The key before, and until when processes that cached it sign with it.
+    old_signing_key: Option<(String, Timestamp)>,
     pub webhook_url: Option<String>,
     /// The rate limit's window (begin, used).
     window: (i64, u32),
@@ -132,7 +149,10 @@ impl Nango {
             index: BTreeMap::new(),
             integrations: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            flows: BTreeMap::new(),
+            scoped_keys: BTreeMap::new(),
             signing_key: keys.nango_webhook_signing_key.clone(),
+            old_signing_key: None,
             webhook_url,
             window: (i64::MIN, 0),
             cron_at: None,
@@ -160,6 +180,14 @@ impl Nango {
         connection.deleted = true;
         connection.credential = Credential::Static(Map::new());
         self.index.remove(&(connection.integration_key.clone(), connection.connection_id.clone()));
+    }
+
+    /// What exhaustion looks like once the failures that led there are forgotten.
+    #[cfg(test)]
+    pub fn exhaust(&mut self, integration_key: &str, connection_id: &str) {
+        if let Some(place) = self.find(integration_key, connection_id) {
+            self.connections[place].exhausted = true;
+        }
     }
 
     /// Counts a call against the fixed window of 60 s (§1.4): used so far, and the window's end.
@@ -223,6 +251,8 @@ impl World {
                 provider: key.to_string(),
                 display_name,
                 created_at,
+                updated_at: created_at,
+                forward_webhooks: true,
                 client_id: client.as_ref().map(|c| c.client_id.clone()).unwrap_or_default(),
                 client_secret: client.map(|c| c.client_secret).unwrap_or_default(),
                 scopes: scopes.into_iter().collect::<Vec<_>>().join(","),
@@ -262,20 +292,8 @@ impl World {
         let text = self.providers.access_text(token.grant, token.number);
         match self.providers.integration(integration).auth_mode.as_str() {
             "OAUTH2" => {
-                let answer = self.providers.answer(token, true);
-                let hidden = self.providers.hides_expiry(integration);
-                let mut raw = token_answer_body(&answer);
-                let expires_at = token.expires_at.filter(|_| !hidden);
-                if let Some(at) = expires_at {
-                    raw.insert("expires_at".into(), at.to_rfc3339().into());
-                }
-                Credential::Oauth2 {
-                    access_token: text,
-                    refresh_token: answer.refresh_token,
-                    expires_at,
-                    introspected_expiry: token.expires_at.filter(|_| hidden),
-                    raw,
-                }
+                let answer = token_answer_body(&self.providers.answer(token, true));
+                self.nango_oauth2(answer, None, None, token.minted_at)
             }
             mode => {
                 let mut fields = Map::new();
@@ -293,6 +311,12 @@ impl World {
     /// Refreshes a connection if a read must (§6.1), or when forced.
     pub(super) fn nango_ensure_fresh(&mut self, place: usize, force: bool) -> Result<(), RefreshFailure> {
         let now = self.now();
+        if self.nango_probe(&self.nango.connections[place].credential).is_err() {
+            let kind = "connection_test_failed";
+            let failure = RefreshFailure { status: 400, message: FAILED, kind, attempted: true };
+            self.nango_note_failure(place, &failure);
+            return Err(failure);
+        }
         let connection = &mut self.nango.connections[place];
         let Credential::Oauth2 { refresh_token, expires_at, introspected_expiry, .. } = &connection.credential else {
             return Ok(());
@@ -307,7 +331,7 @@ impl World {
             return Ok(());
         };
         if !force {
-            let backing_off = |message| Err(RefreshFailure { status: 424, message, attempted: false });
+            let backing_off = |message| Err(RefreshFailure { status: 424, message, kind: "", attempted: false });
             if connection.exhausted {
                 return backing_off(EXHAUSTED);
             }
@@ -316,51 +340,109 @@ impl World {
                 return backing_off(COOLING_DOWN);
             }
         }
-        match self.refresh_grant(&refresh_token, Party::Nango) {
+        match self.nango_ask_to_refresh(place, &refresh_token) {
             Ok(answer) => {
-                let hidden = answer.expires_in_s.is_none();
-                let mut raw = token_answer_body(&answer);
-                let expires_at = answer.expires_in_s.map(|s| now.plus_ms(s * SECOND_MS));
-                if let Some(at) = expires_at {
-                    raw.insert("expires_at".into(), at.to_rfc3339().into());
-                }
-                let connection = &mut self.nango.connections[place];
-                connection.credential = Credential::Oauth2 {
-                    access_token: answer.access_token,
-                    // No refresh token in the answer: the old one is kept.
-                    refresh_token: Some(answer.refresh_token.unwrap_or(refresh_token)),
-                    expires_at,
-                    introspected_expiry: answer.token.expires_at.filter(|_| hidden),
-                    raw,
+                let config_override = match &self.nango.connections[place].credential {
+                    Credential::Oauth2 { config_override, .. } => config_override.clone(),
+                    Credential::Static(_) => None,
                 };
+                // No refresh token in the answer: the old one is kept.
+                let credential = self.nango_oauth2(answer, Some(refresh_token), config_override, now);
+                let connection = &mut self.nango.connections[place];
+                connection.credential = credential;
                 let had_failed = connection.auth_error.is_some();
                 connection.clear_failures();
                 connection.updated_at = now;
-                if had_failed && self.options().nango_recovery_webhooks {
+                if had_failed && self.options().nango.version >= NangoVersion::V0_71_5 {
                     self.nango_send_auth(place, "refresh", None);
                 }
                 Ok(())
             }
-            Err(_) => {
-                let day = now.millis().div_euclid(DAY_MS);
-                let log = draw::text(
-                    self.seed(),
-                    &["log", self.nango.connections[place].connection_id.as_str()],
-                    now.millis().unsigned_abs(),
-                    8,
-                );
-                let connection = &mut self.nango.connections[place];
-                connection.auth_error = Some(format!("{}_{log}", now.millis()));
-                connection.failed_at = Some(now);
-                if connection.last_failing_day != Some(day) {
-                    connection.last_failing_day = Some(day);
-                    connection.failing_days += 1;
-                    connection.exhausted = connection.failing_days >= FAILING_DAYS_MAX;
-                }
-                self.nango_send_auth(place, "refresh", Some(("refresh_token_external_error", FAILED)));
-                Err(RefreshFailure { status: 400, message: FAILED, attempted: true })
+            Err(failure) => {
+                self.nango_note_failure(place, &failure);
+                Err(failure)
             }
         }
+    }
+
+    /// Sends the refresh token to the provider, with the connection's own OAuth app or its integration's.
+    fn nango_ask_to_refresh(
+        &mut self,
+        place: usize,
+        refresh_token: &str,
+    ) -> Result<Map<String, Value>, RefreshFailure> {
+        let connection = &self.nango.connections[place];
+        let Some(integration) = self.nango.integrations.get(&connection.integration_key) else {
+            return Err(PROVIDER_REFUSED);
+        };
+        let own = match &connection.credential {
+            Credential::Oauth2 { config_override, .. } => config_override.as_ref(),
+            Credential::Static(_) => None,
+        };
+        let own = |name: &str| own.and_then(|o| o.get(name)).and_then(Value::as_str);
+        let id = own("client_id").unwrap_or(&integration.client_id);
+        let secret = own("client_secret").unwrap_or(&integration.client_secret);
+        let provider = self.providers.find_integration(&integration.provider).ok_or(PROVIDER_REFUSED)?;
+        let form = refresh_form(refresh_token, id, secret);
+        self.nango_ask_provider(provider, form)
+    }
+
+    /// A call to a provider's token endpoint, and Nango's reading of the answer (§6.4).
+    fn nango_ask_provider(&mut self, provider: usize, form: String) -> Result<Map<String, Value>, RefreshFailure> {
+        let call = Call::new("POST", "/token").with_body("application/x-www-form-urlencoded", form);
+        let reply = self.token_endpoint(&[provider], &call, Party::Nango);
+        let is_json = reply.header("content-type").is_some_and(|kind| kind.starts_with("application/json"));
+        if reply.status != 200 || !is_json {
+            return Err(PROVIDER_REFUSED);
+        }
+        match reply.value() {
+            Value::Object(body) if body.get("access_token").is_some_and(Value::is_string) => Ok(body),
+            _ => Err(NO_TOKEN_ANSWERED),
+        }
+    }
+
+    /// A token answer as Nango stores it. `kept`: the refresh token to keep where none came.
+    fn nango_oauth2(
+        &self,
+        mut raw: Map<String, Value>,
+        kept: Option<String>,
+        config_override: Option<Map<String, Value>>,
+        now: Timestamp,
+    ) -> Credential {
+        let text = |name: &str| raw.get(name).and_then(Value::as_str).map(str::to_owned);
+        let (access_token, refresh_token) = (text("access_token").unwrap_or_default(), text("refresh_token"));
+        let life_s = raw.get("expires_in").and_then(Value::as_i64);
+        let expires_at = life_s.map(|s| now.plus_ms(s * SECOND_MS));
+        if let Some(at) = expires_at {
+            raw.insert("expires_at".into(), at.to_rfc3339().into());
+        }
+        let token = self.providers.find(&access_token);
+        let hidden = token.filter(|t| self.providers.hides_expiry(self.providers.grants[t.grant].integration));
+        Credential::Oauth2 {
+            introspected_expiry: hidden.and_then(|t| t.expires_at),
+            access_token,
+            refresh_token: refresh_token.or(kept),
+            expires_at,
+            raw,
+            config_override,
+        }
+    }
+
+    /// Books a failed refresh or probe, and tells the webhook's receiver.
+    fn nango_note_failure(&mut self, place: usize, failure: &RefreshFailure) {
+        let now = self.now();
+        let day = now.millis().div_euclid(DAY_MS);
+        let labels = ["log", self.nango.connections[place].connection_id.as_str()];
+        let log = draw::text(self.seed(), &labels, now.millis().unsigned_abs(), 8);
+        let connection = &mut self.nango.connections[place];
+        connection.auth_error = Some(format!("{}_{log}", now.millis()));
+        connection.failed_at = Some(now);
+        if connection.last_failing_day != Some(day) {
+            connection.last_failing_day = Some(day);
+            connection.failing_days += 1;
+            connection.exhausted = connection.failing_days >= FAILING_DAYS_MAX;
+        }
+        self.nango_send_auth(place, "refresh", Some((failure.kind, failure.message)));
     }
 
     /// The token version that a connection holds, if this world made it.
@@ -432,9 +514,14 @@ impl World {
     }
 }
 
-/// Finished sessions are forgotten.
-pub(super) fn prune_sessions(sessions: &mut BTreeMap<String, Session>, now: Timestamp) {
-    sessions.retain(|_, s| s.expires_at >= now);
+/// The form that Nango sends to renew a token (§6.1).
+pub(super) fn refresh_form(refresh_token: &str, client_id: &str, client_secret: &str) -> String {
+    form_urlencoded::Serializer::new(String::new())
+        .append_pair("grant_type", "refresh_token")
+        .append_pair("refresh_token", refresh_token)
+        .append_pair("client_id", client_id)
+        .append_pair("client_secret", client_secret)
+        .finish()
 }
 
 /// A queue of recent things, bounded.

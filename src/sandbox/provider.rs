@@ -17,6 +17,7 @@ use crate::catalogue::{Integration, Life, Reuse, Rotation};
 use crate::domain::time::{MINUTE_MS, SECOND_MS, Timestamp};
 
 use super::draw;
+use super::script::TokenTwist;
 
 pub(super) type GrantId = usize;
 pub(super) type UserId = usize;
@@ -154,6 +155,10 @@ pub(super) enum Refusal {
     Dead,
     /// A spent refresh token; the grant itself lives on.
     Spent,
+    /// The OAuth app is unknown, or not the one that the grant belongs to.
+    Client,
+    /// As told in advance.
+    Told(TokenTwist),
 }
 
 /// What happened at the provider during one refresh, for the ledger.
@@ -374,8 +379,14 @@ impl Providers {
         }
     }
 
-    /// `grant_type=refresh_token`.
-    pub fn refresh(&mut self, refresh_token: &str, by: Party, now: Timestamp) -> RefreshReport {
+    /// `grant_type=refresh_token`. `told`: how this answer differs from the usual.
+    pub fn refresh(
+        &mut self,
+        refresh_token: &str,
+        by: Party,
+        now: Timestamp,
+        told: Option<TokenTwist>,
+    ) -> RefreshReport {
         let mut report = RefreshReport { grant: None, result: Err(Refusal::Dead), presented_spent: false, raced: None };
         let Some((grant, number)) = self.read_numbers(refresh_token, 'r') else { return report };
         let Some(g) = self.grants.get(grant) else { return report };
@@ -416,15 +427,27 @@ impl Providers {
                 }
             }
         }
+        let rotated = match told {
+            None | Some(TokenTwist::NoExpiry) => g.rotates,
+            Some(TokenTwist::Rotate) => true,
+            Some(TokenTwist::KeepRefreshToken) => false,
+            Some(refused) => {
+                report.result = Err(Refusal::Told(refused));
+                return report;
+            }
+        };
         let token = self.mint(grant, by, now);
         let g = &mut self.grants[grant];
         g.last_refresh_at = now;
-        if g.rotates {
+        if rotated {
             g.refresh_number += 1;
             g.rotated_at = Some(now);
         }
-        let rotated = g.rotates;
-        report.result = Ok(self.answer(token, rotated));
+        let mut answer = self.answer(token, rotated);
+        if told == Some(TokenTwist::NoExpiry) {
+            answer.expires_in_s = None;
+        }
+        report.result = Ok(answer);
         report
     }
 
@@ -517,16 +540,16 @@ mod tests {
         let (mut p, _) = with_grant("google", false);
         let rt = p.refresh_text(0).unwrap();
         for n in 1..3 {
-            assert!(p.refresh(&rt, Party::Nango, T0.plus_ms(n)).result.is_ok());
+            assert!(p.refresh(&rt, Party::Nango, T0.plus_ms(n), None).result.is_ok());
         }
         let (mut p, grant) = with_grant("gong-oauth", false);
         let first = p.refresh_text(grant).unwrap();
-        let second = p.refresh(&first, Party::Nango, T0).result.unwrap().refresh_token.unwrap();
+        let second = p.refresh(&first, Party::Nango, T0, None).result.unwrap().refresh_token.unwrap();
         assert_ne!(first, second);
-        let report = p.refresh(&first, Party::DoAlarm, T0.plus_ms(1));
+        let report = p.refresh(&first, Party::DoAlarm, T0.plus_ms(1), None);
         assert!(report.presented_spent);
         assert_eq!(report.result.unwrap_err(), Refusal::Dead);
-        assert_eq!(p.refresh(&second, Party::Nango, T0.plus_ms(2)).result.unwrap_err(), Refusal::Dead);
+        assert_eq!(p.refresh(&second, Party::Nango, T0.plus_ms(2), None).result.unwrap_err(), Refusal::Dead);
     }
 
     /// providers.md §3.5: at Microsoft each use gives a new one and the old one stays valid.
@@ -534,8 +557,8 @@ mod tests {
     fn microsoft_rotates_without_revoking() {
         let (mut p, grant) = with_grant("microsoft", false);
         let first = p.refresh_text(grant).unwrap();
-        assert!(p.refresh(&first, Party::Nango, T0).result.unwrap().refresh_token.is_some());
-        let report = p.refresh(&first, Party::Nango, T0.plus_ms(1));
+        assert!(p.refresh(&first, Party::Nango, T0, None).result.unwrap().refresh_token.is_some());
+        let report = p.refresh(&first, Party::Nango, T0.plus_ms(1), None);
         assert!(report.result.is_ok() && !report.presented_spent);
     }
 
@@ -544,15 +567,15 @@ mod tests {
     fn optional_rotation_is_a_setting_of_the_client() {
         let (mut p, grant) = with_grant("salesforce", true);
         let first = p.refresh_text(grant).unwrap();
-        assert!(p.refresh(&first, Party::Nango, T0).result.unwrap().refresh_token.is_some());
-        assert!(p.refresh(&first, Party::Nango, T0).presented_spent);
+        assert!(p.refresh(&first, Party::Nango, T0, None).result.unwrap().refresh_token.is_some());
+        assert!(p.refresh(&first, Party::Nango, T0, None).presented_spent);
         let (p, grant) = with_grant("slack", false);
         assert_eq!((p.refresh_text(grant), p.life_ms(0)), (None, None));
         let (mut p, grant) = with_grant("slack", true);
         let first = p.refresh_text(grant).unwrap();
-        p.refresh(&first, Party::Nango, T0).result.unwrap();
-        assert!(p.refresh(&first, Party::Nango, T0.plus_ms(GRACE_MS)).result.is_ok());
-        let late = p.refresh(&first, Party::Nango, T0.plus_ms(3 * GRACE_MS));
+        p.refresh(&first, Party::Nango, T0, None).result.unwrap();
+        assert!(p.refresh(&first, Party::Nango, T0.plus_ms(GRACE_MS), None).result.is_ok());
+        let late = p.refresh(&first, Party::Nango, T0.plus_ms(3 * GRACE_MS), None);
         assert_eq!(late.result.unwrap_err(), Refusal::Spent);
     }
 
@@ -561,9 +584,9 @@ mod tests {
         let (mut p, grant) = with_grant("hubspot", false);
         p.mint(grant, Party::Nango, T0);
         let rt = p.refresh_text(grant).unwrap();
-        assert_eq!(p.refresh(&rt, Party::Nango, T0).raced, None);
-        assert_eq!(p.refresh(&rt, Party::DoAlarm, T0.plus_ms(MINUTE_MS)).raced, Some(Party::Nango));
-        assert_eq!(p.refresh(&rt, Party::Nango, T0.plus_ms(21 * MINUTE_MS)).raced, None);
+        assert_eq!(p.refresh(&rt, Party::Nango, T0, None).raced, None);
+        assert_eq!(p.refresh(&rt, Party::DoAlarm, T0.plus_ms(MINUTE_MS), None).raced, Some(Party::Nango));
+        assert_eq!(p.refresh(&rt, Party::Nango, T0.plus_ms(21 * MINUTE_MS), None).raced, None);
     }
 
     /// providers.md §3.10 and §3.2: the cap evicts the oldest; §2: LinkedIn's second consent kills the first.
@@ -586,7 +609,7 @@ mod tests {
         let (mut p, grant) = with_grant("google", false);
         let rt = p.refresh_text(grant).unwrap();
         for hour in 0..5_000 {
-            p.refresh(&rt, Party::Nango, T0.plus_ms(hour * 46 * MINUTE_MS)).result.unwrap();
+            p.refresh(&rt, Party::Nango, T0.plus_ms(hour * 46 * MINUTE_MS), None).result.unwrap();
         }
         assert!(p.grants[grant].live.len() <= 3);
         let old = p.find(&p.access_text(grant, 1)).unwrap();

@@ -14,15 +14,17 @@ use crate::inventory::Row;
 use crate::ports::Api;
 
 use super::cloudflare::Cloudflare;
-use super::composio::Composio;
+use super::composio::{Composio, ComposioSettings};
 use super::draw;
 use super::faults::{self, Act, CrashAt, Fault, FaultNote, FaultPlan};
 use super::gateway::Gateway;
 use super::http::{Call, Reply, http_date};
 use super::keys::SandboxKeys;
 use super::ledger::Ledger;
-use super::nango::{Nango, OutboundWebhook};
+use super::nango::{Nango, NangoSettings, OutboundWebhook};
 use super::provider::{Client, GrantId, Party, Providers, UserId, connection_config};
+use super::script::Scripts;
+use super::serve::SandboxUrls;
 use super::serving::Serving;
 
 /// How long access tokens live.
@@ -65,12 +67,8 @@ pub struct WorldOptions {
     pub composio_per_minute: Option<u32>,
     /// Cloudflare's limit for one token: requests in five minutes. Absent: unlimited.
     pub cloudflare_per_5_minutes: Option<u32>,
-    /// Nango 0.71.5 and later: a webhook when a refresh succeeds after a recorded failure.
-    pub nango_recovery_webhooks: bool,
-    /// Nango 0.71.6 and later, when switched on: a webhook for each deleted connection.
-    pub nango_deletion_webhooks: bool,
-    /// How Composio shows secrets of custom auth configs.
-    pub composio_masking: super::composio::Masking,
+    pub nango: NangoSettings,
+    pub composio: ComposioSettings,
 }
 
 impl Default for WorldOptions {
@@ -82,9 +80,8 @@ impl Default for WorldOptions {
             nango_per_minute: Some(5_000),
             composio_per_minute: Some(10_000),
             cloudflare_per_5_minutes: None,
-            nango_recovery_webhooks: false,
-            nango_deletion_webhooks: false,
-            composio_masking: super::composio::Masking::Mask4,
+            nango: NangoSettings::default(),
+            composio: ComposioSettings::default(),
         }
     }
 }
@@ -175,6 +172,9 @@ pub struct World {
     pub(super) gateway: Gateway,
     pub(super) ledger: Ledger,
     pub(super) faults: FaultPlan,
+    pub(super) scripts: Scripts,
+    /// Where the systems listen, once somebody outside must find them.
+    addresses: Option<SandboxUrls>,
     queue: BTreeMap<(Timestamp, u64), Event>,
     next_event: u64,
     requests_total: u64,
@@ -229,6 +229,8 @@ impl World {
             gateway: Gateway::default(),
             ledger: Ledger::default(),
             faults: FaultPlan { window: (fault_from, fault_until), ..FaultPlan::default() },
+            scripts: Scripts::default(),
+            addresses: None,
             queue: BTreeMap::new(),
             next_event: 0,
             requests_total: 0,
@@ -416,6 +418,18 @@ impl World {
         self.nango.webhook_url = url;
     }
 
+    /// Links, redirects and callbacks lead to these addresses from now on, so that a browser can
+    /// follow them. Without it they lead to names under `.example`, the same in every run.
+    pub fn set_addresses(&mut self, urls: SandboxUrls) {
+        self.addresses = Some(urls);
+    }
+
+    /// Where the outside finds one of the systems, without a trailing slash. `elsewhere` where
+    /// nobody outside must.
+    pub(super) fn address_of(&self, of: fn(&SandboxUrls) -> &str, elsewhere: &str) -> String {
+        self.addresses.as_ref().map_or(elsewhere, of).to_owned()
+    }
+
     /// When something happens next by itself: an event, or a webhook waiting to be taken.
     pub fn next_due(&self) -> Option<Timestamp> {
         let event = self.queue.keys().next().map(|(at, _)| *at);
@@ -483,17 +497,22 @@ impl World {
         if crash == Some(CrashAt::BeforeEffect) {
             return Answer::Crash;
         }
-        let reply = match api {
+        let reply = self.answer_scripted(api, call);
+        if crash.is_some() {
+            return Answer::Crash;
+        }
+        Answer::Reply(reply.with_header("date", http_date(self.now)))
+    }
+
+    /// Answers as the system usually does.
+    pub(super) fn answer_plainly(&mut self, api: Api, call: &Call) -> Reply {
+        match api {
             Api::Nango => self.nango_http(call),
             Api::Composio => self.composio_http(call),
             Api::Cloudflare => self.cloudflare_http(call),
             Api::Gateway => self.gateway_http(call),
             Api::Provider => self.provider_http(call),
-        };
-        if crash.is_some() {
-            return Answer::Crash;
         }
-        Answer::Reply(reply.with_header("date", http_date(self.now)))
     }
 
     /// Requests answered so far, for request ids.

@@ -1,64 +1,135 @@
-//! The HTTP face of the engine: where Nango's webhooks come in.
+//! The HTTP face of the engine: what the two custodies and the gateway tell us, what an operator
+//! asks, and what a monitor reads. `docs/shim.md` has every route with its answers.
 //!
-//! A webhook never carries a token and none is sent for an ordinary refresh, so all that one can
-//! do here is bring a read forward. The poller finds everything without them.
+//! Whatever is accepted is in the journal before it is answered with 2xx. A webhook carries no
+//! token, so all that one can do is bring a read forward: the poller finds everything without them.
 
-use std::sync::{Arc, Mutex};
+mod answer;
+mod connect;
+mod keys;
+mod metrics;
+mod observe;
+mod request;
+mod serve;
+mod strict;
+mod tokens;
+mod webhooks;
+
+use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::Router;
-use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{HeaderMap, StatusCode};
-use axum::routing::{get, post};
+use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
+use axum::routing::{get, post, put};
+use tokio::sync::Mutex;
 
 use crate::domain::secret::Secret;
 use crate::domain::time::Timestamp;
-use crate::domain::webhook::{BadWebhook, SIGNATURE_HEADER, verify};
 use crate::engine::Engine;
 use crate::ports::Outside;
+use crate::status::Snapshot;
 
-/// Nango's auth webhooks are about 500 bytes; the error description may hold a provider's reply.
-const BODY_BYTES_MAX: usize = 256 * 1024;
+pub use answer::Refusal;
+pub use keys::{AdminKeys, NotAHash, hash_of, weakness};
+pub use metrics::Metrics;
+pub use serve::{Limits, TlsError, serve, tls};
 
-/// What the routes need. The engine may be absent for a moment (it restarts); webhooks are
-/// answered 503 then, which Nango retries.
-pub struct Shim<O> {
-    pub engine: Mutex<Option<Arc<Engine<O>>>>,
-    /// Webhook signing keys: the current one, and the old one during a rotation.
+/// The largest body that is read, in bytes. A webhook has about 500, a token entry at most a few
+/// thousand; Nango's error descriptions may quote a provider's reply.
+pub const BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// Who may ask what.
+#[derive(Clone, Debug, Default)]
+pub struct ShimConfig {
+    /// Webhook signing keys of Nango: the current one, and the old one during a rotation.
     pub nango_keys: Vec<Secret>,
-    pub clock: Box<dyn Fn() -> Timestamp + Send + Sync>,
+    /// Take Nango's legacy signature where there is no other.
+    pub nango_legacy_signature: bool,
+    /// Secrets of Composio's webhook subscription, as above.
+    pub composio_keys: Vec<Secret>,
+    pub admin_keys: AdminKeys,
+}
+
+impl ShimConfig {
+    /// The first reason not to guard an address with these keys that others can reach.
+    pub fn weakness(&self) -> Option<String> {
+        let of = |name: &str, keys: &[Secret]| {
+            let weak = keys.iter().find_map(weakness)?;
+            Some(format!("a webhook key of {name} is weak: {weak}"))
+        };
+        of("Nango", &self.nango_keys).or_else(|| of("Composio", &self.composio_keys)).or_else(|| {
+            let known = self.admin_keys.hold_a_known_key();
+            known.then(|| "an admin key is weak: everybody knows it".to_owned())
+        })
+    }
+}
+
+/// What the routes need. The engine may be absent for a moment (it restarts): what comes in then
+/// is answered 503, which both custodies retry.
+pub struct Shim<O> {
+    config: ShimConfig,
+    clock: Box<dyn Fn() -> Timestamp + Send + Sync>,
+    engine: RwLock<Option<Arc<Engine<O>>>>,
+    metrics: Metrics,
+    ids: request::Ids,
+    /// The last snapshot: many readers in one second share it.
+    snapshot: Mutex<Option<Arc<Snapshot>>>,
 }
 
 impl<O: Outside> Shim<O> {
+    pub fn new(config: ShimConfig, clock: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+        let ids = request::Ids::starting(clock());
+        Self {
+            config,
+            clock: Box::new(clock),
+            engine: RwLock::new(None),
+            metrics: Metrics::default(),
+            ids,
+            snapshot: Mutex::new(None),
+        }
+    }
+
+    /// The engine that takes what comes in from now on.
+    pub fn set_engine(&self, engine: Option<Arc<Engine<O>>>) {
+        *self.engine.write().unwrap_or_else(PoisonError::into_inner) = engine;
+    }
+
+    pub fn engine(&self) -> Option<Arc<Engine<O>>> {
+        self.engine.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    fn now(&self) -> Timestamp {
+        (self.clock)()
+    }
+
+    fn ready_engine(&self) -> Result<Arc<Engine<O>>, Refusal> {
+        self.engine().ok_or_else(|| Refusal::unavailable("the engine restarts; send it again"))
+    }
+
     pub fn router(self: Arc<Self>) -> Router {
         Router::new()
-            .route("/admin/sync/nango", post(sync_nango::<O>))
-            .route("/healthz", get(|| async { "ok" }))
+            .route("/admin/sync/nango", post(webhooks::nango::<O>))
+            .route("/admin/sync/composio", post(webhooks::composio::<O>))
+            .route("/admin/tokens/{tenant}/{provider}/{account}", put(tokens::put::<O>))
+            .route("/admin/nango/connect", post(connect::nango_connect::<O>))
+            .route("/admin/nango/connections", get(connect::nango_connections::<O>))
+            .route("/admin/composio/connect", post(connect::composio_connect::<O>))
+            .route("/admin/composio/connections", get(connect::composio_connections::<O>))
+            .route("/admin/status", get(observe::status::<O>))
+            .route("/healthz", get(observe::healthz))
+            .route("/readyz", get(observe::readyz::<O>))
+            .route("/metrics", get(observe::metrics::<O>))
+            .fallback(async || Refusal::new(StatusCode::NOT_FOUND, "not_found", "there is no such route"))
+            .method_not_allowed_fallback(async || {
+                let message = "this route takes another method";
+                Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+            })
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+            .layer(axum::middleware::from_fn_with_state(Arc::clone(&self), request::around::<O>))
             .with_state(self)
-    }
-
-    fn engine(&self) -> Option<Arc<Engine<O>>> {
-        self.engine.lock().expect("no panic happens while this lock is held").clone()
-    }
-}
-
-async fn sync_nango<O: Outside>(
-    State(shim): State<Arc<Shim<O>>>,
-    headers: HeaderMap,
-    body: Bytes,
-) -> (StatusCode, &'static str) {
-    let webhook = match verify(&shim.nango_keys, headers.get(SIGNATURE_HEADER).map(|v| v.as_bytes()), &body) {
-        Ok(webhook) => webhook,
-        Err(BadWebhook::Signature) => return (StatusCode::UNAUTHORIZED, "bad signature"),
-        Err(BadWebhook::Body) => return (StatusCode::BAD_REQUEST, "bad body"),
-    };
-    let Some(engine) = shim.engine() else { return (StatusCode::SERVICE_UNAVAILABLE, "restarting") };
-    match engine.hint(&webhook, (shim.clock)()).await {
-        Ok(()) => (StatusCode::OK, "ok"),
-        Err(error) => {
-            tracing::error!("a webhook could not be recorded: {error}");
-            (StatusCode::SERVICE_UNAVAILABLE, "not recorded")
-        }
     }
 }

@@ -1,11 +1,10 @@
 //! Nango connections and when to read them.
 
-use serde_json::{Map, Value};
-use sqlx::Row;
-
-use super::{During, Store, StoreResult, from_json};
+use super::db::Lock;
+use super::{During, Row, Store, StoreResult, from_json, query};
 use crate::domain::secret::Fingerprint;
 use crate::domain::time::Timestamp;
+use serde_json::{Map, Value};
 
 /// A connection that moves.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,12 +22,16 @@ pub struct ConnectionRow {
     pub dead_at: Option<Timestamp>,
     /// Connection values that whoami URLs need. No secrets.
     pub config: Map<String, Value>,
+    /// The newest claim on it. What is read under a claim is recorded with its number.
+    pub claim: u64,
 }
 
 /// A read that failed.
 #[derive(Clone, Copy, Debug)]
 pub struct PollFailure {
     pub connection: i64,
+    /// The claim under which it was read; 0 outside of the poller.
+    pub claim: u64,
     pub at: Timestamp,
     /// `None`: do not try again by itself.
     pub retry_at: Option<Timestamp>,
@@ -38,69 +41,125 @@ pub struct PollFailure {
     pub counts: bool,
 }
 
-/// A `SELECT` of all columns that [`row`] reads, in its order.
+/// All columns that [`row`] reads, in its order.
+macro_rules! columns {
+    () => {
+        "id, integration_key, connection_id, poll_at, fingerprint, expires_at, rotation, failures, failing_since, \
+         dead_at, config, claim"
+    };
+}
+
+/// A `SELECT` of all columns that [`row`] reads.
 macro_rules! select {
     ($rest:literal) => {
+        concat!("SELECT ", columns!(), " FROM connection ", $rest)
+    };
+}
+
+/// Takes due connections that nobody else is taking at this moment.
+macro_rules! claim {
+    ($skip:literal) => {
         concat!(
-            "SELECT id, integration_key, connection_id, poll_at, fingerprint, expires_at, rotation, failures, \
-             failing_since, dead_at, config FROM connection ",
-            $rest
+            "UPDATE connection SET claim = claim + 1, poll_at = $3 WHERE id IN (
+               SELECT id FROM connection WHERE poll_at <= $1 ORDER BY poll_at, id LIMIT $2",
+            $skip,
+            ") RETURNING ",
+            columns!()
         )
     };
 }
 
 impl Store {
-    /// Connections whose read is due, earliest first, at most `limit`.
-    pub async fn load_due_connections(&self, now: Timestamp, limit: u32) -> StoreResult<Vec<ConnectionRow>> {
-        let rows = sqlx::query(select!("WHERE poll_at <= ? ORDER BY poll_at, id LIMIT ?"))
+    /// Takes connections whose read is due, earliest first, at most `limit`. Until `until` no other
+    /// machine reads them; after that they are due again. A read says by [`Store::append_captures`]
+    /// or [`Store::record_poll_failure`] when the next one is due. `poll_at` of the answer is `until`.
+    pub async fn claim_polls(&self, now: Timestamp, limit: u32, until: Timestamp) -> StoreResult<Vec<ConnectionRow>> {
+        let sql = if self.is_shared() { claim!(" FOR UPDATE SKIP LOCKED") } else { claim!("") };
+        let rows = query(sql)
             .bind(now.millis())
             .bind(limit)
-            .fetch_all(&mut *self.lock().await)
+            .bind(until.millis())
+            .fetch_all(&mut self.lock().await)
             .await
-            .during("load due connections")?;
-        rows.iter().map(row).collect()
+            .during("claim due connections")?;
+        let mut claimed: Vec<ConnectionRow> = rows.iter().map(row).collect::<StoreResult<_>>()?;
+        claimed.sort_by_key(|c| c.id);
+        Ok(claimed)
     }
 
     /// Every connection of the applied plan, by id.
     pub async fn load_connections(&self) -> StoreResult<Vec<ConnectionRow>> {
-        let rows =
-            sqlx::query(select!("ORDER BY id")).fetch_all(&mut *self.lock().await).await.during("load connections")?;
+        let rows = query(select!("ORDER BY id")).fetch_all(&mut self.read().await).await.during("load connections")?;
         rows.iter().map(row).collect()
     }
 
+    /// Records a failed read, unless a later claim on the connection has an outcome already.
     pub async fn record_poll_failure(&self, failure: PollFailure) -> StoreResult<()> {
-        sqlx::query(
-            "UPDATE connection SET failures = failures + ?2, failing_since = COALESCE(failing_since, ?3), poll_at = ?4,
-               dead_at = CASE WHEN ?5 THEN COALESCE(dead_at, ?3) ELSE dead_at END
-             WHERE id = ?1",
+        query(
+            "UPDATE connection SET failures = failures + $2, failing_since = COALESCE(failing_since, $3), poll_at = $4,
+               dead_at = CASE WHEN $5 = 1 THEN COALESCE(dead_at, $3) ELSE dead_at END,
+               settled = CASE WHEN settled < $6 THEN $6 ELSE settled END
+             WHERE id = $1 AND ($6 = 0 OR settled <= $6)",
         )
         .bind(failure.connection)
-        .bind(i64::from(failure.counts))
+        .bind(failure.counts)
         .bind(failure.at.millis())
         .bind(failure.retry_at.map(Timestamp::millis))
         .bind(failure.dead)
-        .execute(&mut *self.lock().await)
+        .bind(failure.claim as i64)
+        .execute(&mut self.lock().await)
         .await
         .during("record a failed read")?;
         Ok(())
     }
 
+    /// Puts off everything that is due and the `unread` of a claim, because the one who would be
+    /// asked is out of reach.
+    pub async fn put_off_polls(&self, unread: &[ConnectionRow], now: Timestamp, until: Timestamp) -> StoreResult<()> {
+        let claims: Vec<_> = unread.iter().map(|c| (c.id, c.claim)).collect();
+        let mut connection = self.lock().await;
+        let mut tx = connection.begin(Lock::Journal).await.during("begin")?;
+        query(
+            "UPDATE connection SET poll_at = $2 WHERE poll_at <= $1 OR (id, claim) IN
+               (SELECT CAST(value->>0 AS BIGINT), CAST(value->>1 AS BIGINT) FROM json_each($3))",
+        )
+        .bind(now.millis())
+        .bind(until.millis())
+        .bind(serde_json::json!(claims).to_string())
+        .execute(&mut tx)
+        .await
+        .during("put polls off")?;
+        tx.commit().await.during("commit")
+    }
+
+    /// Brings the read of a connection forward to `at`, if it is read at all and later than that.
+    pub async fn advance_poll(&self, integration_key: &str, connection_id: &str, at: Timestamp) -> StoreResult<()> {
+        query("UPDATE connection SET poll_at = $1 WHERE integration_key = $2 AND connection_id = $3 AND poll_at > $1")
+            .bind(at.millis())
+            .bind(integration_key)
+            .bind(connection_id)
+            .execute(&mut self.lock().await)
+            .await
+            .during("bring a read forward")?;
+        Ok(())
+    }
+
     /// Changes when a connection is read next; `None` stops the reads.
     pub async fn schedule_poll(&self, connection: i64, poll_at: Option<Timestamp>) -> StoreResult<()> {
-        sqlx::query("UPDATE connection SET poll_at = ? WHERE id = ?")
+        query("UPDATE connection SET poll_at = $1 WHERE id = $2")
             .bind(poll_at.map(Timestamp::millis))
             .bind(connection)
-            .execute(&mut *self.lock().await)
+            .execute(&mut self.lock().await)
             .await
             .during("schedule a poll")?;
         Ok(())
     }
 
     pub async fn save_connection_config(&self, connection: i64, config: &Map<String, Value>) -> StoreResult<()> {
-        sqlx::query("UPDATE connection SET config = ? WHERE id = ?")
+        query("UPDATE connection SET config = $1 WHERE id = $2")
             .bind(super::to_json(config))
             .bind(connection)
-            .execute(&mut *self.lock().await)
+            .execute(&mut self.lock().await)
             .await
             .during("save connection values")?;
         Ok(())
@@ -110,38 +169,41 @@ impl Store {
     /// per token and counted as a rotation that was expected and did not arrive.
     pub async fn take_missed_rotations(&self, now: Timestamp) -> StoreResult<Vec<ConnectionRow>> {
         let mut connection = self.lock().await;
-        let rows = sqlx::query(select!("WHERE expires_at < ? AND missed = 0 AND poll_at IS NOT NULL ORDER BY id"))
+        let mut tx = connection.begin(Lock::Journal).await.during("begin")?;
+        let rows = query(select!("WHERE expires_at < $1 AND missed = 0 AND poll_at IS NOT NULL ORDER BY id"))
             .bind(now.millis())
-            .fetch_all(&mut *connection)
+            .fetch_all(&mut tx)
             .await
             .during("look for missed rotations")?;
         let missed: Vec<ConnectionRow> = rows.iter().map(row).collect::<StoreResult<_>>()?;
         if !missed.is_empty() {
-            let ids = serde_json::json!(missed.iter().map(|c| c.id).collect::<Vec<_>>()).to_string();
-            sqlx::query("UPDATE connection SET missed = 1 WHERE id IN (SELECT value FROM json_each(?))")
+            let ids = serde_json::json!(missed.iter().map(|c| [c.id]).collect::<Vec<_>>()).to_string();
+            query("UPDATE connection SET missed = 1 WHERE id IN (SELECT CAST(value->>0 AS BIGINT) FROM json_each($1))")
                 .bind(ids)
-                .execute(&mut *connection)
+                .execute(&mut tx)
                 .await
                 .during("note missed rotations")?;
-            super::evidence::add(&mut connection, &[("rotations_expected", missed.len() as i64)]).await?;
+            super::evidence::add(&mut tx, &[("rotations_expected", missed.len() as i64)]).await?;
         }
+        tx.commit().await.during("commit")?;
         Ok(missed)
     }
 }
 
-fn row(r: &sqlx::sqlite::SqliteRow) -> StoreResult<ConnectionRow> {
-    let at = |i: usize| r.get::<Option<i64>, _>(i).map(Timestamp::from_millis);
+fn row(r: &Row) -> StoreResult<ConnectionRow> {
+    let at = |i: usize| r.get::<Option<i64>>(i).map(Timestamp::from_millis);
     Ok(ConnectionRow {
         id: r.get(0),
         integration_key: r.get(1),
         connection_id: r.get(2),
         poll_at: at(3),
-        fingerprint: r.get::<Option<String>, _>(4).map(|t| super::delivery::parse_fingerprint(&t)).transpose()?,
+        fingerprint: r.get::<Option<String>>(4).map(|t| super::delivery::parse_fingerprint(&t)).transpose()?,
         expires_at: at(5),
-        rotation: r.get::<i64, _>(6) as u64,
-        failures: r.get::<i64, _>(7) as u32,
+        rotation: r.get::<i64>(6) as u64,
+        failures: r.get::<i64>(7) as u32,
         failing_since: at(8),
         dead_at: at(9),
-        config: from_json("connection config", &r.get::<String, _>(10))?,
+        config: from_json("connection config", &r.get::<String>(10))?,
+        claim: r.get::<i64>(11) as u64,
     })
 }

@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::json;
-use sqlx::{Row, SqliteConnection};
-
+use super::db::Session;
 use super::{
     During, Store, StoreResult,
     procedure::{ADD_AND_RAISE, CLEAR_AUDIT},
+    query,
 };
 use crate::domain::criteria::Note;
 use crate::domain::time::Timestamp;
 use crate::ports::AuditRow;
+use serde_json::json;
 
 /// Upper bounds, in seconds, of the buckets in which mirror lag is counted. The last is open.
 pub const LAG_BOUNDS_S: [i64; 15] = [1, 2, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1800];
@@ -25,60 +25,80 @@ pub(super) fn lag_counter(lag_ms: i64) -> String {
 }
 
 /// Adds to counters inside whatever commit is open.
-pub(super) async fn add(connection: &mut SqliteConnection, counts: &[(&str, i64)]) -> StoreResult<()> {
-    let counts: Vec<_> = counts.iter().filter(|c| c.1 != 0).collect();
-    if counts.is_empty() {
+pub(super) async fn add(session: &mut impl Session, counts: &[(&str, i64)]) -> StoreResult<()> {
+    let sums = sums(counts.iter().map(|&(name, n)| (name, n)));
+    if sums.is_empty() {
         return Ok(());
     }
-    sqlx::query(
-        "INSERT INTO counter (name, value) SELECT value->>0, value->>1 FROM json_each(?) WHERE true
-         ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+    query(
+        "INSERT INTO counter (name, value)
+         SELECT value->>0, CAST(value->>1 AS BIGINT) FROM json_each($1) WHERE true
+         ON CONFLICT (name) DO UPDATE SET value = counter.value + excluded.value",
     )
-    .bind(json!(counts).to_string())
-    .execute(connection)
+    .bind(json!(sums.into_iter().collect::<Vec<_>>()).to_string())
+    .execute(session)
     .await
     .during("count")?;
     Ok(())
 }
 
+/// One sum per name, without those that are nothing.
+fn sums<'a>(counts: impl Iterator<Item = (&'a str, i64)>) -> BTreeMap<&'a str, i64> {
+    let mut sums = BTreeMap::new();
+    for (name, n) in counts {
+        *sums.entry(name).or_default() += n;
+    }
+    sums.retain(|_, n| *n != 0);
+    sums
+}
+
 impl Store {
     pub async fn add_counts(&self, counts: &[(&str, i64)]) -> StoreResult<()> {
-        add(&mut *self.lock().await, counts).await
+        add(&mut self.lock().await, counts).await
     }
 
     /// Adds to some counters and raises others to a value that they have not reached, in one commit.
     pub async fn add_and_raise(&self, add: &[(String, i64)], raise: &[(String, i64)]) -> StoreResult<()> {
-        let all = json!({"add": add, "raise": raise});
-        ADD_AND_RAISE.call(&mut *self.lock().await, &all).await
+        let named = |counts: &'_ [(String, i64)]| -> Vec<(String, i64)> {
+            sums(counts.iter().map(|(name, n)| (name.as_str(), *n)))
+                .into_iter()
+                .map(|(k, n)| (k.to_owned(), n))
+                .collect()
+        };
+        let mut highest: BTreeMap<&str, i64> = BTreeMap::new();
+        for (name, value) in raise {
+            let highest = highest.entry(name).or_insert(*value);
+            *highest = (*highest).max(*value);
+        }
+        let all = json!({"add": named(add), "raise": highest.into_iter().collect::<Vec<_>>()});
+        ADD_AND_RAISE.call(&mut self.lock().await, &all).await
     }
 
     pub async fn set_counter(&self, name: &str, value: i64) -> StoreResult<()> {
-        sqlx::query(
-            "INSERT INTO counter (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+        query(
+            "INSERT INTO counter (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
         )
         .bind(name)
         .bind(value)
-        .execute(&mut *self.lock().await)
+        .execute(&mut self.lock().await)
         .await
         .during("set a counter")?;
         Ok(())
     }
 
     pub async fn load_counters(&self) -> StoreResult<BTreeMap<String, i64>> {
-        let rows = sqlx::query("SELECT name, value FROM counter")
-            .fetch_all(&mut *self.lock().await)
-            .await
-            .during("load counters")?;
+        let rows =
+            query("SELECT name, value FROM counter").fetch_all(&mut self.read().await).await.during("load counters")?;
         Ok(rows.into_iter().map(|r| (r.get(0), r.get(1))).collect())
     }
 
     pub async fn add_note(&self, kind: &str, note: &Note) -> StoreResult<()> {
-        sqlx::query("INSERT INTO note (at, kind, subject, detail) VALUES (?, ?, ?, ?)")
+        query("INSERT INTO note (at, kind, subject, detail, alerted) VALUES ($1, $2, $3, $4, 0)")
             .bind(note.at.millis())
             .bind(kind)
             .bind(&note.subject)
             .bind(&note.detail)
-            .execute(&mut *self.lock().await)
+            .execute(&mut self.lock().await)
             .await
             .during("note evidence")?;
         Ok(())
@@ -86,9 +106,9 @@ impl Store {
 
     /// Notes of one kind in order of time, at most 1,000.
     pub async fn load_notes(&self, kind: &str) -> StoreResult<Vec<Note>> {
-        let rows = sqlx::query("SELECT at, subject, detail FROM note WHERE kind = ? ORDER BY at, seq LIMIT 1000")
+        let rows = query("SELECT at, subject, detail FROM note WHERE kind = $1 ORDER BY at, seq LIMIT 1000")
             .bind(kind)
-            .fetch_all(&mut *self.lock().await)
+            .fetch_all(&mut self.lock().await)
             .await
             .during("load evidence")?;
         Ok(rows
@@ -99,13 +119,12 @@ impl Store {
 
     /// Audit rows that D1 does not have yet, oldest first.
     pub async fn load_audit_outbox(&self, limit: u32) -> StoreResult<Vec<AuditRow>> {
-        let rows = sqlx::query(
-            "SELECT op_id, at, key, action, source, fingerprint FROM audit_outbox ORDER BY at, op_id LIMIT ?",
-        )
-        .bind(limit)
-        .fetch_all(&mut *self.lock().await)
-        .await
-        .during("load audit rows")?;
+        let rows =
+            query("SELECT op_id, at, key, action, source, fingerprint FROM audit_outbox ORDER BY at, op_id LIMIT $1")
+                .bind(limit)
+                .fetch_all(&mut self.lock().await)
+                .await
+                .during("load audit rows")?;
         Ok(rows
             .into_iter()
             .map(|r| AuditRow {
@@ -121,9 +140,9 @@ impl Store {
 
     pub async fn clear_audit_outbox(&self, rows: &[AuditRow]) -> StoreResult<()> {
         let all = json!({
-            "ids": rows.iter().map(|r| &r.op_id).collect::<Vec<_>>(),
+            "ids": rows.iter().map(|r| [&r.op_id]).collect::<Vec<_>>(),
             "add": [("audit_rows", rows.len())],
         });
-        CLEAR_AUDIT.call(&mut *self.lock().await, &all).await
+        CLEAR_AUDIT.call(&mut self.lock().await, &all).await
     }
 }

@@ -1,12 +1,12 @@
 //! The journal of token versions: append-only, hash-chained, one commit for many captures.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use sqlx::Row;
 
-use super::{During, Sink, Store, StoreError, StoreResult, procedure::APPEND_CAPTURES};
+use super::db::{Lock, Tx};
+use super::{During, Row, Sink, Store, StoreError, StoreResult, procedure::APPEND_CAPTURES, query};
 use crate::domain::secret::{Fingerprint, hex};
 use crate::domain::time::Timestamp;
 use crate::domain::token::{KvEntry, Writer};
@@ -17,6 +17,8 @@ use crate::domain::triplet::Triplet;
 pub struct Capture {
     /// Row id of the connection.
     pub connection: i64,
+    /// The claim under which it was read ([`super::ConnectionRow::claim`]); 0 outside of the poller.
+    pub claim: u64,
     pub fingerprint: Fingerprint,
     pub expires_at: Option<Timestamp>,
     /// When to read it next.
@@ -36,62 +38,65 @@ pub struct NewVersion {
     pub entry: KvEntry,
 }
 
+/// A version with what else its commit must know.
+pub(super) struct Incoming<'a> {
+    pub version: &'a NewVersion,
+    /// Whether it is to be carried to the sinks.
+    pub mirrored: bool,
+}
+
+/// What became of versions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Appended {
+    pub versions: usize,
+    /// Older than what is there, or replaced by a newer one of the same commit.
+    pub superseded: usize,
+    /// The very one that is there.
+    pub duplicates: usize,
+}
+
+/// The end of a triplet's chain.
+#[derive(Clone)]
+struct Head {
+    version: i64,
+    expires: Option<i64>,
+    fingerprint: Option<String>,
+}
+
 impl Store {
     /// Appends what a round of reads brought, in one commit: versions, their deliveries to
     /// `sinks`, the connections' next polls, and the counts of scheduled and arrived rotations.
     ///
-    /// A version whose token ends before the head's is superseded on arrival: it is counted and dropped.
-    pub async fn append_captures(&self, captures: &[Capture], sinks: &[Sink], now: Timestamp) -> StoreResult<()> {
+    /// A version that is older than the head is superseded on arrival: it is counted and dropped. So
+    /// is everything of a read whose connection was claimed again since and has that claim's outcome
+    /// already: the late reader may hold an old token. Returns how many captures were refused so.
+    pub async fn append_captures(&self, captures: &[Capture], sinks: &[Sink], now: Timestamp) -> StoreResult<usize> {
         let mut connection = self.lock().await;
-        let names: Vec<String> = captures.iter().flat_map(|c| &c.versions).map(|v| v.triplet.to_string()).collect();
-        let mut previous = vec![0; 32];
-        let mut heads: HashMap<String, (i64, Option<i64>)> = HashMap::new();
-        // The lock is held until the commit, so nothing can come between this look and the append.
-        let found = sqlx::query(
-            "SELECT key, version, expires_at, NULL FROM triplet WHERE key IN (SELECT value FROM json_each(?1))
-             UNION ALL SELECT '', 0, NULL, hash FROM journal WHERE seq = (SELECT MAX(seq) FROM journal)",
-        )
-        .bind(json!(names).to_string())
-        .fetch_all(&mut *connection)
-        .await
-        .during("load heads")?;
-        for row in found {
-            match row.get::<Option<Vec<u8>>, _>(3) {
-                Some(hash) => previous = hash,
-                None => drop(heads.insert(row.get(0), (row.get(1), row.get(2)))),
-            }
-        }
-
-        let (mut rows, mut superseded) = (Vec::new(), 0usize);
-        for version in captures.iter().flat_map(|c| &c.versions) {
-            let name = version.triplet.to_string();
-            let (head, head_expires) = *heads.get(&name).ok_or_else(|| StoreError::UnknownTriplet(name.clone()))?;
-            let expires = version.entry.expires_at.map(Timestamp::millis);
-            if head > 0 && expires < head_expires {
-                superseded += 1;
-                continue;
-            }
-            let clear = version.entry.to_json();
-            let number = head + 1;
-            let payload = self.vault.seal(&place(&name, number), clear.as_bytes())?;
-            let fingerprint = self.vault.fingerprints().fingerprint(&version.entry.access_token).to_string();
-            let digest = Sha256::digest(&payload);
-            let facts = json!([now.millis(), name, number, version.epoch, version.writer, fingerprint, expires]);
-            let hash = chain(&previous, &facts.to_string(), &digest);
-            rows.push(json!({
-                "at": now.millis(), "triplet": name, "version": number, "epoch": version.epoch,
-                "writer": version.writer, "fp": fingerprint, "exp": expires,
-                "payload": hex(&payload), "digest": hex(&digest), "hash": hex(&hash),
-            }));
-            previous = hash.to_vec();
-        }
-
+        let mut tx = connection.begin(Lock::Journal).await.during("begin")?;
+        let claims: Vec<_> = captures.iter().filter(|c| c.claim > 0).map(|c| (c.connection, c.claim)).collect();
+        let late: HashSet<i64> = if claims.is_empty() {
+            HashSet::new()
+        } else {
+            query(
+                "SELECT c.id FROM json_each($1) AS j JOIN connection c ON c.id = CAST(j.value->>0 AS BIGINT)
+                 WHERE c.settled > CAST(j.value->>1 AS BIGINT)",
+            )
+            .bind(json!(claims).to_string())
+            .fetch_all(&mut tx)
+            .await
+            .during("look for late captures")?
+            .iter()
+            .map(|r| r.get(0))
+            .collect()
+        };
+        let captures: Vec<&Capture> =
+            captures.iter().filter(|c| c.claim == 0 || !late.contains(&c.connection)).collect();
         let connections: Vec<_> = captures
             .iter()
             .map(|c| {
                 json!({
                     "id": c.connection, "fp": c.fingerprint, "exp": c.expires_at.map(Timestamp::millis),
-                    "poll": c.poll_at.millis(), "new": i32::from(!c.versions.is_empty()),
+                    "poll": c.poll_at.millis(), "new": i32::from(!c.versions.is_empty()), "claim": c.claim,
                 })
             })
             .collect();
@@ -100,27 +105,108 @@ impl Store {
             count("reads", captures.len()),
             count("rotations_expected", captures.iter().filter(|c| c.scheduled.is_some()).count()),
             count("rotations_arrived", captures.iter().filter(|c| c.scheduled == Some(true)).count()),
-            count("superseded", superseded),
+            count("late_captures", late.len()),
         ];
+        let versions: Vec<Incoming> =
+            captures.iter().flat_map(|c| &c.versions).map(|version| Incoming { version, mirrored: true }).collect();
+        self.append(&mut tx, &versions, sinks, connections, &counts, now).await?;
+        crate::failpoint::hit("append-before-commit");
+        tx.commit().await.during("commit")?;
+        crate::failpoint::hit("append-after-commit");
+        Ok(late.len())
+    }
+
+    /// Appends versions inside an open transaction that holds [`Lock::Journal`]. Of each triplet
+    /// only the newest keeps its secret and goes to the sinks.
+    pub(super) async fn append(
+        &self,
+        tx: &mut Tx<'_>,
+        versions: &[Incoming<'_>],
+        sinks: &[Sink],
+        connections: Vec<Value>,
+        counts: &[(&str, i64)],
+        now: Timestamp,
+    ) -> StoreResult<Appended> {
+        let found: Vec<(String, String)> = versions
+            .iter()
+            .map(|Incoming { version, .. }| {
+                let fingerprint = self.vault.fingerprints().fingerprint(&version.entry.access_token);
+                (version.triplet.to_string(), fingerprint.to_string())
+            })
+            .collect();
+        let (mut previous, mut heads, known) = load_heads(tx, &found).await?;
+
+        let (mut rows, mut newest) = (Vec::<Value>::new(), BTreeMap::<String, (usize, Value, bool)>::new());
+        let mut appended = Appended::default();
+        for (Incoming { version, mirrored }, (name, fingerprint)) in versions.iter().zip(found) {
+            let head = heads.get_mut(&name).ok_or_else(|| StoreError::UnknownTriplet(name.clone()))?;
+            let expires = version.entry.expires_at.map(Timestamp::millis);
+            if head.version > 0 && head.fingerprint.as_ref() == Some(&fingerprint) && head.expires == expires {
+                appended.duplicates += 1;
+                continue;
+            }
+            // A token that was replaced before comes back only if it is said to live longer now.
+            let was_replaced = head.fingerprint.as_ref() != Some(&fingerprint)
+                && expires <= head.expires
+                && known.contains(&(name.clone(), fingerprint.clone()));
+            if head.version > 0 && (expires < head.expires || was_replaced) {
+                appended.superseded += 1;
+                continue;
+            }
+            let number = head.version + 1;
+            let place = place(&name, number);
+            let clear = zeroize::Zeroizing::new(version.entry.to_json());
+            let payload = self.vault.seal(&place, clear.as_bytes())?;
+            let digest = self.vault.digest(&place, clear.as_bytes());
+            let facts = json!([now.millis(), name, number, version.epoch, version.writer, fingerprint, expires]);
+            let hash = chain(&previous, &facts.to_string(), &digest);
+            previous = hash.to_vec();
+            let before = match newest.remove(&name) {
+                Some((row, replaced, _)) => {
+                    rows[row]["payload"] = Value::Null;
+                    appended.superseded += 1;
+                    appended.versions -= 1;
+                    replaced["before"].clone()
+                }
+                None => json!(head.version),
+            };
+            let state = json!({
+                "triplet": name, "version": number, "fp": fingerprint, "exp": expires, "at": now.millis(), "before": before,
+            });
+            newest.insert(name.clone(), (rows.len(), state, *mirrored));
+            rows.push(json!({
+                "at": now.millis(), "triplet": name, "version": number, "epoch": version.epoch,
+                "writer": version.writer, "fp": fingerprint, "exp": expires,
+                "payload": hex(&payload), "digest": hex(&digest), "hash": hex(&hash),
+            }));
+            *head = Head { version: number, expires, fingerprint: Some(fingerprint) };
+            appended.versions += 1;
+        }
+
+        let mut counts: Vec<(&str, i64)> = counts.iter().copied().filter(|c| c.1 != 0).collect();
+        counts.extend([("superseded", appended.superseded as i64)].into_iter().filter(|c| c.1 != 0));
         let all = json!({
             "rows": rows,
-            "sinks": sinks.iter().map(|s| s.name()).collect::<Vec<_>>(),
+            "heads": newest.values().map(|(_, state, _)| state).collect::<Vec<_>>(),
+            "mirrored": newest.values().filter(|n| n.2).map(|(_, state, _)| state).collect::<Vec<_>>(),
+            "sinks": sinks.iter().map(|s| [s.name()]).collect::<Vec<_>>(),
             "connections": connections,
             "counts": counts,
         });
-        APPEND_CAPTURES.call(&mut connection, &all).await
+        APPEND_CAPTURES.call(tx, &all).await?;
+        Ok(appended)
     }
 
     /// The newest entry of a triplet, decrypted.
     pub async fn load_head(&self, triplet: &Triplet) -> StoreResult<Option<KvEntry>> {
         let name = triplet.to_string();
-        let row = sqlx::query("SELECT version, payload FROM journal WHERE triplet = ? ORDER BY version DESC LIMIT 1")
+        let row = query("SELECT version, payload FROM journal WHERE triplet = $1 ORDER BY version DESC LIMIT 1")
             .bind(&name)
-            .fetch_optional(&mut *self.lock().await)
+            .fetch_optional(&mut self.lock().await)
             .await
             .during("load a head")?;
         let Some(row) = row else { return Ok(None) };
-        self.open_entry(&name, row.get(0), &row.get::<Vec<u8>, _>(1)).map(Some)
+        self.open_entry(&name, row.get(0), &row.get::<Vec<u8>>(1)).map(Some)
     }
 
     pub(super) fn open_entry(&self, name: &str, version: i64, payload: &[u8]) -> StoreResult<KvEntry> {
@@ -128,19 +214,20 @@ impl Store {
         KvEntry::from_json(&clear).map_err(|e| StoreError::Corrupt { what: "journal entry", detail: e.to_string() })
     }
 
-    /// Walks the whole journal and recomputes its chain. Returns the number of entries.
+    /// Walks the whole journal and recomputes its chain; entries that still have their payload are
+    /// opened and compared. Returns the number of entries.
     ///
     /// # Errors
     /// `Corrupt` naming the first entry that does not fit.
     pub async fn verify_journal(&self) -> StoreResult<u64> {
         let (mut previous, mut after, mut count) = (vec![0u8; 32], 0i64, 0u64);
         loop {
-            let rows = sqlx::query(
+            let rows = query(
                 "SELECT seq, at, triplet, version, epoch, writer, fingerprint, expires_at, payload, digest, hash
-                 FROM journal WHERE seq > ? ORDER BY seq LIMIT 1000",
+                 FROM journal WHERE seq > $1 ORDER BY seq LIMIT 1000",
             )
             .bind(after)
-            .fetch_all(&mut *self.lock().await)
+            .fetch_all(&mut self.read().await)
             .await
             .during("read the journal")?;
             if rows.is_empty() {
@@ -148,21 +235,8 @@ impl Store {
             }
             for r in rows {
                 after = r.get(0);
-                let facts = json!([
-                    r.get::<i64, _>(1),
-                    r.get::<String, _>(2),
-                    r.get::<i64, _>(3),
-                    r.get::<i64, _>(4),
-                    r.get::<String, _>(5),
-                    r.get::<String, _>(6),
-                    r.get::<Option<i64>, _>(7)
-                ]);
-                let digest: Vec<u8> = r.get(9);
-                let payload: Option<Vec<u8>> = r.get(8);
                 let hash: Vec<u8> = r.get(10);
-                let fits = payload.is_none_or(|p| Sha256::digest(&p).as_slice() == digest)
-                    && chain(&previous, &facts.to_string(), &digest).as_slice() == hash;
-                if !fits {
+                if self.expected_hash(&previous, &r).is_none_or(|expected| expected.as_slice() != hash) {
                     return Err(StoreError::Corrupt {
                         what: "journal",
                         detail: format!("entry {after} does not fit the chain"),
@@ -173,10 +247,65 @@ impl Store {
             }
         }
     }
+
+    /// The hash that a journal row must have; `None` when its payload is not what was journalled.
+    fn expected_hash(&self, previous: &[u8], r: &Row) -> Option<[u8; 32]> {
+        let (triplet, version): (String, i64) = (r.get(2), r.get(3));
+        let digest: Vec<u8> = r.get(9);
+        if let Some(payload) = r.get::<Option<Vec<u8>>>(8) {
+            let place = place(&triplet, version);
+            let clear = self.vault.open(&place, &payload).ok()?;
+            if self.vault.digest(&place, &clear).as_slice() != digest {
+                return None;
+            }
+        }
+        let facts = json!([
+            r.get::<i64>(1),
+            triplet,
+            version,
+            r.get::<i64>(4),
+            r.get::<String>(5),
+            r.get::<String>(6),
+            r.get::<Option<i64>>(7)
+        ]);
+        Some(chain(previous, &facts.to_string(), &digest))
+    }
+}
+
+/// The journal's last hash, the heads of these triplets, and which of these fingerprints their
+/// chains hold already.
+#[allow(clippy::type_complexity, reason = "three answers of one statement, taken apart at once")]
+async fn load_heads(
+    tx: &mut Tx<'_>,
+    found: &[(String, String)],
+) -> StoreResult<(Vec<u8>, HashMap<String, Head>, HashSet<(String, String)>)> {
+    let rows = query(
+        "SELECT 0, key, version, expires_at, fingerprint, CAST(NULL AS BYTEA) FROM triplet
+           WHERE key IN (SELECT value->>0 FROM json_each($1))
+         UNION ALL SELECT 1, j.triplet, j.version, NULL, j.fingerprint, NULL FROM json_each($1) AS n
+           JOIN journal j ON j.triplet = n.value->>0 AND j.fingerprint = n.value->>1
+         UNION ALL SELECT 2, '', 0, NULL, NULL, hash FROM journal WHERE seq = (SELECT MAX(seq) FROM journal)",
+    )
+    .bind(json!(found).to_string())
+    .fetch_all(tx)
+    .await
+    .during("load heads")?;
+    let (mut previous, mut heads, mut known) = (vec![0; 32], HashMap::new(), HashSet::new());
+    for row in rows {
+        match row.get::<i32>(0) {
+            0 => {
+                let head = Head { version: row.get(2), expires: row.get(3), fingerprint: row.get(4) };
+                heads.insert(row.get(1), head);
+            }
+            1 => drop(known.insert((row.get(1), row.get(4)))),
+            _ => previous = row.get(5),
+        }
+    }
+    Ok((previous, heads, known))
 }
 
 /// Where a payload belongs; it cannot be opened anywhere else.
-fn place(triplet: &str, version: i64) -> String {
+pub(super) fn place(triplet: &str, version: i64) -> String {
     format!("{triplet}#{version}")
 }
 

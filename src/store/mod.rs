@@ -1,34 +1,62 @@
 //! What `cutover` remembers: the journal of token versions, where each delivery stands, the
 //! custody of each triplet, and the evidence. Domain terms in and out; SQL stays here.
 //!
-//! SQLite for one machine. A commit is durable when the method returns (`synchronous=FULL`
-//! unless [`Durability::ProcessCrash`] was asked for).
+//! SQLite for one machine, PostgreSQL for several that share the work. A commit is durable when the
+//! method returns, unless [`Durability::ProcessCrash`] was asked for.
 
+mod alert;
 mod connection;
+mod db;
 mod delivery;
 mod event;
 mod evidence;
+mod intake;
 mod journal;
+mod lease;
+mod place;
 mod procedure;
+mod rotation;
+mod schema;
+mod status;
 mod triplet;
 mod vault;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection, Row};
-use tokio::sync::{Mutex, MutexGuard};
+use sqlx::{ConnectOptions, Connection};
+use tokio::sync::Mutex;
 
+use crate::domain::secret::hex;
 use crate::domain::time::Timestamp;
+use db::{Conn, Row, query};
 
+pub use alert::AlertRow;
 pub use connection::{ConnectionRow, PollFailure};
 pub use delivery::{Delivered, PendingDelivery, Sink, SinkState};
 pub use event::{EventRow, IntentState};
 pub use evidence::LAG_BOUNDS_S;
+pub use intake::{Intake, IntakeKind, Segment, Settled};
 pub use journal::{Capture, NewVersion};
+pub use lease::Lead;
+pub use place::{Place, PlaceError};
+pub use status::BacklogRow;
 pub use triplet::{NewTriplet, TripletRow};
-pub use vault::{Vault, VaultError};
+pub use vault::{KeyProblem, Vault, VaultError};
+
+/// Connections to PostgreSQL: the duties run one after the other and the intake has one writer, so
+/// these are for short commands and for reads beside them.
+const POSTGRES_CONNECTIONS_MAX: u32 = 8;
+
+/// How long a statement waits for the database: for a lock of another process on SQLite, for a
+/// connection on PostgreSQL.
+const WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Prepared statements that a connection keeps.
+const STATEMENTS_MAX: usize = 300;
 
 /// What a commit survives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,10 +67,25 @@ pub enum Durability {
     ProcessCrash,
 }
 
-/// The store: one SQLite database, one writer.
+/// The store. Every method is atomic, also among processes that have the same state open.
 pub struct Store {
-    connection: Mutex<SqliteConnection>,
-    vault: Vault,
+    backend: Arc<Backend>,
+    vault: Arc<Vault>,
+    intake: intake::Queue,
+    /// Names this opening of the state among others.
+    holder: String,
+    /// The connection whose life is the lock of [`Store::lock_operations`].
+    operations: Mutex<Option<PgConnection>>,
+}
+
+/// The database behind the store.
+enum Backend {
+    Sqlite {
+        writer: Mutex<SqliteConnection>,
+        /// For reads that take long: the writer goes on meanwhile.
+        reader: Mutex<SqliteConnection>,
+    },
+    Postgres(PgPool),
 }
 
 /// When things are due.
@@ -56,6 +99,8 @@ pub struct Due {
     pub served_until: Option<Timestamp>,
     /// The first end of a connection's token: a rotation must arrive before.
     pub rotation_by: Option<Timestamp>,
+    /// Something was accepted and is not worked in yet.
+    pub intake: bool,
 }
 
 impl Due {
@@ -68,8 +113,8 @@ impl Due {
 /// The database could not do it.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("failed to open the state database `{}`", path.display())]
-    Open { path: PathBuf, source: sqlx::Error },
+    #[error("failed to open the state database `{place}`")]
+    Open { place: Place, source: sqlx::Error },
     #[error("failed to bring the state database up to date")]
     Migrate(#[from] sqlx::migrate::MigrateError),
     #[error("failed to {action} in the state database")]
@@ -78,6 +123,13 @@ pub enum StoreError {
     Corrupt { what: &'static str, detail: String },
     #[error(transparent)]
     Vault(#[from] VaultError),
+    #[error("the state `{0}` was made with other keys than these")]
+    OtherKeys(Place),
+    /// Whoever sent it must not be told that it is safe.
+    #[error("what was sent could not be put on disk")]
+    NotAccepted(#[source] std::sync::Arc<StoreError>),
+    #[error("the writer of the intake log has ended")]
+    IntakeEnded,
     #[error("triplet `{0}` is not in the applied plan")]
     UnknownTriplet(String),
     #[error("triplet `{triplet}` cannot move: {refusal}")]
@@ -99,28 +151,71 @@ impl<T> During<T> for Result<T, sqlx::Error> {
     }
 }
 
+impl Backend {
+    /// For writing, and for reading what is at hand.
+    async fn lock(&self) -> Conn<'_> {
+        match self {
+            Self::Sqlite { writer, .. } => Conn::Sqlite(writer.lock().await),
+            Self::Postgres(pool) => Conn::Postgres(pool),
+        }
+    }
+
+    /// For reads that take long.
+    async fn read(&self) -> Conn<'_> {
+        match self {
+            Self::Sqlite { reader, .. } => Conn::Sqlite(reader.lock().await),
+            Self::Postgres(pool) => Conn::Postgres(pool),
+        }
+    }
+}
+
 impl Store {
-    /// Opens the database, makes it if it is not there, and applies migrations.
+    /// Opens a state file, makes it if it is not there, and applies migrations.
     ///
     /// # Errors
     /// When the file cannot be opened or is not ours.
     pub async fn open(path: &Path, durability: Durability, vault: Vault) -> StoreResult<Self> {
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(match durability {
-                Durability::PowerLoss => SqliteSynchronous::Full,
-                Durability::ProcessCrash => SqliteSynchronous::Off,
-            })
-            .foreign_keys(true)
-            .busy_timeout(Duration::from_secs(10))
-            .disable_statement_logging();
-        let open = |source| StoreError::Open { path: path.to_owned(), source };
-        let mut connection = SqliteConnection::connect_with(&options).await.map_err(open)?;
-        sqlx::migrate!("src/store/migrations/sqlite").run(&mut connection).await?;
-        procedure::create_all(&mut connection).await?;
-        Ok(Self { connection: Mutex::new(connection), vault })
+        Self::open_at(&Place::Sqlite(path.to_owned()), durability, vault).await
+    }
+
+    /// Opens the state wherever it is, makes what is missing, and applies migrations.
+    ///
+    /// # Errors
+    /// When the database cannot be reached, or is not ours.
+    pub async fn open_at(place: &Place, durability: Durability, vault: Vault) -> StoreResult<Self> {
+        let open = |source| StoreError::Open { place: place.clone(), source };
+        let backend = match place {
+            Place::Sqlite(path) => {
+                let mut writer = open_sqlite(path, durability).await.map_err(open)?;
+                schema::migrate_sqlite(&mut writer).await?;
+                procedure::create_sqlite(&mut writer).await.map_err(open)?;
+                let reader = open_sqlite(path, durability).await.map_err(open)?;
+                Backend::Sqlite { writer: Mutex::new(writer), reader: Mutex::new(reader) }
+            }
+            Place::Postgres(url) => {
+                let options = place::postgres_options(url).map_err(open)?.disable_statement_logging();
+                schema::migrate_postgres(&mut PgConnection::connect_with(&options).await.map_err(open)?).await?;
+                Backend::Postgres(open_postgres(options, durability).await.map_err(open)?)
+            }
+        };
+        let store = Self {
+            backend: Arc::new(backend),
+            vault: Arc::new(vault),
+            intake: intake::Queue::default(),
+            holder: lease::new_holder()?,
+            operations: Mutex::default(),
+        };
+        store.check_keys(place).await?;
+        Ok(store)
+    }
+
+    /// What was fingerprinted with other keys would look foreign, and every token new.
+    async fn check_keys(&self, place: &Place) -> StoreResult<()> {
+        let ours = hex(&self.vault.digest("keys", b""));
+        if !self.create_meta("keys", &ours).await? && self.load_meta("keys").await?.as_ref() != Some(&ours) {
+            return Err(StoreError::OtherKeys(place.clone()));
+        }
+        Ok(())
     }
 
     /// The keys under which this store fingerprints and encrypts.
@@ -128,71 +223,145 @@ impl Store {
         &self.vault
     }
 
-    async fn lock(&self) -> MutexGuard<'_, SqliteConnection> {
-        self.connection.lock().await
+    /// Whether other machines may work on the same state.
+    pub fn is_shared(&self) -> bool {
+        matches!(*self.backend, Backend::Postgres(_))
     }
 
-    /// Closes the database cleanly.
+    async fn lock(&self) -> Conn<'_> {
+        self.backend.lock().await
+    }
+
+    async fn read(&self) -> Conn<'_> {
+        self.backend.read().await
+    }
+
+    /// Closes the database cleanly: what was accepted is committed, leases are given back.
     pub async fn close(self) -> StoreResult<()> {
-        self.connection.into_inner().close().await.during("close")
+        self.release_leases().await?;
+        self.intake.close().await;
+        match Arc::into_inner(self.backend) {
+            Some(Backend::Sqlite { writer, reader }) => {
+                reader.into_inner().close().await.during("close")?;
+                writer.into_inner().close().await.during("close")
+            }
+            Some(Backend::Postgres(pool)) => {
+                pool.close().await;
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
     /// Everything that has a time, in one look.
     pub async fn load_due(&self) -> StoreResult<Due> {
-        let row = sqlx::query(
+        let row = query(
             "SELECT (SELECT MIN(poll_at) FROM connection),
                     (SELECT MIN(next_at) FROM delivery),
                     (SELECT MIN(delivered_exp) FROM delivery WHERE sink = 'kv.source'),
-                    (SELECT MIN(expires_at) FROM connection WHERE missed = 0 AND poll_at IS NOT NULL)",
+                    (SELECT MIN(expires_at) FROM connection WHERE missed = 0 AND poll_at IS NOT NULL),
+                    (SELECT MIN(seq) FROM intake WHERE payload IS NOT NULL)",
         )
-        .fetch_one(&mut *self.lock().await)
+        .fetch_one(&mut self.lock().await)
         .await
         .during("look for what is due")?;
-        let at = |i: usize| row.get::<Option<i64>, _>(i).map(Timestamp::from_millis);
-        Ok(Due { poll_at: at(0), delivery_at: at(1), served_until: at(2), rotation_by: at(3) })
+        let at = |i: usize| row.get::<Option<i64>>(i).map(Timestamp::from_millis);
+        let intake = row.get::<Option<i64>>(4).is_some();
+        Ok(Due { poll_at: at(0), delivery_at: at(1), served_until: at(2), rotation_by: at(3), intake })
     }
 
     /// A single remembered value.
     pub async fn load_meta(&self, key: &str) -> StoreResult<Option<String>> {
-        let row = sqlx::query("SELECT value FROM meta WHERE key = ?")
+        let row = query("SELECT value FROM meta WHERE key = $1")
             .bind(key)
-            .fetch_optional(&mut *self.lock().await)
+            .fetch_optional(&mut self.lock().await)
             .await
             .during("load a value")?;
         Ok(row.map(|r| r.get(0)))
     }
 
     pub async fn save_meta(&self, key: &str, value: &str) -> StoreResult<()> {
-        sqlx::query(
-            "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-        )
-        .bind(key)
-        .bind(value)
-        .execute(&mut *self.lock().await)
-        .await
-        .during("save a value")?;
+        query("INSERT INTO meta (key, value) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value")
+            .bind(key)
+            .bind(value)
+            .execute(&mut self.lock().await)
+            .await
+            .during("save a value")?;
         Ok(())
     }
 
     /// Remembered values whose key starts with `prefix`, by the rest of their key.
     pub async fn load_metas(&self, prefix: &str) -> StoreResult<std::collections::BTreeMap<String, String>> {
-        let rows =
-            sqlx::query("SELECT substr(key, length(?1) + 1), value FROM meta WHERE substr(key, 1, length(?1)) = ?1")
-                .bind(prefix)
-                .fetch_all(&mut *self.lock().await)
-                .await
-                .during("load values")?;
+        let rows = query("SELECT substr(key, length($1) + 1), value FROM meta WHERE substr(key, 1, length($1)) = $1")
+            .bind(prefix)
+            .fetch_all(&mut self.lock().await)
+            .await
+            .during("load values")?;
         Ok(rows.into_iter().map(|r| (r.get(0), r.get(1))).collect())
     }
 
-    pub async fn delete_meta(&self, key: &str) -> StoreResult<()> {
-        sqlx::query("DELETE FROM meta WHERE key = ?")
+    /// Saves a value unless there is one. Returns whether it did: of several callers one does.
+    pub async fn create_meta(&self, key: &str, value: &str) -> StoreResult<bool> {
+        let created = query("INSERT INTO meta (key, value) VALUES ($1, $2) ON CONFLICT (key) DO NOTHING")
             .bind(key)
-            .execute(&mut *self.lock().await)
+            .bind(value)
+            .execute(&mut self.lock().await)
+            .await
+            .during("save a value")?;
+        Ok(created == 1)
+    }
+
+    /// Deletes a value. Returns it to the one caller that did.
+    pub async fn take_meta(&self, key: &str) -> StoreResult<Option<String>> {
+        let row = query("DELETE FROM meta WHERE key = $1 RETURNING value")
+            .bind(key)
+            .fetch_optional(&mut self.lock().await)
+            .await
+            .during("take a value")?;
+        Ok(row.map(|r| r.get(0)))
+    }
+
+    pub async fn delete_meta(&self, key: &str) -> StoreResult<()> {
+        query("DELETE FROM meta WHERE key = $1")
+            .bind(key)
+            .execute(&mut self.lock().await)
             .await
             .during("delete a value")?;
         Ok(())
     }
+}
+
+async fn open_sqlite(path: &Path, durability: Durability) -> sqlx::Result<SqliteConnection> {
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(match durability {
+            Durability::PowerLoss => SqliteSynchronous::Full,
+            Durability::ProcessCrash => SqliteSynchronous::Off,
+        })
+        .foreign_keys(true)
+        .busy_timeout(WAIT_MAX)
+        .statement_cache_capacity(STATEMENTS_MAX)
+        .disable_statement_logging();
+    SqliteConnection::connect_with(&options).await
+}
+
+async fn open_postgres(options: PgConnectOptions, durability: Durability) -> sqlx::Result<PgPool> {
+    let commit = match durability {
+        Durability::PowerLoss => "on",
+        Durability::ProcessCrash => "off",
+    };
+    let options = options
+        .options([("synchronous_commit", commit)])
+        .application_name("cutover")
+        .statement_cache_capacity(STATEMENTS_MAX);
+    PgPoolOptions::new()
+        .max_connections(POSTGRES_CONNECTIONS_MAX)
+        .acquire_timeout(WAIT_MAX)
+        .after_connect(|connection, _| Box::pin(procedure::create_postgres(connection)))
+        .connect_with(options)
+        .await
 }
 
 /// Reads a JSON column.

@@ -1,14 +1,13 @@
 //! The applied plan and the triplets in it.
 
-use serde_json::json;
-use sqlx::{Connection, Row};
-
-use super::{During, Store, StoreError, StoreResult, from_json, to_json};
+use super::db::Lock;
+use super::{During, Row, Store, StoreError, StoreResult, from_json, query, to_json};
 use crate::catalogue::identity::Identity;
 use crate::domain::custody::Custody;
 use crate::domain::time::Timestamp;
 use crate::domain::triplet::Triplet;
 use crate::plan::Route;
+use serde_json::json;
 
 /// A triplet of a plan that is being applied.
 #[derive(Clone, Debug)]
@@ -73,9 +72,9 @@ impl Store {
     /// `OtherPlan` when another plan was applied to this state before.
     pub async fn begin_plan(&self, id: &str, json: &str, triplets: &[NewTriplet], now: Timestamp) -> StoreResult<()> {
         let mut connection = self.lock().await;
-        let mut tx = connection.begin().await.during("begin")?;
-        let applied: Option<String> = sqlx::query("SELECT id FROM plan LIMIT 1")
-            .fetch_optional(&mut *tx)
+        let mut tx = connection.begin(Lock::Journal).await.during("begin")?;
+        let applied: Option<String> = query("SELECT id FROM plan LIMIT 1")
+            .fetch_optional(&mut tx)
             .await
             .during("look for an applied plan")?
             .map(|r| r.get(0));
@@ -84,11 +83,11 @@ impl Store {
             Some(applied) => return Err(StoreError::OtherPlan { applied, given: id.to_owned() }),
             None => {}
         }
-        sqlx::query("INSERT INTO plan (id, applied_at, json) VALUES (?, ?, ?)")
+        query("INSERT INTO plan (id, applied_at, json) VALUES ($1, $2, $3)")
             .bind(id)
             .bind(now.millis())
             .bind(json)
-            .execute(&mut *tx)
+            .execute(&mut tx)
             .await
             .during("record the plan")?;
         let rows: Vec<_> = triplets
@@ -103,23 +102,23 @@ impl Store {
             })
             .collect();
         let rows = serde_json::Value::Array(rows).to_string();
-        sqlx::query(
+        query(
             "INSERT INTO connection (integration_key, connection_id)
-             SELECT DISTINCT value->>'ik', value->>'cid' FROM json_each(?) ORDER BY 1, 2",
+             SELECT DISTINCT value->>'ik', value->>'cid' FROM json_each($1) ORDER BY 1, 2",
         )
         .bind(&rows)
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await
         .during("record connections")?;
-        sqlx::query(
+        query(
             "INSERT INTO triplet (key, connection, integration_key, wave, toolkit, scopes, custody, stage)
-             SELECT j.value->>'key', c.id, j.value->>'ik', j.value->>'wave', j.value->>'toolkit', j.value->>'scopes',
+             SELECT j.value->>'key', c.id, j.value->>'ik', CAST(j.value->>'wave' AS BIGINT), j.value->>'toolkit', j.value->>'scopes',
                     j.value->>'custody', j.value->>'stage'
-             FROM json_each(?) AS j JOIN connection c
+             FROM json_each($1) AS j JOIN connection c
                ON c.integration_key = j.value->>'ik' AND c.connection_id = j.value->>'cid'",
         )
         .bind(&rows)
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await
         .during("record triplets")?;
         tx.commit().await.during("commit")
@@ -127,8 +126,8 @@ impl Store {
 
     /// The plan that is applied here, or is being applied.
     pub async fn load_plan_id(&self) -> StoreResult<Option<String>> {
-        let row = sqlx::query("SELECT id FROM plan LIMIT 1")
-            .fetch_optional(&mut *self.lock().await)
+        let row = query("SELECT id FROM plan LIMIT 1")
+            .fetch_optional(&mut self.lock().await)
             .await
             .during("look for an applied plan")?;
         Ok(row.map(|r| r.get(0)))
@@ -136,36 +135,49 @@ impl Store {
 
     /// All triplets, sorted.
     pub async fn load_triplets(&self) -> StoreResult<Vec<TripletRow>> {
-        let rows =
-            sqlx::query(select!("ORDER BY key")).fetch_all(&mut *self.lock().await).await.during("load triplets")?;
+        let rows = query(select!("ORDER BY key")).fetch_all(&mut self.read().await).await.during("load triplets")?;
+        rows.iter().map(row).collect()
+    }
+
+    /// The `limit` triplets that want attention first: held ones, then those whose token ends soonest.
+    pub async fn load_urgent_triplets(&self, limit: u32) -> StoreResult<Vec<TripletRow>> {
+        let rows = query(select!(
+            "ORDER BY CASE WHEN custody LIKE '%\"held\":\"%' THEN 0 WHEN expires_at IS NOT NULL THEN 1 ELSE 2 END, \
+             expires_at, key LIMIT $1"
+        ))
+        .bind(limit)
+        .fetch_all(&mut self.read().await)
+        .await
+        .during("load triplets")?;
         rows.iter().map(row).collect()
     }
 
     /// The triplets that these connections feed, sorted.
     pub async fn load_triplets_of(&self, connections: &[i64]) -> StoreResult<Vec<TripletRow>> {
-        let rows = sqlx::query(select!("WHERE connection IN (SELECT value FROM json_each(?)) ORDER BY key"))
-            .bind(json!(connections).to_string())
-            .fetch_all(&mut *self.lock().await)
-            .await
-            .during("load triplets")?;
+        let rows =
+            query(select!("WHERE connection IN (SELECT CAST(value->>0 AS BIGINT) FROM json_each($1)) ORDER BY key"))
+                .bind(json!(connections.iter().map(|id| [id]).collect::<Vec<_>>()).to_string())
+                .fetch_all(&mut self.lock().await)
+                .await
+                .during("load triplets")?;
         rows.iter().map(row).collect()
     }
 
     pub async fn save_mirror_account(&self, triplet: &Triplet, account: &str) -> StoreResult<()> {
-        sqlx::query("UPDATE triplet SET mirror_account = ? WHERE key = ?")
+        query("UPDATE triplet SET mirror_account = $1 WHERE key = $2")
             .bind(account)
             .bind(triplet.to_string())
-            .execute(&mut *self.lock().await)
+            .execute(&mut self.lock().await)
             .await
             .during("save a mirror account")?;
         Ok(())
     }
 
     pub async fn save_old_identity(&self, triplet: &Triplet, identity: &Identity) -> StoreResult<()> {
-        sqlx::query("UPDATE triplet SET old_identity = ? WHERE key = ?")
+        query("UPDATE triplet SET old_identity = $1 WHERE key = $2")
             .bind(to_json(identity))
             .bind(triplet.to_string())
-            .execute(&mut *self.lock().await)
+            .execute(&mut self.lock().await)
             .await
             .during("save an identity")?;
         Ok(())
@@ -173,11 +185,11 @@ impl Store {
 
     /// Records what the comparison after a consent found.
     pub async fn save_comparison(&self, triplet: &Triplet, identity: &str, granted: &str) -> StoreResult<()> {
-        sqlx::query("UPDATE triplet SET identity = ?, granted = ? WHERE key = ?")
+        query("UPDATE triplet SET identity = $1, granted = $2 WHERE key = $3")
             .bind(identity)
             .bind(granted)
             .bind(triplet.to_string())
-            .execute(&mut *self.lock().await)
+            .execute(&mut self.lock().await)
             .await
             .during("save a comparison")?;
         Ok(())
@@ -185,13 +197,13 @@ impl Store {
 
     /// Records a consent link that was made; its account id waits to become ACTIVE.
     pub async fn save_consent(&self, triplet: &Triplet, account: &str, until: Timestamp) -> StoreResult<()> {
-        sqlx::query(
-            "UPDATE triplet SET consent_attempts = consent_attempts + 1, consent_account = ?, consent_until = ? WHERE key = ?",
+        query(
+            "UPDATE triplet SET consent_attempts = consent_attempts + 1, consent_account = $1, consent_until = $2 WHERE key = $3",
         )
         .bind(account)
         .bind(until.millis())
         .bind(triplet.to_string())
-        .execute(&mut *self.lock().await)
+        .execute(&mut self.lock().await)
         .await
         .during("save a consent link")?;
         Ok(())
@@ -199,32 +211,32 @@ impl Store {
 
     /// Forgets the open consent link.
     pub async fn clear_consent(&self, triplet: &Triplet) -> StoreResult<()> {
-        sqlx::query("UPDATE triplet SET consent_account = NULL, consent_until = NULL WHERE key = ?")
+        query("UPDATE triplet SET consent_account = NULL, consent_until = NULL WHERE key = $1")
             .bind(triplet.to_string())
-            .execute(&mut *self.lock().await)
+            .execute(&mut self.lock().await)
             .await
             .during("clear a consent link")?;
         Ok(())
     }
 }
 
-fn row(r: &sqlx::sqlite::SqliteRow) -> StoreResult<TripletRow> {
-    let at = |i: usize| r.get::<Option<i64>, _>(i).map(Timestamp::from_millis);
+fn row(r: &Row) -> StoreResult<TripletRow> {
+    let at = |i: usize| r.get::<Option<i64>>(i).map(Timestamp::from_millis);
     Ok(TripletRow {
-        triplet: super::delivery::parse_triplet(&r.get::<String, _>(0))?,
+        triplet: super::delivery::parse_triplet(&r.get::<String>(0))?,
         connection: r.get(1),
         integration_key: r.get(2),
-        wave: r.get::<Option<i64>, _>(3).map(|n| n as u32),
+        wave: r.get::<Option<i64>>(3).map(|n| n as u32),
         toolkit: r.get(4),
-        scopes: from_json("scopes", &r.get::<String, _>(5))?,
-        custody: from_json("custody", &r.get::<String, _>(6))?,
-        version: r.get::<i64, _>(7) as u64,
+        scopes: from_json("scopes", &r.get::<String>(5))?,
+        custody: from_json("custody", &r.get::<String>(6))?,
+        version: r.get::<i64>(7) as u64,
         expires_at: at(8),
         mirror_account: r.get(9),
-        old_identity: r.get::<Option<String>, _>(10).map(|t| from_json("identity", &t)).transpose()?,
+        old_identity: r.get::<Option<String>>(10).map(|t| from_json("identity", &t)).transpose()?,
         identity: r.get(11),
         granted: r.get(12),
-        consent_attempts: r.get::<i64, _>(13) as u32,
+        consent_attempts: r.get::<i64>(13) as u32,
         consent_account: r.get(14),
         consent_until: at(15),
     })

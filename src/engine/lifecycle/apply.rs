@@ -36,7 +36,9 @@ impl<O: Outside> Engine<O> {
         if let Some(at) = wait {
             return Ok(Progress::Wait(at));
         }
-        self.mirror(now).await?;
+        for sink in Sink::ALL {
+            self.mirror(sink, now).await?;
+        }
         self.enter_mirroring(now).await
     }
 
@@ -192,7 +194,7 @@ impl<O: Outside> Engine<O> {
     }
 
     /// Finds or makes the auth config `cutover {purpose} {toolkit}`. `Err`: ask again at that time.
-    pub(super) async fn ensure_auth_config(
+    pub(in crate::engine) async fn ensure_auth_config(
         &self,
         toolkit: &str,
         purpose: &str,

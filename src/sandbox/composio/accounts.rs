@@ -7,10 +7,11 @@ use serde_json::{Map, Value, json};
 use crate::sandbox::draw;
 use crate::sandbox::http::{Call, Reply};
 use crate::sandbox::ledger::Sink;
-use crate::sandbox::world::World;
+use crate::sandbox::provider::Standing;
+use crate::sandbox::world::{Event, World};
 
 use super::http::{Outcome, Refused, page};
-use super::{Account, LINK_LIFE_MS, Masking, Status};
+use super::{Account, LINK_LIFE_MS, Masking, Oauth2Import, REFRESH_AHEAD_MS, Status};
 
 /// Schemes whose credentials can be patched (§3.4).
 const PATCHABLE: [&str; 6] =
@@ -43,6 +44,15 @@ fn no_account() -> Refused {
 
 fn alias_taken() -> Refused {
     Refused::new(409, "ConnectedAccount_AliasConflict", "An account with this alias exists for this user and toolkit")
+}
+
+fn rejected() -> Refused {
+    Refused::new(400, "ConnectedAccount_CredentialValidationRejected", "The credential was refused")
+}
+
+/// A value as Composio shows it: whoever sends it has read it here, and it opens nothing (§3.2).
+fn is_read_back(text: &str) -> bool {
+    text == "REDACTED" || (text.chars().count() == 7 && text.ends_with("..."))
 }
 
 /// The fields every new account starts with.
@@ -111,6 +121,10 @@ impl World {
             requested_scopes: scopes,
             expires_in_s: None,
             link_token: None,
+            callback_url: new.callback_url.map(str::to_owned),
+            session_uri: None,
+            failures: 0,
+            lease_until: None,
             created_at: now,
             updated_at: now,
             deleted: false,
@@ -136,21 +150,19 @@ impl World {
         if state["authScheme"].as_str().is_some_and(|s| s != scheme) {
             return Err(bad("connection.state.authScheme does not match the auth config"));
         }
-        if matches!(scheme.as_str(), "OAUTH2" | "OAUTH1" | "DCR_OAUTH") && self.composio.configs[config].managed {
+        self.composio_check_user(user_id)?;
+        let settings = self.options().composio.clone();
+        let closed = self.composio.configs[config].managed && !settings.managed_direct_create;
+        if matches!(scheme.as_str(), "OAUTH2" | "OAUTH1" | "DCR_OAUTH") && closed {
             return Err(bad("Direct creation on a managed auth config was closed, use /connected_accounts/link"));
         }
         let new = NewAccount { config, user_id, alias, callback_url: connection["callback_url"].as_str() };
         if scheme == "OAUTH2" {
-            // §3.5: INITIATED with a redirect URL; importing tokens leaves the row there too (§4).
-            let place = self.composio_new_account(&new);
-            self.composio.accounts[place].status = Status::Initiated;
-            self.composio_link_made(place);
-            let account = &self.composio.accounts[place];
-            let url = format!("https://connect.composio.example/redirect/{}", account.word_id);
-            let data = json!({"authScheme": scheme, "val": {"status": "INITIATED", "redirectUrl": url}});
-            let shown = json!({"id": account.id, "connectionData": data, "status": "INITIATED",
-                               "redirect_url": url, "redirect_uri": url});
-            return Ok(Reply::json(201, &shown));
+            return match state["val"].as_object().filter(|val| val.contains_key("access_token")) {
+                Some(val) => self.composio_import_oauth2(&new, val, settings.oauth2_import),
+                // §3.5: INITIATED with a redirect URL.
+                None => Ok(self.composio_initiate(&new, true)),
+            };
         }
         let Some(val) = state["val"].as_object() else { return Err(bad("connection.state.val must be an object")) };
         if val.get("status").and_then(Value::as_str).is_none() {
@@ -171,6 +183,12 @@ impl World {
             let message = format!("connection.state.val.{} is required", wanted[0]);
             return Err(Refused::new(400, "ConnectedAccount_MissingRequiredFields", message));
         }
+        if secrets.values().any(|text| is_read_back(text)) {
+            return Err(rejected());
+        }
+        if settings.credential_check_on_create && secrets.values().any(|text| self.composio_is_refused(text)) {
+            return Err(rejected());
+        }
         let place = self.composio_new_account(&new);
         let account = &mut self.composio.accounts[place];
         account.status = Status::Active;
@@ -184,9 +202,89 @@ impl World {
         Ok(Reply::json(201, &shown))
     }
 
+    /// A project with a verifier must be told who each account is for.
+    fn composio_check_user(&self, user_id: &str) -> Result<(), Refused> {
+        let anybody = user_id.trim().is_empty() || user_id == "default";
+        if anybody && self.options().composio.verifier_url.is_some() {
+            return Err(bad("user_id must name a user, since the project verifies callbacks"));
+        }
+        Ok(())
+    }
+
+    /// An OAuth2 account that waits for consent. `opened`: a person will follow its redirect URL.
+    fn composio_initiate(&mut self, new: &NewAccount<'_>, opened: bool) -> Reply {
+        let place = self.composio_new_account(new);
+        self.composio.accounts[place].status = Status::Initiated;
+        if opened {
+            self.composio_link_made(place);
+        }
+        let account = &self.composio.accounts[place];
+        let url = format!("https://connect.composio.example/redirect/{}", account.word_id);
+        let data = json!({"authScheme": "OAUTH2", "val": {"status": "INITIATED", "redirectUrl": url}});
+        let shown = json!({"id": account.id, "connectionData": data, "status": "INITIATED",
+                           "redirect_url": url, "redirect_uri": url});
+        Reply::json(201, &shown)
+    }
+
+    /// Tokens of somebody else's consent, brought along: §4 knows four outcomes.
+    fn composio_import_oauth2(
+        &mut self,
+        new: &NewAccount<'_>,
+        val: &Map<String, Value>,
+        as_set: Oauth2Import,
+    ) -> Outcome {
+        let text = |name: &str| val.get(name).and_then(Value::as_str).map(str::to_owned);
+        let access_token =
+            text("access_token").ok_or_else(|| bad("connection.state.val.access_token must be a string"))?;
+        if val.get("status").and_then(Value::as_str).is_none() {
+            return Err(bad("connection.state.val.status is required"));
+        }
+        match as_set {
+            Oauth2Import::Reject => return Err(bad("Importing OAuth2 tokens is not supported")),
+            Oauth2Import::StuckInitiated => return Ok(self.composio_initiate(new, false)),
+            Oauth2Import::ActiveNoRefresh | Oauth2Import::ActiveRefresh => {}
+        }
+        let place = self.composio_new_account(new);
+        let (now, token) = (self.now(), self.providers.find(&access_token));
+        let account = &mut self.composio.accounts[place];
+        account.status = Status::Active;
+        account.grant = token.map(|token| token.grant);
+        account.secrets.insert("access_token".into(), access_token);
+        if let Some(refresh_token) = text("refresh_token") {
+            account.secrets.insert("refresh_token".into(), refresh_token.clone());
+            account.refresh_token = Some(refresh_token).filter(|_| as_set == Oauth2Import::ActiveRefresh);
+        }
+        account.generation += 1;
+        let (generation, refreshes) = (account.generation, account.refresh_token.is_some());
+        if let Some(expires_at) = token.and_then(|t| t.expires_at).filter(|_| refreshes) {
+            let ahead = REFRESH_AHEAD_MS.min(expires_at.since(now) / 2).max(0);
+            self.schedule(expires_at.plus_ms(-ahead), Event::ComposioRefresh { account: place, generation });
+        }
+        let shown = json!({"id": self.composio.accounts[place].id, "connectionData": self.composio_state(place),
+                           "status": "ACTIVE", "redirect_url": null, "redirect_uri": null});
+        Ok(Reply::json(201, &shown))
+    }
+
+    /// Whether the provider says no to a credential of this world.
+    fn composio_is_refused(&self, text: &str) -> bool {
+        self.providers.find(text).is_some_and(|token| self.providers.standing(&token, self.now()) != Standing::Valid)
+    }
+
+    /// Refuses a write while another holds the account, and holds it from now on (§3.4).
+    fn composio_lease(&mut self, place: usize) -> Result<(), Refused> {
+        let (now, lease) = (self.now(), self.options().composio.write_lease_ms);
+        let account = &mut self.composio.accounts[place];
+        if account.lease_until.is_some_and(|until| now < until) {
+            return Err(Refused::lease_held());
+        }
+        account.lease_until = (lease > 0).then(|| now.plus_ms(lease));
+        Ok(())
+    }
+
     pub(super) fn composio_link(&mut self, call: &Call) -> Outcome {
         let body = call.json().unwrap_or(Value::Null);
         let user_id = body["user_id"].as_str().filter(|u| !u.is_empty()).ok_or_else(|| bad("user_id is required"))?;
+        self.composio_check_user(user_id)?;
         let config = body["auth_config_id"]
             .as_str()
             .and_then(|id| self.composio.find_config(id))
@@ -206,7 +304,7 @@ impl World {
         self.composio_link_made(place);
         let shown = json!({
             "link_token": token,
-            "redirect_url": format!("https://connect.composio.example/link/{token}"),
+            "redirect_url": self.composio_link_url(&token),
             "expires_at": self.now().plus_ms(LINK_LIFE_MS).to_rfc3339(),
             "connected_account_id": id,
         });
@@ -256,9 +354,15 @@ impl World {
         if alias.is_some_and(|a| !a.is_empty() && self.composio_alias_is_taken(config, &user, a, Some(place))) {
             return Err(alias_taken());
         }
+        if body["experimental"].get("acl_config_for_shared").is_some() {
+            return Err(bad("experimental.acl_config_for_shared applies to shared accounts only"));
+        }
+        let settings = self.options().composio.clone();
         let state = &body["connection"]["state"];
         let mut token = None;
-        if !state.is_null() {
+        if state.is_null() {
+            self.composio_lease(place)?;
+        } else {
             let scheme = self.composio.configs[config].scheme.as_str();
             if state["authScheme"] != scheme || !PATCHABLE.contains(&scheme) {
                 return Err(bad("connection.state.authScheme cannot be patched or is not the account's"));
@@ -271,6 +375,12 @@ impl World {
                     return Err(bad(format!("connection.state.val.{name} is not valid")));
                 }
             }
+            for text in val.iter().filter(|(name, _)| *name != "status").filter_map(|(_, value)| value.as_str()) {
+                if is_read_back(text) || (settings.patch_validates && self.composio_is_refused(text)) {
+                    return Err(rejected());
+                }
+            }
+            self.composio_lease(place)?;
             self.settle_account(place);
             let secrets = &mut self.composio.accounts[place].secrets;
             for (name, value) in val.iter().filter(|(name, _)| *name != "status") {
@@ -291,6 +401,10 @@ impl World {
             account.alias = (!alias.is_empty()).then(|| alias.to_owned());
         }
         account.updated_at = now;
+        if token.is_some() && account.status == Status::Expired && settings.patch_reactivates_expired {
+            account.status = Status::Active;
+            account.status_reason = None;
+        }
         let status = account.status.name();
         if let Some(token) = token {
             self.composio_token_written(place, &token);
@@ -307,6 +421,7 @@ impl World {
             (Status::Active | Status::Inactive, false) => Status::Inactive,
             _ => return Err(Refused::new(409, "ConnectedAccount_InvalidTransition", "Invalid status transition")),
         };
+        self.composio_lease(place)?;
         self.settle_account(place);
         if next == Status::Inactive {
             self.composio_close_mirror(place);
@@ -328,7 +443,7 @@ impl World {
         }
     }
 
-    fn composio_revoke_upstream(&mut self, place: usize) -> Vec<&'static str> {
+    pub(super) fn composio_revoke_upstream(&mut self, place: usize) -> Vec<&'static str> {
         match self.composio.accounts[place].grant {
             Some(grant) if self.providers.grants[grant].revoked_at.is_none() => {
                 self.revoke_grant(grant);
@@ -389,7 +504,7 @@ impl World {
     fn composio_state(&self, place: usize) -> Value {
         let account = &self.composio.accounts[place];
         let config = &self.composio.configs[account.config];
-        let masking = if config.managed { Masking::Redacted } else { self.options().composio_masking };
+        let masking = if config.managed { Masking::Redacted } else { self.options().composio.masking };
         let mask = |text: &str| match masking {
             Masking::Raw => text.to_owned(),
             Masking::Mask4 if text.chars().count() >= 4 => format!("{}...", text.chars().take(4).collect::<String>()),

@@ -163,7 +163,12 @@ impl World {
         match body["type"].as_str() {
             Some("custom") if !config.managed => {
                 for (name, value) in body["credentials"].as_object().into_iter().flatten() {
-                    config.credentials.insert(name.clone(), value.clone());
+                    // Omitted is kept; empty is cleared.
+                    if *value == json!("") || *value == json!([]) {
+                        config.credentials.remove(name);
+                    } else {
+                        config.credentials.insert(name.clone(), value.clone());
+                    }
                 }
                 if let Some(scopes) = body["credentials"].get("scopes") {
                     config.scopes = scope_list(scopes);
@@ -195,11 +200,20 @@ impl World {
         Ok(Reply::json(200, &json!({"success": true, "message": "Auth config status updated"})))
     }
 
-    pub(super) fn composio_delete_config(&mut self, id: &str) -> Outcome {
+    pub(super) fn composio_delete_config(&mut self, call: &Call, id: &str) -> Outcome {
         let place = self.composio.find_config(id).ok_or_else(no_config)?;
         self.composio_enable_config(id, false)?;
         self.composio.configs[place].deleted = true;
-        Ok(Reply::json(200, &json!({"success": true, "message": "Auth config deleted"})))
+        let mut shown = json!({"success": true, "message": "Auth config deleted"});
+        if call.param("revoke_on_delete") == Some("true") {
+            for account in 0..self.composio.accounts.len() {
+                if self.composio.accounts[account].config == place {
+                    self.composio_revoke_upstream(account);
+                }
+            }
+            shown["revoke_job_id"] = format!("pj_{}", draw::text(self.seed(), &["revoke", id], 0, 12)).into();
+        }
+        Ok(Reply::json(200, &shown))
     }
 
     pub(super) fn composio_list_toolkits(&mut self, call: &Call) -> Outcome {
@@ -223,6 +237,17 @@ impl World {
             .find(|(_, i)| i.provider.values().any(|p| p.toolkit.as_deref() == Some(slug)))
             .map(|(_, i)| &i.whoami);
         let field = |name: &str| json!({"name": name, "displayName": name, "type": "string", "description": name, "required": true});
+        if let Some(item) = shown.as_object_mut() {
+            // Only items of the list say which schemes there are in one word.
+            item.remove("auth_schemes");
+            item.remove("no_auth");
+        }
+        let managed = self.composio.toolkits.get(slug) == Some(&true);
+        let scopes = self.composio_toolkit_scopes(slug);
+        let offered = json!({"mode": "OAUTH2", "scopes": {"available": scopes}});
+        shown["composio_managed_auth"] = if managed { json!([offered]) } else { json!([]) };
+        shown["deprecated"]["rawProxyInfoByAuthSchemes"] = json!([]);
+        shown["meta"]["available_versions"] = json!(["20260901_00"]);
         shown["enabled"] = true.into();
         shown["auth_config_details"] = json!([{
             "mode": "OAUTH2", "name": "OAuth2",
@@ -238,11 +263,20 @@ impl World {
         Ok(Reply::json(200, &shown))
     }
 
+    /// Every scope that the catalogue asks for with this toolkit.
+    fn composio_toolkit_scopes(&self, slug: &str) -> Vec<String> {
+        let all = self.providers.integrations.iter().flat_map(|(_, i)| i.provider.values());
+        let scopes: std::collections::BTreeSet<String> =
+            all.filter(|p| p.toolkit.as_deref() == Some(slug)).flat_map(|p| p.scopes.iter().cloned()).collect();
+        scopes.into_iter().collect()
+    }
+
     fn composio_show_toolkit(&self, slug: &str) -> Value {
         let managed: Vec<&str> = if self.composio.toolkits.get(slug) == Some(&true) { vec!["OAUTH2"] } else { vec![] };
         json!({
             "slug": slug, "name": slug, "type": "native", "auth_schemes": ["OAUTH2"],
             "composio_managed_auth_schemes": managed, "no_auth": false, "is_local_toolkit": false,
+            "deprecated": {"toolkitId": draw::uuid(self.seed(), &["toolkit", slug], 0)},
             "meta": {"created_at": "2025-06-01T00:00:00.000Z", "updated_at": "2026-09-01T00:00:00.000Z",
                      "description": slug, "logo": format!("https://logos.composio.example/{slug}.svg"),
                      "categories": [], "triggers_count": 0, "tools_count": 20, "version": "20260901_00"},

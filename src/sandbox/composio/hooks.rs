@@ -8,12 +8,20 @@ use crate::domain::secret::hmac_sha256;
 use crate::domain::time::Timestamp;
 use crate::sandbox::draw;
 use crate::sandbox::http::{Call, Reply};
+use crate::sandbox::nango::OutboundWebhook;
 use crate::sandbox::provider::CANARY;
 use crate::sandbox::world::World;
 
 use super::http::{Outcome, Refused};
 
+const ID_HEADER: &str = "webhook-id";
 const EXPIRED: &str = "composio.connected_account.expired";
+/// Every event that there is (§5.2), with the versions of the payload that carry it.
+const EVENTS: [(&str, &str, &[&str]); 3] = [
+    ("composio.trigger.message", "A trigger fired", &["V1", "V2", "V3"]),
+    (EXPIRED, "An account expired", &["V3"]),
+    ("composio.trigger.disabled", "A trigger was disabled", &["V3"]),
+];
 
 /// The project's only subscription.
 #[derive(Clone, Debug)]
@@ -23,6 +31,8 @@ pub(in crate::sandbox) struct Subscription {
     version: String,
     events: Vec<String>,
     secret: String,
+    /// The secret before the last rotation, and until when it signs along.
+    old_secret: Option<(String, Timestamp)>,
     created_at: Timestamp,
     updated_at: Timestamp,
 }
@@ -37,7 +47,23 @@ impl Subscription {
 fn events(body: &Value) -> Option<Vec<String>> {
     let list: Vec<String> =
         body["enabled_events"].as_array()?.iter().filter_map(Value::as_str).map(str::to_owned).collect();
-    (!list.is_empty()).then_some(list)
+    let known = |event: &String| EVENTS.iter().any(|(name, ..)| name == event);
+    (!list.is_empty() && list.iter().all(known)).then_some(list)
+}
+
+/// `V1`, `V2` or `V3`, where given.
+fn version(body: &Value) -> Result<Option<&str>, &'static str> {
+    match body.get("version").map(Value::as_str) {
+        None => Ok(None),
+        Some(Some(version @ ("V1" | "V2" | "V3"))) => Ok(Some(version)),
+        Some(_) => Err("version must be V1, V2 or V3"),
+    }
+}
+
+/// Composio wants https; loopback, which it could never reach, is what a sandbox is for.
+fn is_public_or_loopback(url: &str) -> bool {
+    let local = ["http://127.0.0.1", "http://localhost", "http://[::1]"];
+    url.len() <= 2_048 && (url.starts_with("https://") || local.iter().any(|start| url.starts_with(start)))
 }
 
 impl World {
@@ -50,9 +76,10 @@ impl World {
         };
         match (call.method.as_str(), rest) {
             ("GET", ["event_types"]) => {
-                let kind =
-                    json!({"event_type": EXPIRED, "description": "An account expired", "supported_versions": ["V3"]});
-                return Ok(Reply::json(200, &json!({"items": [kind]})));
+                let items = EVENTS.map(|(name, description, versions)| {
+                    json!({"event_type": name, "description": description, "supported_versions": versions})
+                });
+                return Ok(Reply::json(200, &json!({"items": items})));
             }
             ("GET", []) => {
                 let items: Vec<Value> = self.composio.subscription.iter().map(Subscription::show).collect();
@@ -64,15 +91,17 @@ impl World {
                 }
                 let url = body["webhook_url"]
                     .as_str()
-                    .filter(|u| u.len() <= 2_048)
-                    .ok_or_else(|| bad("webhook_url is required"))?;
-                let events = events(&body).ok_or_else(|| bad("enabled_events needs at least one"))?;
+                    .filter(|url| is_public_or_loopback(url))
+                    .ok_or_else(|| bad("webhook_url must be an https address"))?;
+                let events = events(&body).ok_or_else(|| bad("enabled_events needs at least one that exists"))?;
+                let version = version(&body).map_err(bad)?.unwrap_or("V3");
                 let subscription = Subscription {
                     id: format!("ws_{}", draw::text(self.seed(), &["ws"], self.request_number(), 12)),
                     url: url.to_owned(),
-                    version: body["version"].as_str().unwrap_or("V3").to_owned(),
+                    version: version.to_owned(),
                     events,
                     secret: secret(self),
+                    old_secret: None,
                     created_at: now,
                     updated_at: now,
                 };
@@ -83,6 +112,7 @@ impl World {
             _ => {}
         }
         let new_secret = secret(self);
+        let overlap_ms = self.options().composio.rotation_overlap_secs * 1_000;
         let Some(subscription) = self.composio.subscription.as_mut().filter(|s| rest.first() == Some(&s.id.as_str()))
         else {
             return Err(Refused::new(404, "WebhookSubscription_NotFound", "Subscription not found"));
@@ -90,17 +120,28 @@ impl World {
         match (call.method.as_str(), &rest[1..]) {
             ("GET", []) => Ok(Reply::json(200, &subscription.show())),
             ("PATCH", []) => {
-                if let Some(url) = body["webhook_url"].as_str() {
-                    subscription.url = url.to_owned();
+                let url = body.get("webhook_url").map(|url| url.as_str().filter(|url| is_public_or_loopback(url)));
+                let list = body.get("enabled_events").map(|_| events(&body));
+                let version = version(&body).map_err(bad)?;
+                if url == Some(None) || list == Some(None) {
+                    return Err(bad("webhook_url or enabled_events is not valid"));
                 }
-                if let Some(list) = events(&body) {
+                if let Some(url) = url.flatten() {
+                    url.clone_into(&mut subscription.url);
+                }
+                if let Some(list) = list.flatten() {
                     subscription.events = list;
+                }
+                if let Some(version) = version {
+                    version.clone_into(&mut subscription.version);
                 }
                 subscription.updated_at = now;
                 Ok(Reply::json(200, &subscription.show()))
             }
             ("POST", ["rotate_secret"]) => {
-                subscription.secret = new_secret;
+                let old = std::mem::replace(&mut subscription.secret, new_secret);
+                subscription.old_secret = Some((old, now.plus_ms(overlap_ms)));
+                subscription.updated_at = now;
                 Ok(Reply::json(200, &json!({"id": subscription.id, "secret": subscription.secret})))
             }
             ("DELETE", []) => {
@@ -127,15 +168,33 @@ impl World {
                           "data": self.composio_show_account(place, true)})
         .to_string()
         .into_bytes();
-        let signature = sign(&subscription.secret, &id, now.secs(), &body);
         let headers = [
             ("content-type", "application/json".to_owned()),
-            ("webhook-id", id),
-            ("webhook-timestamp", now.secs().to_string()),
-            ("webhook-signature", signature),
+            (ID_HEADER, id),
             ("x-composio-webhook-version", "V3".to_owned()),
         ];
-        self.enqueue_webhook(subscription.url, headers.into_iter().map(|(n, v)| (n.to_owned(), v)).collect(), body);
+        let headers: Vec<_> = headers.into_iter().map(|(n, v)| (n.to_owned(), v)).collect();
+        let settings = self.options().composio.clone();
+        let copies = if settings.duplicate_webhooks { 2 } else { 1 };
+        for _ in 0..copies {
+            let waits = settings.webhook_retry_schedule_ms.clone();
+            self.enqueue_webhook(subscription.url.clone(), headers.clone(), body.clone(), waits);
+        }
+    }
+
+    /// Signs a webhook of Composio's for the attempt that is made now: the timestamp is the attempt's.
+    pub(in crate::sandbox) fn composio_sign(&self, webhook: &mut OutboundWebhook) {
+        let id = webhook.headers.iter().find(|(name, _)| name == ID_HEADER).map(|(_, id)| id.clone());
+        let (Some(id), Some(subscription)) = (id, &self.composio.subscription) else { return };
+        let now = self.now();
+        let old = subscription.old_secret.as_ref().filter(|(_, until)| now < *until).map(|(secret, _)| secret);
+        let signatures: Vec<String> = [Some(&subscription.secret), old]
+            .into_iter()
+            .flatten()
+            .map(|secret| sign(secret, &id, now.secs(), &webhook.body))
+            .collect();
+        webhook.headers.push(("webhook-timestamp".to_owned(), now.secs().to_string()));
+        webhook.headers.push(("webhook-signature".to_owned(), signatures.join(" ")));
     }
 }
 

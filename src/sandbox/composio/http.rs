@@ -4,16 +4,24 @@ use serde_json::{Value, json};
 
 use crate::sandbox::draw;
 use crate::sandbox::http::{Call, Reply};
+use crate::sandbox::provider::CANARY;
 use crate::sandbox::world::World;
 
+use super::settings::UnknownQuery;
+
 /// A refusal in Composio's envelope.
-pub(super) struct Refused {
+pub(in crate::sandbox) struct Refused {
     pub status: u16,
     pub slug: &'static str,
     pub message: String,
 }
 
 impl Refused {
+    /// Another writer is at this account: try again (§3.4).
+    pub fn lease_held() -> Self {
+        Self::new(409, "ConnectedAccount_WriteLeaseHeld", "Another write to this connected account is under way")
+    }
+
     pub fn new(status: u16, slug: &'static str, message: impl Into<String>) -> Self {
         Self { status, slug, message: message.into() }
     }
@@ -30,6 +38,7 @@ impl World {
             ["api", "v1" | "v2", ..] => {
                 return self.composio_refuse(&Refused::new(410, "HTTP_Gone", "This API version was removed"));
             }
+            ["link", token] if call.method == "GET" => return self.composio_open_link(token),
             _ => return self.composio_refuse(&Refused::new(404, "HTTP_NotFound", "Route not found")),
         };
         let now = self.now();
@@ -40,11 +49,11 @@ impl World {
         }
         let reply = match self.composio_authenticate(call) {
             Err(refused) => self.composio_refuse(&refused),
-            Ok(()) => {
+            Ok(key) => {
                 self.composio.window.1 = self.composio.window.1.saturating_add(1);
                 match self.composio_limited(call, limit) {
                     Some(reply) => reply,
-                    None => match self.composio_route(call, rest) {
+                    None => match self.composio_route(&key, call, rest) {
                         Ok(reply) => reply,
                         Err(refused) => self.composio_refuse(&refused),
                     },
@@ -57,14 +66,31 @@ impl World {
             .with_header("x-ratelimit-window-size", "60s")
     }
 
-    fn composio_authenticate(&self, call: &Call) -> Result<(), Refused> {
+    /// A further project key with these permissions, as the dashboard makes them: areas with
+    /// `:read` or `:write`, such as `connected_accounts:write`, which includes reading.
+    pub fn add_composio_key(&mut self, areas: Vec<String>) -> String {
+        let number = self.composio.scoped_keys.len() as u64;
+        let key = format!("ak_{CANARY}{}", draw::text(self.seed(), &["key", "composio-scoped"], number, 20));
+        self.composio.scoped_keys.insert(key.clone(), areas);
+        key
+    }
+
+    fn composio_authenticate(&self, call: &Call) -> Result<Key, Refused> {
         let refuse = |message: &str| Err(Refused::new(401, "HTTP_Unauthorized", message));
-        let present =
-            ["x-api-key", "x-org-api-key", "x-user-api-key"].iter().filter(|h| call.header(h).is_some()).count();
-        match call.header("x-api-key") {
-            _ if present > 1 => refuse("Send exactly one credential header"),
-            Some(key) if key.starts_with("uak_") => refuse("This is a user API key; send it as x-user-api-key"),
-            Some(key) if key == self.keys_ref().composio_api_key => Ok(()),
+        let headers = ["x-api-key", "x-org-api-key", "x-user-api-key"];
+        let mut present = headers.iter().filter_map(|name| Some((*name, call.header(name)?)));
+        let (Some((name, key)), None) = (present.next(), present.next()) else {
+            return refuse("Send exactly one credential header");
+        };
+        let keys = self.keys_ref();
+        match name {
+            "x-user-api-key" if key == keys.composio_user_key => Ok(Key::User),
+            "x-api-key" if key == keys.composio_api_key => Ok(Key::Project),
+            "x-api-key" if key.starts_with("uak_") => refuse("This is a user API key; send it as x-user-api-key"),
+            "x-api-key" => match self.composio.scoped_keys.get(key) {
+                Some(areas) => Ok(Key::Scoped(areas.clone())),
+                None => refuse("Invalid API key"),
+            },
             _ => refuse("Invalid API key"),
         }
     }
@@ -98,7 +124,7 @@ impl World {
         Some(if with_header { bare.with_header("retry-after", 2) } else { bare })
     }
 
-    pub(super) fn composio_refuse(&self, refused: &Refused) -> Reply {
+    pub(in crate::sandbox) fn composio_refuse(&self, refused: &Refused) -> Reply {
         let id = draw::text(self.seed(), &["request"], self.request_number(), 12);
         let code = match refused.slug {
             "ActionExecute_ConnectedAccountNotFound" => 1803,
@@ -114,9 +140,30 @@ impl World {
         Reply::json(refused.status, &body)
     }
 
-    fn composio_route(&mut self, call: &Call, route: &[&str]) -> Outcome {
+    fn composio_route(&mut self, key: &Key, call: &Call, route: &[&str]) -> Outcome {
         if !call.body.is_empty() && call.json().is_none() {
             return Err(Refused::new(400, "HTTP_BadRequest", "The body is not JSON"));
+        }
+        let settings = &self.options().composio;
+        let allowed = match (area(route), key) {
+            (Area::SessionInfo, Key::Project) => settings.session_info_accepts_project_key,
+            (Area::SessionInfo, Key::User) | (_, Key::Project) => true,
+            (Area::Project, Key::Scoped(_)) => settings.config_route_for_scoped_key,
+            (Area::Named(name), Key::Scoped(areas)) => {
+                let held = |right: &str| areas.iter().any(|area| *area == format!("{name}:{right}"));
+                held("write") || (call.method == "GET" && held("read"))
+            }
+            (Area::SessionInfo | Area::Unknown, Key::Scoped(_)) | (_, Key::User) => false,
+        };
+        if !allowed {
+            // A user key that asks for a project's things has proven nothing about the project.
+            let (status, slug) = if *key == Key::User { (401, "HTTP_Unauthorized") } else { (403, "HTTP_Forbidden") };
+            return Err(Refused::new(status, slug, "This key may not do that"));
+        }
+        if settings.unknown_query == UnknownQuery::Reject
+            && let Some((name, _)) = call.query.iter().find(|(name, _)| !KNOWN_QUERY.contains(&name.as_str()))
+        {
+            return Err(Refused::new(400, "HTTP_BadRequest", format!("Unknown query parameter {name}")));
         }
         match (call.method.as_str(), route) {
             ("GET", ["auth_configs"]) => self.composio_list_configs(call),
@@ -126,10 +173,11 @@ impl World {
             ("PATCH", ["auth_configs", id, status @ ("ENABLED" | "DISABLED")]) => {
                 self.composio_enable_config(id, *status == "ENABLED")
             }
-            ("DELETE", ["auth_configs", id]) => self.composio_delete_config(id),
+            ("DELETE", ["auth_configs", id]) => self.composio_delete_config(call, id),
             ("GET", ["connected_accounts"]) => self.composio_list_accounts(call),
             ("POST", ["connected_accounts"]) => self.composio_create_account(call),
             ("POST", ["connected_accounts", "link"]) => self.composio_link(call),
+            ("POST", ["connected_accounts", "complete_auth"]) => self.composio_complete_auth(call),
             ("GET", ["connected_accounts", id]) => self.composio_get_account(id),
             ("PATCH", ["connected_accounts", id]) => self.composio_patch_account(call, id),
             ("PATCH", ["connected_accounts", id, "status"]) => self.composio_account_status(call, id),
@@ -140,15 +188,133 @@ impl World {
             ("GET", ["toolkits", slug]) => self.composio_get_toolkit(slug),
             ("POST", ["tools", "execute", "proxy"]) => self.composio_proxy(call),
             (_, ["webhook_subscriptions", rest @ ..]) => self.composio_subscriptions(call, rest),
-            ("GET", ["auth", "session", "info"]) => Ok(Reply::json(
-                200,
-                &json!({"project": {"id": "pr_sandbox", "name": "sandbox", "webhook_secret": null}, "api_key": null, "org_member": null}),
-            )),
-            ("GET", ["org", "project", "config"]) => Ok(Reply::json(
-                200,
-                &json!({"is_2FA_enabled": false, "mask_secret_keys_in_connected_account": true, "log_visibility_setting": "dont_store_data"}),
-            )),
+            ("GET", ["auth", "session", "info"]) => Ok(Reply::json(200, &self.composio_session_info(key))),
+            ("GET", ["org", "project", "config"]) => Ok(Reply::json(200, &self.composio.project.show())),
+            ("PATCH", ["org", "project", "config"]) => self.composio_patch_project(call),
             _ => Err(Refused::new(404, "HTTP_NotFound", "Route not found")),
+        }
+    }
+}
+
+/// What a credential may do (§1.1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Key {
+    /// Everything in its project.
+    Project,
+    /// The areas named.
+    Scoped(Vec<String>),
+    /// A member's identity: session info, and nothing of a project.
+    User,
+}
+
+/// What a route needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Area {
+    Named(&'static str),
+    SessionInfo,
+    Project,
+    Unknown,
+}
+
+fn area(route: &[&str]) -> Area {
+    match route {
+        ["auth_configs", ..] => Area::Named("auth_configs"),
+        ["connected_accounts", ..] => Area::Named("connected_accounts"),
+        ["toolkits", ..] => Area::Named("toolkits"),
+        // Not included in tool execution, and off unless granted.
+        ["tools", "execute", "proxy"] => Area::Named("proxy_execute"),
+        ["tools", ..] => Area::Named("tool_execution"),
+        ["webhook_subscriptions", ..] => Area::Named("webhooks"),
+        ["auth", "session", "info"] => Area::SessionInfo,
+        ["org", "project", ..] => Area::Project,
+        _ => Area::Unknown,
+    }
+}
+
+/// Query parameters that some route names.
+const KNOWN_QUERY: [&str; 22] = [
+    "account_type",
+    "auth_config_ids",
+    "category",
+    "connected_account_ids",
+    "cursor",
+    "include_deprecated",
+    "is_composio_managed",
+    "limit",
+    "managed_by",
+    "order_by",
+    "order_direction",
+    "redirect_url",
+    "revoke_on_delete",
+    "search",
+    "show_disabled",
+    "sort_by",
+    "statuses",
+    "toolkit_slug",
+    "toolkit_slugs",
+    "type",
+    "user_ids",
+    "version",
+];
+
+/// The project's switches (§8).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ProjectConfig {
+    two_factor: bool,
+    mask_secrets: bool,
+    keep_data: bool,
+}
+
+impl Default for ProjectConfig {
+    fn default() -> Self {
+        Self { two_factor: false, mask_secrets: true, keep_data: false }
+    }
+}
+
+impl ProjectConfig {
+    fn show(self) -> Value {
+        let visibility = if self.keep_data { "show_all" } else { "dont_store_data" };
+        json!({"is_2FA_enabled": self.two_factor, "mask_secret_keys_in_connected_account": self.mask_secrets,
+               "log_visibility_setting": visibility})
+    }
+}
+
+impl World {
+    /// Any subset of the switches; answers with all of them.
+    fn composio_patch_project(&mut self, call: &Call) -> Outcome {
+        let body = call.json().unwrap_or(Value::Null);
+        let project = &mut self.composio.project;
+        if let Some(on) = body["is_2FA_enabled"].as_bool() {
+            project.two_factor = on;
+        }
+        if let Some(on) = body["mask_secret_keys_in_connected_account"].as_bool() {
+            project.mask_secrets = on;
+        }
+        match body.get("log_visibility_setting").map(|v| v.as_str()) {
+            None => {}
+            Some(Some("show_all")) => project.keep_data = true,
+            Some(Some("dont_store_data")) => project.keep_data = false,
+            Some(_) => return Err(Refused::new(400, "HTTP_BadRequest", "log_visibility_setting is not valid")),
+        }
+        Ok(Reply::json(200, &self.composio.project.show()))
+    }
+
+    /// Whose key this is. The webhook secret is never told here.
+    fn composio_session_info(&self, key: &Key) -> Value {
+        let began = self.start().to_rfc3339();
+        let uuid = |of: &str| draw::uuid(self.seed(), &["composio", of], 0);
+        let org = json!({"id": uuid("org"), "name": "sandbox", "plan": "PRO"});
+        let project = json!({
+            "auto_id": 1, "id": uuid("project"), "org_id": uuid("org"), "name": "sandbox",
+            "email": "sandbox@example.com", "nano_id": "pr_sandbox", "webhook_url": null, "event_webhook_url": null,
+            "webhook_secret": null, "triggers_enabled": true, "last_subscribed_at": null, "deleted": false,
+            "is_new_webhook": true, "webhook_version": "V3", "org": org, "created_at": began, "updated_at": began,
+        });
+        let member = json!({"id": uuid("member"), "email": "sandbox@example.com", "name": "sandbox", "role": "admin",
+                            "metadata": {}});
+        match key {
+            Key::User => json!({"project": null, "api_key": null, "org_member": member}),
+            Key::Project | Key::Scoped(_) => json!({"project": project, "api_key": null, "org_member": null}),
         }
     }
 }

@@ -1,37 +1,41 @@
 //! Nango's routes. Checks run in the order auth, rate limit, scope, validation (nango.md §1.3).
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use crate::domain::time::Timestamp;
 use crate::sandbox::draw;
 use crate::sandbox::http::{Call, Reply};
 use crate::sandbox::world::World;
 
-use super::views::{View, end_user, show_integration};
-use super::{Connection, Credential, NangoIntegration};
+use super::views::{View, show_integration};
+use super::webhooks::KEY_CACHE_MS;
+use super::{Connection, NangoIntegration};
 
+/// What the verifier's key may do: its reads never refresh.
+const VERIFY_SCOPES: [&str; 2] = ["connections:list", "connections:read"];
 /// Rows of a list without `limit` (§2.1).
 const LIST_DEFAULT: usize = 10_000;
 
 /// What a key may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Key {
     /// `environment:*`
     Full,
-    /// `connections:list` and `connections:read`.
-    Verify,
+    /// Scopes without `environment:`, such as `connections:list` or `connections:*`.
+    Scoped(Vec<String>),
 }
 
 impl Key {
-    fn has(self, scope: &str) -> bool {
-        match self {
-            Self::Full => true,
-            Self::Verify => matches!(scope, "connections:list" | "connections:read"),
-        }
+    fn has(&self, scope: &str) -> bool {
+        let Self::Scoped(scopes) = self else { return true };
+        let covers = |held: &String| match held.strip_suffix('*') {
+            Some(prefix) => scope.starts_with(prefix),
+            None => held == scope,
+        };
+        scopes.iter().any(covers)
     }
 }
 
-fn error(status: u16, code: &str) -> Reply {
+pub(super) fn error(status: u16, code: &str) -> Reply {
     Reply::json(status, &json!({"error": {"code": code}}))
 }
 
@@ -56,7 +60,10 @@ impl World {
             ["health"] if get => return Reply::json(200, &json!({"result": "ok"})),
             ["ready"] if get => return Reply::json(200, &json!({"result": "ready"})),
             ["connect", "session"] => return self.nango_own_session(call),
-            [first, ..] if get && !is_api_root(first) => return self.nango_unknown_route(call),
+            [""] if get && call.param("session_token").is_some() => return self.nango_connect_page(call),
+            ["oauth", "connect", key] if get => return self.nango_oauth_connect(call, key),
+            ["oauth", "callback"] if get => return self.nango_oauth_callback(call),
+            [first, ..] if get && !is_api_root(first) => return self.nango_unknown_route(),
             _ => {}
         }
         if let Some(kind) = call.header("content-type").filter(|_| !call.body.is_empty())
@@ -79,7 +86,7 @@ impl World {
             let body = json!({"error": {"code": "too_many_request", "method": call.method, "path": call.path}});
             Reply::json(429, &body).with_header("retry-after", (reset - now.secs()).max(0))
         } else {
-            self.nango_route(key, call, &route)
+            self.nango_route(&key, call, &route)
         };
         reply
             .with_header("x-ratelimit-limit", shown_limit)
@@ -87,14 +94,22 @@ impl World {
             .with_header("x-ratelimit-reset", reset)
     }
 
-    /// Recorded at 0.71.4: an unknown GET path is a 500 in JSON where no dashboard is served.
-    fn nango_unknown_route(&self, call: &Call) -> Reply {
-        if call.header("accept").is_some_and(|a| a.contains("text/html")) {
+    /// Recorded at 0.71.4: an unknown GET path is a 500 in JSON where no dashboard is served, and 200
+    /// with its page where one is.
+    fn nango_unknown_route(&self) -> Reply {
+        if self.options().nango.dashboard {
             return Reply::html(200, "<!doctype html><html><head><title>Nango</title></head><body></body></html>");
         }
         let id = draw::uuid(self.seed(), &["incident"], self.request_number());
         let message = format!("An error occurred. Please contact support with this unique id: \"{id}\"");
         Reply::json(500, &json!({"error": {"message": message, "code": "generic_error_support", "payload": id}}))
+    }
+
+    /// A further API key with these scopes, as the dashboard makes them.
+    pub fn add_nango_key(&mut self, scopes: Vec<String>) -> String {
+        let key = draw::uuid(self.seed(), &["key", "nango-scoped"], self.nango.scoped_keys.len() as u64);
+        self.nango.scoped_keys.insert(key.clone(), scopes);
+        key
     }
 
     fn nango_authenticate(&self, call: &Call) -> Result<Key, Reply> {
@@ -117,13 +132,15 @@ impl World {
         if key == keys.nango_api_key {
             Ok(Key::Full)
         } else if key == keys.nango_verify_key {
-            Ok(Key::Verify)
+            Ok(Key::Scoped(VERIFY_SCOPES.map(str::to_owned).to_vec()))
+        } else if let Some(scopes) = self.nango.scoped_keys.get(key) {
+            Ok(Key::Scoped(scopes.clone()))
         } else {
             refuse("unknown_account", "The provided authorization header does not match any account.")
         }
     }
 
-    fn nango_route(&mut self, key: Key, call: &Call, route: &[&str]) -> Reply {
+    fn nango_route(&mut self, key: &Key, call: &Call, route: &[&str]) -> Reply {
         let needs = |scope: &str| {
             (!key.has(scope))
                 .then(|| error_with(403, "forbidden", &format!("Insufficient scope. Required: environment:{scope}")))
@@ -142,6 +159,7 @@ impl World {
             ("GET", ["integrations"]) => either("integrations:list", "integrations:list_credentials"),
             ("GET", ["integrations", _]) => either("integrations:read", "integrations:read_credentials"),
             ("POST", ["integrations"]) => needs("integrations:create"),
+            ("PATCH", ["integrations", _]) => needs("integrations:update"),
             ("DELETE", ["integrations", _]) => needs("integrations:delete"),
             ("POST", ["connect", "sessions"] | ["connect", "sessions", "reconnect"]) => needs("connect_sessions:write"),
             ("POST", ["environment", "webhook-signing-key", "rotate"]) => needs("webhook_signing_key:rotate"),
@@ -153,17 +171,17 @@ impl World {
         match (call.method.as_str(), route) {
             ("GET", ["connections" | "connection"]) => self.nango_list(call),
             ("GET", ["connections" | "connection", id]) => self.nango_get(key, call, id),
-            ("POST", ["connections" | "connection"]) => self.nango_import(call),
+            ("POST", ["connections"]) => self.nango_import(call),
+            ("POST", ["connection"]) => self.nango_import_flat(call),
             ("POST", ["connections" | "connection", "metadata"]) => self.nango_metadata(call, false),
             ("PATCH", ["connections" | "connection", "metadata"]) => self.nango_metadata(call, true),
             ("PATCH", ["connections" | "connection", id]) => self.nango_patch(call, id),
             ("DELETE", ["connections" | "connection", id]) => self.nango_delete(call, id),
             ("GET", ["integrations"]) => {
-                let newest_first = |a: &(&String, &NangoIntegration), b: &(&String, &NangoIntegration)| {
-                    b.1.created_at.cmp(&a.1.created_at).then(a.0.cmp(b.0))
-                };
+                // Recorded: by provider, then by age.
+                let order = |i: &(&String, &NangoIntegration)| (i.1.provider.clone(), i.1.created_at, i.0.clone());
                 let mut all: Vec<_> = self.nango.integrations.iter().collect();
-                all.sort_by(newest_first);
+                all.sort_by_key(order);
                 let data: Vec<Value> = all.into_iter().map(|(k, i)| show_integration(k, i, false, false)).collect();
                 Reply::json(200, &json!({"data": data}))
             }
@@ -177,11 +195,14 @@ impl World {
                 None => error_with(404, "not_found", "Integration does not exist"),
             },
             ("POST", ["integrations"]) => self.nango_create_integration(call),
+            ("PATCH", ["integrations", unique_key]) => self.nango_patch_integration(call, unique_key),
             ("DELETE", ["integrations", unique_key]) => self.nango_delete_integration(unique_key),
             ("POST", ["connect", "sessions"]) => self.nango_session(call),
             ("POST", ["connect", "sessions", "reconnect"]) => self.nango_reconnect(call),
             ("POST", ["environment", "webhook-signing-key", "rotate"]) => {
-                self.nango.signing_key = draw::uuid(self.seed(), &["key", "nango-webhook"], self.request_number());
+                let fresh = draw::uuid(self.seed(), &["key", "nango-webhook"], self.request_number());
+                let old = std::mem::replace(&mut self.nango.signing_key, fresh);
+                self.nango.old_signing_key = Some((old, self.now().plus_ms(KEY_CACHE_MS)));
                 Reply::json(200, &json!({"data": {"webhook_signing_key": self.nango.signing_key}}))
             }
             _ => error_with(404, "not_found", "Not found"),
@@ -257,7 +278,7 @@ impl World {
     }
 
     /// The integration and place of a connection named by path and query.
-    fn nango_lookup(&self, call: &Call, id: &str, missing: fn() -> Reply) -> Result<usize, Reply> {
+    pub(super) fn nango_lookup(&self, call: &Call, id: &str, missing: fn() -> Reply) -> Result<usize, Reply> {
         let Some(key) = call.param("provider_config_key") else {
             let message = "Invalid input: expected string, received undefined";
             return Err(invalid("invalid_query_params", "invalid_type", message, &["provider_config_key"]));
@@ -274,7 +295,7 @@ impl World {
         })
     }
 
-    fn nango_get(&mut self, key: Key, call: &Call, id: &str) -> Reply {
+    fn nango_get(&mut self, key: &Key, call: &Call, id: &str) -> Reply {
         let known = ["provider_config_key", "force_refresh", "refresh_token", "refresh_github_app_jwt_token"];
         if let Some((name, _)) = call.query.iter().find(|(n, _)| !known.contains(&n.as_str())) {
             return invalid("invalid_query_params", "unrecognized_keys", &format!("Unrecognized key: \"{name}\""), &[]);
@@ -327,160 +348,6 @@ impl World {
         }
         Reply::json(200, &self.nango.show(place, View::Get { with_refresh_token }))
     }
-
-    fn nango_import(&mut self, call: &Call) -> Reply {
-        let Some(Value::Object(body)) = call.json() else {
-            return invalid("invalid_body", "invalid_type", "Invalid input: expected object", &[]);
-        };
-        let known = [
-            "provider_config_key",
-            "connection_id",
-            "credentials",
-            "metadata",
-            "connection_config",
-            "webhook_url_override",
-            "tags",
-            "end_user",
-        ];
-        if let Some(name) = body.keys().find(|k| !known.contains(&k.as_str())) {
-            return invalid("invalid_body", "unrecognized_keys", &format!("Unrecognized key: \"{name}\""), &[]);
-        }
-        let Some(key) = body.get("provider_config_key").and_then(Value::as_str) else {
-            let message = "Invalid input: expected string, received undefined";
-            return invalid("invalid_body", "invalid_type", message, &["provider_config_key"]);
-        };
-        let Some(integration) = self.nango.integrations.get(key) else {
-            return error_with(404, "not_found", "Integration does not exist");
-        };
-        let credential = match read_credential(body.get("credentials"), &integration.auth_mode) {
-            Ok(credential) => credential,
-            Err(reply) => return reply,
-        };
-        let now = self.now();
-        let id = match body.get("connection_id").and_then(Value::as_str) {
-            Some(id) => id.to_owned(),
-            None => draw::uuid(self.seed(), &["connection", key], self.nango.connections.len() as u64),
-        };
-        let end = body.get("end_user").filter(|v| v.is_object());
-        let mut tags = body.get("tags").and_then(Value::as_object).cloned().unwrap_or_default();
-        let text = |name: &str| end.and_then(|e| e[name].as_str());
-        for (tag, field) in
-            [("end_user_id", "id"), ("end_user_email", "email"), ("end_user_display_name", "display_name")]
-        {
-            if let Some(value) = text(field) {
-                tags.insert(tag.into(), value.into());
-            }
-        }
-        let shown_end_user =
-            text("id").map_or(Value::Null, |id| end_user(id, text("email"), text("display_name"), None));
-        let object = |name: &str| body.get(name).and_then(Value::as_object).cloned().unwrap_or_default();
-        let existing = self.nango.find(key, &id);
-        let mut fresh = Connection::blank(key, &id, credential, now);
-        fresh.tags = tags;
-        fresh.metadata = Value::Object(object("metadata"));
-        fresh.connection_config = object("connection_config");
-        fresh.webhook_url_override = body.get("webhook_url_override").and_then(Value::as_str).map(str::to_owned);
-        fresh.end_user = shown_end_user.clone();
-        let place = match existing {
-            Some(place) => {
-                // Everything is replaced, except that a later GET still shows the old end user.
-                let old = &self.nango.connections[place];
-                fresh.number = old.number;
-                fresh.created_at = old.created_at;
-                fresh.row = old.row;
-                if fresh.end_user.is_null() {
-                    fresh.end_user = old.end_user.clone();
-                }
-                self.nango.connections[place] = fresh;
-                place
-            }
-            None => self.nango.insert(fresh),
-        };
-        self.nango_send_auth(place, if existing.is_some() { "override" } else { "creation" }, None);
-        let mut shown = self.nango.show(place, View::Post);
-        shown["end_user"] = shown_end_user;
-        Reply::json(201, &shown)
-    }
-
-    fn nango_patch(&mut self, call: &Call, id: &str) -> Reply {
-        let place = match self.nango_lookup(call, id, || error_with(404, "not_found", "Failed to find connection")) {
-            Ok(place) => place,
-            Err(reply) => return reply,
-        };
-        let Some(Value::Object(body)) = call.json() else {
-            return invalid("invalid_body", "invalid_type", "Invalid input: expected object", &[]);
-        };
-        if let Some(name) = body.keys().find(|k| !["end_user", "tags", "webhook_url_override"].contains(&k.as_str())) {
-            return invalid("invalid_body", "unrecognized_keys", &format!("Unrecognized key: \"{name}\""), &[]);
-        }
-        let connection = &mut self.nango.connections[place];
-        if let Some(Value::Object(tags)) = body.get("tags") {
-            connection.tags = tags.iter().map(|(k, v)| (k.to_ascii_lowercase(), v.clone())).collect();
-        }
-        if let Some(url) = body.get("webhook_url_override").and_then(Value::as_str) {
-            connection.webhook_url_override = (!url.is_empty()).then(|| url.to_owned());
-        }
-        if let Some(end) = body.get("end_user").filter(|v| v.is_object()) {
-            connection.end_user = end_user(
-                end["id"].as_str().unwrap_or_default(),
-                end["email"].as_str(),
-                end["display_name"].as_str(),
-                None,
-            );
-        }
-        Reply::json(200, &json!({"success": true}))
-    }
-
-    fn nango_delete(&mut self, call: &Call, id: &str) -> Reply {
-        let place = match self.nango_lookup(call, id, || error(400, "unknown_connection")) {
-            Ok(place) => place,
-            Err(reply) => return reply,
-        };
-        // §8: the deletion hook revokes the refresh token at HubSpot unless metadata says not to.
-        let connection = &self.nango.connections[place];
-        let spared = connection.metadata["skipTokenRevocation"] == true;
-        if connection.integration_key == "hubspot"
-            && !spared
-            && let Credential::Oauth2 { refresh_token: Some(token), .. } = &connection.credential
-            && let Some(grant) = self.providers.grant_of_refresh(token)
-        {
-            self.revoke_grant(grant);
-        }
-        if self.options().nango_deletion_webhooks {
-            self.nango_send_auth(place, "deletion", None);
-        }
-        self.nango.delete(place);
-        Reply::json(200, &json!({"success": true}))
-    }
-
-    fn nango_metadata(&mut self, call: &Call, merge: bool) -> Reply {
-        let Some(body) = call.json().filter(Value::is_object) else {
-            return invalid("invalid_body", "invalid_type", "Invalid input: expected object", &[]);
-        };
-        let ids: Vec<&str> = match &body["connection_id"] {
-            Value::String(id) => vec![id.as_str()],
-            Value::Array(ids) => ids.iter().filter_map(Value::as_str).collect(),
-            _ => Vec::new(),
-        };
-        let (Some(key), Some(metadata)) = (body["provider_config_key"].as_str(), body["metadata"].as_object()) else {
-            return invalid("invalid_body", "invalid_type", "Invalid input", &["metadata"]);
-        };
-        if ids.is_empty() {
-            return invalid("invalid_body", "invalid_type", "Invalid input", &["connection_id"]);
-        }
-        let Some(places) = ids.iter().map(|id| self.nango.find(key, id)).collect::<Option<Vec<_>>>() else {
-            return error(404, "unknown_connection");
-        };
-        for place in places {
-            let mut next = match &self.nango.connections[place].metadata {
-                Value::Object(old) if merge => old.clone(),
-                _ => Map::new(),
-            };
-            next.extend(metadata.clone());
-            self.nango.connections[place].metadata = Value::Object(next);
-        }
-        Reply::json(if merge { 200 } else { 201 }, &body)
-    }
 }
 
 fn is_api_root(segment: &str) -> bool {
@@ -493,55 +360,4 @@ fn is_uuid(text: &str) -> bool {
             8 | 13 | 18 | 23 => b == b'-',
             _ => b.is_ascii_hexdigit(),
         })
-}
-
-/// The submitted credential of an import (§2.3).
-fn read_credential(value: Option<&Value>, auth_mode: &str) -> Result<Credential, Reply> {
-    let Some(Value::Object(fields)) = value else {
-        return Err(invalid("invalid_body", "invalid_type", "Invalid input: expected object", &["credentials"]));
-    };
-    let kind = fields.get("type").and_then(Value::as_str).unwrap_or_default();
-    if kind != auth_mode {
-        return Err(error_with(400, "invalid_body", "The credentials type does not match the provider's auth mode"));
-    }
-    if kind != "OAUTH2" {
-        return Ok(Credential::Static(fields.clone()));
-    }
-    let known = ["type", "access_token", "refresh_token", "expires_at", "config_override"];
-    if let Some(name) = fields.keys().find(|k| !known.contains(&k.as_str())) {
-        let message = format!("Unrecognized key: \"{name}\"");
-        return Err(invalid("invalid_body", "unrecognized_keys", &message, &["credentials"]));
-    }
-    let text = |name: &str| fields.get(name).and_then(Value::as_str).map(str::to_owned);
-    let Some(access_token) = text("access_token").filter(|t| t.len() <= 16_384) else {
-        let message = "Invalid input: expected string, received undefined";
-        return Err(invalid("invalid_body", "invalid_type", message, &["credentials", "access_token"]));
-    };
-    // Coerced like a JavaScript date: numbers are milliseconds, null is 1970.
-    let expires_at = match fields.get("expires_at") {
-        None => None,
-        Some(Value::Null) => Some(Timestamp::from_millis(0)),
-        Some(Value::Number(n)) => n.as_i64().map(Timestamp::from_millis),
-        Some(Value::String(text)) => match Timestamp::parse(text) {
-            Ok(at) => Some(at),
-            Err(_) => {
-                let message = "Invalid input: expected date, received Date";
-                return Err(invalid("invalid_body", "invalid_type", message, &["credentials", "expires_at"]));
-            }
-        },
-        Some(_) => {
-            return Err(invalid(
-                "invalid_body",
-                "invalid_type",
-                "Invalid input: expected date",
-                &["credentials", "expires_at"],
-            ));
-        }
-    };
-    let mut raw = fields.clone();
-    if let Some(at) = expires_at {
-        raw.insert("expires_at".into(), at.to_rfc3339().into());
-    }
-    let refresh_token = text("refresh_token");
-    Ok(Credential::Oauth2 { access_token, refresh_token, expires_at, introspected_expiry: None, raw })
 }

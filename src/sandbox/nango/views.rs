@@ -89,8 +89,9 @@ impl Nango {
 
 fn credentials(credential: &Credential) -> Value {
     match credential {
+        Credential::Static(fields) if fields.get("type").is_some_and(|kind| kind == "NONE") => json!({}),
         Credential::Static(fields) => Value::Object(fields.clone()),
-        Credential::Oauth2 { access_token, refresh_token, expires_at, raw, .. } => {
+        Credential::Oauth2 { access_token, refresh_token, expires_at, raw, config_override, .. } => {
             let mut shown = Map::new();
             shown.insert("type".into(), "OAUTH2".into());
             shown.insert("access_token".into(), access_token.as_str().into());
@@ -99,6 +100,9 @@ fn credentials(credential: &Credential) -> Value {
             }
             if let Some(at) = expires_at {
                 shown.insert("expires_at".into(), at.to_rfc3339().into());
+            }
+            if let Some(app) = config_override {
+                shown.insert("config_override".into(), Value::Object(app.clone()));
             }
             shown.insert("raw".into(), Value::Object(raw.clone()));
             Value::Object(shown)
@@ -128,9 +132,9 @@ pub(super) fn show_integration(key: &str, i: &NangoIntegration, credentials: boo
         "provider": i.provider,
         "display_name": i.display_name,
         "logo": format!("https://app.nango.example/images/template-logos/{}.svg", i.provider),
-        "forward_webhooks": true,
+        "forward_webhooks": i.forward_webhooks,
         "created_at": i.created_at.to_rfc3339(),
-        "updated_at": i.created_at.to_rfc3339(),
+        "updated_at": i.updated_at.to_rfc3339(),
     });
     if let Some(map) = shown.as_object_mut() {
         if webhook {

@@ -11,8 +11,12 @@ use crate::domain::time::{SECOND_MS, Timestamp};
 use crate::sandbox::draw;
 use crate::sandbox::world::{Event, World};
 
+use super::settings::NangoVersion;
+
 /// Waits before the second and third attempt.
 const RETRY_AFTER_MS: [i64; 2] = [3 * SECOND_MS, 6 * SECOND_MS];
+/// For how long processes sign with a key that was rotated away (§5.3).
+pub(super) const KEY_CACHE_MS: i64 = 300 * SECOND_MS;
 /// Nango gives up on an attempt after this long.
 const TIMEOUT_MS: i64 = 20 * SECOND_MS;
 /// Webhooks under way at once; beyond that the oldest is forgotten (Nango keeps no queue).
@@ -36,11 +40,30 @@ impl fmt::Debug for OutboundWebhook {
     }
 }
 
+/// A webhook that has not finished its attempts.
+#[derive(Clone, Debug)]
+struct Underway {
+    webhook: OutboundWebhook,
+    /// Waits before each further attempt, ms.
+    waits: Vec<i64>,
+    /// Gets the same once this address is done with.
+    secondary: Option<String>,
+}
+
+/// What an `auth` webhook tells beside what is stored.
+#[derive(Debug, Default)]
+pub(super) struct AuthEvent<'a> {
+    pub operation: &'a str,
+    /// Type and description.
+    pub error: Option<(&'a str, &'a str)>,
+    /// Who came through a Connect session, in the webhook's form.
+    pub end_user: Option<Value>,
+}
+
 #[derive(Debug, Default)]
 pub(in crate::sandbox) struct Queue {
     next_id: u64,
-    /// Not finished yet.
-    open: BTreeMap<u64, OutboundWebhook>,
+    open: BTreeMap<u64, Underway>,
     /// Due, waiting for the driver.
     ready: VecDeque<u64>,
 }
@@ -58,8 +81,9 @@ impl super::Nango {
     }
 
     /// Both signatures over the exact body (§5.3): HMAC-SHA-256, and the legacy SHA-256(key ‖ body).
-    pub(in crate::sandbox) fn signatures(&self, body: &[u8]) -> (String, String) {
-        let key = self.signing_key.as_bytes();
+    pub(in crate::sandbox) fn signatures(&self, body: &[u8], now: Timestamp) -> (String, String) {
+        let cached = self.old_signing_key.as_ref().filter(|(_, until)| now < *until);
+        let key = cached.map_or(&self.signing_key, |(old, _)| old).as_bytes();
         let mut legacy = Sha256::new();
         legacy.update(key);
         legacy.update(body);
@@ -70,27 +94,67 @@ impl super::Nango {
 
 impl World {
     /// Sends an `auth` webhook about a stored connection. `error`: type and description.
-    pub(in crate::sandbox) fn nango_send_auth(&mut self, place: usize, operation: &str, error: Option<(&str, &str)>) {
+    pub(super) fn nango_send_auth(&mut self, place: usize, operation: &str, error: Option<(&str, &str)>) {
+        self.nango_send_event(place, &AuthEvent { operation, error, end_user: None });
+    }
+
+    /// Sends an `auth` webhook about a stored connection.
+    pub(super) fn nango_send_event(&mut self, place: usize, event: &AuthEvent<'_>) {
         let c = &self.nango.connections[place];
-        let integration = self.nango.integrations.get(&c.integration_key);
+        let (key, id, tags) = (c.integration_key.clone(), c.connection_id.clone(), c.tags.clone());
+        let url = c.webhook_url_override.clone();
+        self.nango_send(&key, &id, Some(tags), url, event);
+    }
+
+    /// Sends an `auth` webhook about an attempt that stored nothing.
+    pub(super) fn nango_send_failed(&mut self, key: &str, id: &str, url: Option<String>, error: (&str, &str)) {
+        let event = AuthEvent { operation: "creation", error: Some(error), end_user: None };
+        self.nango_send(key, id, None, url, &event);
+    }
+
+    fn nango_send(
+        &mut self,
+        key: &str,
+        id: &str,
+        tags: Option<Map<String, Value>>,
+        url_override: Option<String>,
+        event: &AuthEvent<'_>,
+    ) {
+        let settings = self.options().nango.clone();
+        let wanted = match event.operation {
+            "creation" => settings.on_auth_creation,
+            "refresh" => settings.on_auth_refresh_error,
+            "deletion" => settings.on_connection_deletion && settings.version >= NangoVersion::V0_71_6,
+            _ => true,
+        };
+        // A connection's own address replaces both of the environment's.
+        let (url, secondary) = match url_override {
+            Some(url) => (Some(url), None),
+            None => (self.nango.webhook_url.clone(), settings.secondary_webhook_url),
+        };
+        let Some(url) = url.filter(|_| wanted) else { return };
+        let integration = self.nango.integrations.get(key);
         let mut body = Map::new();
         let mut put = |name: &str, value: Value| body.insert(name.to_owned(), value);
         put("from", "nango".into());
         put("type", "auth".into());
-        put("operation", operation.into());
-        put("success", error.is_none().into());
-        put("connectionId", c.connection_id.as_str().into());
-        put("providerConfigKey", c.integration_key.as_str().into());
+        put("operation", event.operation.into());
+        put("success", event.error.is_none().into());
+        put("connectionId", id.into());
+        put("providerConfigKey", key.into());
         put("provider", integration.map_or("unknown", |i| i.provider.as_str()).into());
-        put("environment", "prod".into());
+        put("environment", settings.environment.into());
         put("authMode", integration.map_or("unknown", |i| i.auth_mode.as_str()).into());
-        put("tags", Value::Object(c.tags.clone()));
-        if let Some((kind, description)) = error {
+        if let Some(tags) = tags {
+            put("tags", Value::Object(tags));
+        }
+        if let Some(end_user) = &event.end_user {
+            put("endUser", end_user.clone());
+        }
+        if let Some((kind, description)) = event.error {
             put("error", serde_json::json!({"type": kind, "description": description}));
         }
-        let url = c.webhook_url_override.clone().or_else(|| self.nango.webhook_url.clone());
-        let label = format!("{}/{}/{operation}", c.integration_key, c.connection_id);
-        let Some(url) = url else { return };
+        let label = format!("{key}/{id}/{}", event.operation);
         let now = self.now();
         let lost = self.faults.webhook_loss_per_mille;
         if lost > 0 && draw::happens(self.seed(), &["webhook-loss", &label], now.millis().unsigned_abs(), lost) {
@@ -98,27 +162,42 @@ impl World {
         }
         // `Map` keeps its keys sorted, which is the stable form that Nango signs.
         let body = Value::Object(body).to_string().into_bytes();
-        self.nango_enqueue(url, body);
-    }
-
-    fn nango_enqueue(&mut self, url: String, body: Vec<u8>) {
-        let (hmac, legacy) = self.nango.signatures(&body);
+        let (hmac, legacy) = self.nango.signatures(&body, now);
         let headers = [
             ("content-type", "application/json".to_owned()),
             ("accept", "application/json, text/plain, */*".to_owned()),
-            ("user-agent", "nango/0.71.4 (linux/6.1; node.js/v22.14.0)".to_owned()),
+            ("user-agent", format!("nango/{} (linux/6.1; node.js/v22.14.0)", settings.version.name())),
             ("x-nango-signature", legacy),
             ("x-nango-hmac-sha256", hmac),
         ];
-        self.enqueue_webhook(url, headers.into_iter().map(|(n, v)| (n.to_owned(), v)).collect(), body);
+        let headers = headers.into_iter().map(|(n, v)| (n.to_owned(), v)).collect();
+        self.nango_put_underway(url, headers, body, RETRY_AFTER_MS.to_vec(), secondary);
     }
 
-    /// Puts a signed webhook (of Nango or Composio) on its way.
-    pub(in crate::sandbox) fn enqueue_webhook(&mut self, url: String, headers: Vec<(String, String)>, body: Vec<u8>) {
+    /// Puts a signed webhook on its way. `waits`: before each further attempt, ms.
+    pub(in crate::sandbox) fn enqueue_webhook(
+        &mut self,
+        url: String,
+        headers: Vec<(String, String)>,
+        body: Vec<u8>,
+        waits: Vec<i64>,
+    ) {
+        self.nango_put_underway(url, headers, body, waits, None);
+    }
+
+    fn nango_put_underway(
+        &mut self,
+        url: String,
+        headers: Vec<(String, String)>,
+        body: Vec<u8>,
+        waits: Vec<i64>,
+        secondary: Option<String>,
+    ) {
         let queue = &mut self.nango.webhooks;
         queue.next_id += 1;
         let id = queue.next_id;
-        queue.open.insert(id, OutboundWebhook { id, url, headers, body, attempt: 1 });
+        let webhook = OutboundWebhook { id, url, headers, body, attempt: 1 };
+        queue.open.insert(id, Underway { webhook, waits, secondary });
         if queue.open.len() > IN_FLIGHT_MAX {
             queue.open.pop_first();
         }
@@ -129,33 +208,36 @@ impl World {
         // Webhooks sent at this very instant are due although no time has passed since.
         self.advance_to(self.now());
         let ids = std::mem::take(&mut self.nango.webhooks.ready);
-        let taken: Vec<OutboundWebhook> =
-            ids.iter().filter_map(|id| self.nango.webhooks.open.get(id).cloned()).collect();
+        let mut taken: Vec<OutboundWebhook> =
+            ids.iter().filter_map(|id| Some(self.nango.webhooks.open.get(id)?.webhook.clone())).collect();
         let at = self.now().plus_ms(TIMEOUT_MS);
-        for webhook in &taken {
+        for webhook in &mut taken {
+            self.composio_sign(webhook);
             self.schedule(at, Event::WebhookTimeout { id: webhook.id, attempt: webhook.attempt });
         }
         taken
     }
 
     pub(in crate::sandbox) fn nango_webhook_answered(&mut self, id: u64, status: Option<u16>) {
-        let Some(webhook) = self.nango.webhooks.open.get_mut(&id) else { return };
-        let wait = RETRY_AFTER_MS.get(webhook.attempt as usize - 1).copied();
+        let Some(entry) = self.nango.webhooks.open.get_mut(&id) else { return };
+        let wait = entry.waits.get(entry.webhook.attempt as usize - 1).copied();
         match wait.filter(|_| status.is_none_or(|s| s >= 500)) {
             Some(wait) => {
-                webhook.attempt += 1;
+                entry.webhook.attempt += 1;
                 let at: Timestamp = self.now().plus_ms(wait);
                 self.schedule(at, Event::Webhook { id });
             }
             None => {
-                self.nango.webhooks.open.remove(&id);
+                if let Some(Underway { webhook, waits, secondary: Some(url) }) = self.nango.webhooks.open.remove(&id) {
+                    self.nango_put_underway(url, webhook.headers, webhook.body, waits, None);
+                }
             }
         }
     }
 
     /// Nobody answered: counts as no answer, unless the attempt was answered meanwhile.
     pub(in crate::sandbox) fn nango_webhook_timeout(&mut self, id: u64, attempt: u32) {
-        if self.nango.webhooks.open.get(&id).is_some_and(|w| w.attempt == attempt) {
+        if self.nango.webhooks.open.get(&id).is_some_and(|w| w.webhook.attempt == attempt) {
             self.nango_webhook_answered(id, None);
         }
     }

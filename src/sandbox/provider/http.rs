@@ -10,9 +10,22 @@ use sha2::{Digest, Sha256};
 use crate::domain::secret::same_secret;
 use crate::sandbox::draw;
 use crate::sandbox::http::{Call, Reply};
+use crate::sandbox::script::TokenTwist;
 use crate::sandbox::world::World;
 
 use super::{CODE_LIFE_MS, Client, Code, Party, Refusal, TokenAnswer, shapes};
+
+/// A code and what must come with it.
+#[derive(Clone, Copy, Debug)]
+struct Exchange<'a> {
+    code: &'a str,
+    client_id: &'a str,
+    redirect_uri: &'a str,
+    /// Of PKCE.
+    verifier: Option<&'a str>,
+    client: Client,
+    by: Party,
+}
 
 /// A catalogue URL cut into host and path; the host is `None` where a placeholder stands for it.
 struct Template<'a> {
@@ -62,7 +75,7 @@ impl World {
             }
         }
         if !token_endpoints.is_empty() && call.method == "POST" {
-            return self.token_endpoint(&token_endpoints, call);
+            return self.token_endpoint(&token_endpoints, call, Party::Other);
         }
         if let Some(integration) = revoke_endpoint.filter(|_| matches!(call.method.as_str(), "POST" | "DELETE")) {
             return self.revoke_endpoint(integration, call);
@@ -116,7 +129,8 @@ impl World {
         Some(self.call_provider(method, host, if path.is_empty() { "/" } else { path }, token))
     }
 
-    fn token_endpoint(&mut self, integrations: &[usize], call: &Call) -> Reply {
+    /// The token endpoint that these integrations share, asked by `by`.
+    pub(in crate::sandbox) fn token_endpoint(&mut self, integrations: &[usize], call: &Call, by: Party) -> Reply {
         let form = call.form();
         let field = |name: &str| form.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
         let (mut id, mut secret) = (field("client_id"), field("client_secret"));
@@ -134,10 +148,7 @@ impl World {
             right.then_some((*i, client.0))
         });
         let Some((integration, client)) = known else {
-            return Reply::json(
-                401,
-                &json!({"error": "invalid_client", "error_description": "Unknown client or wrong secret."}),
-            );
+            return shapes::refusal("", Refusal::Client);
         };
         let key = self.providers.key(integration).to_owned();
         let answer = match field("grant_type").as_deref() {
@@ -148,20 +159,23 @@ impl World {
                     let grant = &self.providers.grants[g];
                     grant.client == client && self.providers.key(grant.integration) == key
                 });
-                if ours { self.refresh_grant(&presented, Party::Other) } else { Err(Refusal::Dead) }
+                if ours { self.refresh_grant(&presented, by) } else { Err(Refusal::Dead) }
             }
             Some("authorization_code") => {
                 let code = field("code").unwrap_or_default();
                 let (verifier, redirect) = (field("code_verifier"), field("redirect_uri").unwrap_or_default());
-                match self.exchange_code(
-                    &code,
-                    id.as_deref().unwrap_or_default(),
-                    &redirect,
-                    verifier.as_deref(),
+                let exchange = Exchange {
+                    code: &code,
+                    client_id: id.as_deref().unwrap_or_default(),
+                    redirect_uri: &redirect,
+                    verifier: verifier.as_deref(),
                     client,
-                ) {
-                    Some(answer) => Ok(answer),
-                    None => {
+                    by,
+                };
+                match self.exchange_code(&exchange) {
+                    Ok(answer) => Ok(answer),
+                    Err(Refusal::Told(told)) => Err(Refusal::Told(told)),
+                    Err(_) => {
                         return Reply::json(
                             400,
                             &json!({"error": "invalid_grant", "error_description": "Malformed auth code."}),
@@ -179,10 +193,7 @@ impl World {
                 }
                 Reply::json(200, &Value::Object(body))
             }
-            Err(refusal) => {
-                let (status, body) = shapes::refusal(&key, refusal);
-                Reply::json(status, &body)
-            }
+            Err(refusal) => shapes::refusal(&key, refusal),
         }
     }
 
@@ -198,30 +209,48 @@ impl World {
         apps.find(|app| app.client_id == id).map(|app| (Client::Composio, app.client_secret.clone()))
     }
 
-    fn exchange_code(
-        &mut self,
-        code: &str,
-        client_id: &str,
-        redirect_uri: &str,
-        verifier: Option<&str>,
-        client: Client,
-    ) -> Option<TokenAnswer> {
+    /// `grant_type=authorization_code` (RFC 6749 §4.1.3, RFC 7636 §4.6).
+    fn exchange_code(&mut self, exchange: &Exchange<'_>) -> Result<TokenAnswer, Refusal> {
         let now = self.now();
         // A code works once, also when the exchange then fails.
-        let code = self.providers.codes.remove(code)?;
-        let proven = match (&code.challenge, verifier) {
+        let code = self.providers.codes.remove(exchange.code).ok_or(Refusal::Dead)?;
+        let proven = match (&code.challenge, exchange.verifier) {
             (None, _) => true,
             (Some(challenge), Some(verifier)) => {
                 &URL_SAFE_NO_PAD.encode(Sha256::digest(verifier.as_bytes())) == challenge
             }
             (Some(_), None) => false,
         };
-        if !proven || code.client_id != client_id || code.redirect_uri != redirect_uri || now > code.expires_at {
-            return None;
+        let right_place = code.client_id == exchange.client_id && code.redirect_uri == exchange.redirect_uri;
+        if !proven || !right_place || now > code.expires_at {
+            return Err(Refusal::Dead);
         }
-        let grant = self.providers.consent(code.user, client, code.scopes, None, now);
-        let token = self.providers.mint(grant, Party::Other, now);
-        Some(self.providers.answer(token, true))
+        let integration = self.providers.users[code.user].integration;
+        let told = self.scripts.take_token(self.providers.key(integration));
+        let told_answer =
+            matches!(told, Some(TokenTwist::NoExpiry | TokenTwist::KeepRefreshToken | TokenTwist::Rotate));
+        if let Some(refused) = told.filter(|_| !told_answer) {
+            return Err(Refusal::Told(refused));
+        }
+        let grant = self.providers.consent(code.user, exchange.client, code.scopes, None, now);
+        let token = self.providers.mint(grant, exchange.by, now);
+        let mut answer = self.providers.answer(token, told != Some(TokenTwist::KeepRefreshToken));
+        if told == Some(TokenTwist::NoExpiry) {
+            answer.expires_in_s = None;
+        }
+        Ok(answer)
+    }
+
+    /// Where a browser goes to consent at a provider.
+    pub(in crate::sandbox) fn provider_authorize_url(&self, integration: usize) -> String {
+        let url = &self.providers.integration(integration).token_url;
+        let host = url.strip_prefix("https://").unwrap_or(url).split('/').next().unwrap_or_default();
+        // A host with a placeholder is the tenant's own; any name will do, the client id decides.
+        let host = if host.contains('{') { "login.example" } else { host };
+        match self.address_of(|urls| &urls.provider, "") {
+            here if here.is_empty() => format!("https://{host}/authorize"),
+            here => format!("{here}/{host}/authorize"),
+        }
     }
 
     fn authorize_endpoint(&mut self, call: &Call) -> Reply {
@@ -240,10 +269,14 @@ impl World {
             return Reply::html(400, "<h1>invalid_request</h1>");
         }
         let hint = call.param("login_hint").unwrap_or_default();
+        let person = self.nango_person_of(call.param("state").unwrap_or_default());
         let users = &self.providers.users;
         let of_integration = || users.iter().enumerate().filter(|(_, u)| u.integration == integration);
-        let Some(user) =
-            of_integration().find(|(_, u)| u.identity == hint).or_else(|| of_integration().next()).map(|(i, _)| i)
+        let Some(user) = of_integration()
+            .find(|(_, u)| u.identity == hint)
+            .or_else(|| of_integration().find(|(i, _)| Some(*i) == person))
+            .or_else(|| of_integration().next())
+            .map(|(i, _)| i)
         else {
             return Reply::html(403, "<h1>access_denied</h1>");
         };

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::sandbox::draw;
 use crate::sandbox::http::Reply;
+use crate::sandbox::script::TokenTwist;
 
 use super::{Refusal, Standing};
 
@@ -43,8 +44,15 @@ pub(super) fn scope_separator(key: &str) -> &'static str {
 }
 
 /// The token endpoint's answer to a refresh token that it does not take (catalogue error rules).
-pub(super) fn refusal(key: &str, refusal: Refusal) -> (u16, Value) {
-    match (key, refusal) {
+pub(super) fn refusal(key: &str, refusal: Refusal) -> Reply {
+    let (status, body) = match (key, refusal) {
+        (_, Refusal::Client | Refusal::Told(TokenTwist::InvalidClient)) => {
+            (401, json!({"error": "invalid_client", "error_description": "Unknown client or wrong secret."}))
+        }
+        (_, Refusal::Told(TokenTwist::TooManyRequests)) => (429, json!({"error": "rate_limited"})),
+        (_, Refusal::Told(TokenTwist::Unavailable)) => (503, json!({"error": "temporarily_unavailable"})),
+        (_, Refusal::Told(TokenTwist::NoToken)) => (200, json!({"message": "no token today"})),
+        (_, Refusal::Told(TokenTwist::Html)) => return Reply::html(200, "<html><body>Maintenance</body></html>"),
         ("slack", _) => (200, json!({"ok": false, "error": "invalid_refresh_token"})),
         ("google", _) => {
             (400, json!({"error": "invalid_grant", "error_description": "Token has been expired or revoked."}))
@@ -72,7 +80,8 @@ pub(super) fn refusal(key: &str, refusal: Refusal) -> (u16, Value) {
             json!({"error": "bad_refresh_token", "error_description": "The refresh token is incorrect or expired."}),
         ),
         _ => (400, json!({"error": "invalid_grant"})),
-    }
+    };
+    Reply::json(status, &body)
 }
 
 /// An API's answer to an access token that it does not take. `None` standing: never seen.

@@ -149,7 +149,7 @@ fn the_webhook_route_checks_the_signature_and_syncs() {
     client.advance(2 * HOUR_MS);
     let body = json!({"connectionId": "kahuna__hubspot__default", "providerConfigKey": "hubspot", "success": true})
         .to_string();
-    let (hmac, _) = client.world.nango.signatures(body.as_bytes());
+    let (hmac, _) = client.world.nango.signatures(body.as_bytes(), START);
     let call = Call::new("POST", "/admin/sync/nango").with_body("application/json", body);
     assert_eq!(client.ask(Api::Gateway, &call).status, 401);
     let signed = call.with_header("x-nango-hmac-sha256", &hmac);

@@ -2,11 +2,13 @@
 
 mod cloudflare;
 mod composio;
+mod consent;
 mod faults;
 mod gateway;
 mod ledger;
 mod nango;
 mod provider;
+mod recordings;
 
 use std::collections::BTreeSet;
 

@@ -305,7 +305,7 @@ fn signatures_agree_with_the_contract() {
     let mut world = hubspot();
     world.nango.signing_key = "7b0d9f52-3c41-4e8a-9d26-5a1f0c3e7b48".into();
     assert_eq!(
-        world.nango.signatures(body.as_bytes()),
+        world.nango.signatures(body.as_bytes(), START),
         (
             "93b494e71bfb8ff61dfc62f545874e2157a9b86ea206547229840b1c0c3ec030".into(),
             "a12757d580052348ec06f4b25832ef42bc16bf372cf341a0fcc5799d65fbbf85".into()

@@ -1,0 +1,226 @@
+//! `cutover repair`: deliveries that were given up, taken up again or dropped by a person.
+
+use std::fmt::Write as _;
+
+use serde_json::json;
+
+use super::apply::StateArgs;
+use super::plan::wall_clock;
+use super::{CommandError, CommandResult, Ui};
+use crate::domain::time::{SECOND_MS, Timestamp, format_duration_ms};
+use crate::domain::triplet::Triplet;
+use crate::exit;
+use crate::store::{BacklogRow, Sink, Store, StoreError};
+
+/// Deliveries that are listed.
+const LIMIT: u32 = 10_000;
+
+/// Look at deliveries that were given up, and decide about them
+///
+/// A delivery is given up when a sink refuses it for good, or when it failed 60 times while the sink took
+/// others. A newer version of the token takes it up by itself; until then a person decides. Works beside
+/// a running shim, which sees the decision within seconds.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cutover repair list
+  cutover repair explain acme:gmail:default
+  cutover repair retry acme:gmail:default --sink composio
+  cutover repair retry --all
+  cutover repair drop acme:slack:default --reason 'tenant left, account deleted'")]
+pub struct RepairArgs {
+    #[command(flatten)]
+    state: StateArgs,
+    /// Shape of the report
+    #[arg(long, value_enum, default_value = "text", global = true, value_name = "FORMAT")]
+    format: RepairFormat,
+    #[command(subcommand)]
+    command: RepairCommand,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum RepairFormat {
+    Text,
+    Json,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum RepairCommand {
+    /// List dead letters, and with --pending also what waits
+    List {
+        /// Also what waits to be tried again
+        #[arg(long)]
+        pending: bool,
+    },
+    /// Say what each sink has of a triplet, what it lacks and why
+    Explain {
+        #[arg(value_name = "TRIPLET", value_parser = triplet)]
+        triplet: Triplet,
+    },
+    /// Try dead letters again, from now on as if they had never failed
+    Retry {
+        #[arg(value_name = "TRIPLET", value_parser = triplet, required_unless_present = "all")]
+        triplet: Option<Triplet>,
+        /// Only at this sink [default: all of them]
+        #[arg(long, value_parser = sink, value_name = "SINK")]
+        sink: Option<Sink>,
+        /// Every dead letter
+        #[arg(long, conflicts_with = "triplet")]
+        all: bool,
+    },
+    /// Drop dead letters: the sink keeps what it has until a newer version comes
+    Drop {
+        #[arg(value_name = "TRIPLET", value_parser = triplet)]
+        triplet: Triplet,
+        /// Only at this sink [default: all of them]
+        #[arg(long, value_parser = sink, value_name = "SINK")]
+        sink: Option<Sink>,
+        /// Why, for the audit trail
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+        /// Who decides, for the audit trail
+        #[arg(long, value_name = "NAME", default_value = "operator")]
+        by: String,
+    },
+}
+
+fn triplet(text: &str) -> Result<Triplet, String> {
+    Triplet::parse(text).map_err(|error| error.to_string())
+}
+
+fn sink(text: &str) -> Result<Sink, String> {
+    let names = Sink::ALL.map(Sink::name).join(", ");
+    Sink::ALL.into_iter().find(|sink| sink.name() == text).ok_or_else(|| format!("known sinks are {names}"))
+}
+
+/// # Errors
+/// Exit code 2 for bad input and a state that is not there, 1 when it cannot be read. `list` exits
+/// with 3 when there are dead letters, `retry` and `drop` with 3 when there was none to decide about.
+pub fn run(args: &RepairArgs, ui: &Ui) -> CommandResult {
+    if !args.state.exists() {
+        return Err(CommandError::usage("there is no such state").hint("name it as `--state`"));
+    }
+    super::runtime()?.block_on(async {
+        let store = args.state.open_beside().await?;
+        let now = wall_clock();
+        let report = carry_out(&store, &args.command, now)
+            .await
+            .map_err(|error| CommandError::failed("the state cannot be used").because(&error))?;
+        match args.format {
+            RepairFormat::Text => ui.print(&report.text(now)),
+            RepairFormat::Json => ui.print(&format!("{:#}\n", report.json())),
+        }
+        Ok(report.code)
+    })
+}
+
+/// What was found or done.
+struct Report {
+    code: u8,
+    reason: String,
+    rows: Vec<BacklogRow>,
+    /// What each sink has, for `explain`.
+    sinks: Vec<(Sink, u64, u64)>,
+}
+
+async fn carry_out(store: &Store, command: &RepairCommand, now: Timestamp) -> Result<Report, StoreError> {
+    let mut rows = store.load_backlog(LIMIT).await?;
+    match command {
+        RepairCommand::List { pending } => {
+            rows.retain(|row| *pending || row.dead.is_some());
+            let dead = rows.iter().filter(|row| row.dead.is_some()).count();
+            let code = if dead > 0 { exit::FAIL } else { exit::OK };
+            Ok(Report { code, reason: format!("{dead} dead letters"), rows, sinks: Vec::new() })
+        }
+        RepairCommand::Explain { triplet } => {
+            rows.retain(|row| row.triplet == *triplet);
+            let mut sinks = Vec::new();
+            for sink in Sink::ALL {
+                let state = store.load_sink(sink).await?.into_iter().find(|state| state.triplet == *triplet);
+                sinks.extend(state.map(|state| (sink, state.version, state.delivered)));
+            }
+            let lacking = rows.len();
+            let reason = match (sinks.is_empty(), lacking) {
+                (true, _) => format!("`{triplet}` is not mirrored"),
+                (_, 0) => "every sink has the newest version".to_owned(),
+                (_, n) => format!("{n} sinks lack the newest version"),
+            };
+            let code = if lacking > 0 { exit::FAIL } else { exit::OK };
+            Ok(Report { code, reason, rows, sinks })
+        }
+        RepairCommand::Retry { triplet, sink, all } => {
+            let mut done = Vec::new();
+            for row in chosen(rows, triplet.as_ref().filter(|_| !all), *sink) {
+                if store.revive_delivery(row.sink, &row.triplet, now).await? {
+                    done.push(row);
+                }
+            }
+            Ok(decided("taken up again", done))
+        }
+        RepairCommand::Drop { triplet, sink, reason, by } => {
+            let mut done = Vec::new();
+            for row in chosen(rows, Some(triplet), *sink) {
+                if store.drop_delivery(row.sink, &row.triplet).await? {
+                    let json = json!({"drop": row.sink.name(), "version": row.version, "reason": reason}).to_string();
+                    store.record_action(by, &row.triplet.to_string(), &json, now).await?;
+                    done.push(row);
+                }
+            }
+            Ok(decided("dropped", done))
+        }
+    }
+}
+
+fn chosen(rows: Vec<BacklogRow>, triplet: Option<&Triplet>, sink: Option<Sink>) -> Vec<BacklogRow> {
+    let fits = |row: &BacklogRow| {
+        row.dead.is_some() && triplet.is_none_or(|t| *t == row.triplet) && sink.is_none_or(|s| s == row.sink)
+    };
+    rows.into_iter().filter(fits).collect()
+}
+
+fn decided(what: &str, rows: Vec<BacklogRow>) -> Report {
+    let code = if rows.is_empty() { exit::FAIL } else { exit::OK };
+    Report { code, reason: format!("{} dead letters {what}", rows.len()), rows, sinks: Vec::new() }
+}
+
+impl Report {
+    fn text(&self, now: Timestamp) -> String {
+        let mut out = String::new();
+        for (sink, version, delivered) in &self.sinks {
+            let _ = writeln!(out, "{:<10} has version {delivered} of {version}", sink.name());
+        }
+        for row in &self.rows {
+            let _ =
+                write!(out, "{}  {}  version {} (has {})", row.triplet, row.sink.name(), row.version, row.delivered);
+            let age = format_duration_ms(now.since(row.captured_at) / SECOND_MS * SECOND_MS);
+            let _ = match (&row.dead, row.next_at) {
+                (Some(why), _) => writeln!(out, "  {age} old, given up: {why}"),
+                (None, Some(at)) => {
+                    writeln!(out, "  {age} old, {} attempts, next try {}", row.attempts, at.to_rfc3339())
+                }
+                (None, None) => writeln!(out),
+            };
+        }
+        let _ = writeln!(out, "{}", self.reason);
+        out
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let deliveries: Vec<_> = self
+            .rows
+            .iter()
+            .map(|row| {
+                json!({
+                    "triplet": row.triplet, "sink": row.sink.name(), "version": row.version, "delivered": row.delivered,
+                    "attempts": row.attempts, "captured_at": row.captured_at, "next_at": row.next_at, "dead": row.dead,
+                })
+            })
+            .collect();
+        let sinks: Vec<_> = self
+            .sinks
+            .iter()
+            .map(|(sink, version, delivered)| json!({"sink": sink.name(), "version": version, "delivered": delivered}))
+            .collect();
+        json!({"exit_code": self.code, "reason": self.reason, "deliveries": deliveries, "sinks": sinks})
+    }
+}

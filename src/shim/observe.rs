@@ -1,0 +1,78 @@
+//! What monitors and operators read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use super::request::Admin;
+use super::{Refusal, Shim};
+use crate::domain::time::SECOND_MS;
+use crate::ports::Outside;
+use crate::status::Snapshot;
+
+/// A snapshot younger than this is shown again.
+const FRESH_MS: i64 = SECOND_MS;
+
+/// How long a commit may take before the shim counts as not ready.
+const COMMIT_TIME: Duration = Duration::from_secs(2);
+
+/// The type that Prometheus asks for.
+const OPEN_METRICS: HeaderValue =
+    HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+
+/// The process runs.
+pub(super) async fn healthz() -> &'static str {
+    "ok"
+}
+
+/// The journal can commit: tried, not remembered.
+pub(super) async fn readyz<O: Outside>(State(shim): State<Arc<Shim<O>>>) -> Result<&'static str, Refusal> {
+    let engine = shim.ready_engine()?;
+    if shim.can_commit(&engine).await { Ok("ready") } else { Err(Refusal::unavailable("the journal cannot commit")) }
+}
+
+pub(super) async fn metrics<O: Outside>(State(shim): State<Arc<Shim<O>>>) -> Response {
+    let snapshot = shim.snapshot().await.ok();
+    ([(header::CONTENT_TYPE, OPEN_METRICS)], shim.metrics().text(snapshot.as_deref())).into_response()
+}
+
+pub(super) async fn status<O: Outside>(
+    State(shim): State<Arc<Shim<O>>>,
+    _: Admin,
+) -> Result<Json<serde_json::Value>, Refusal> {
+    Ok(Json(json!(*shim.snapshot().await?)))
+}
+
+impl<O: Outside> Shim<O> {
+    async fn can_commit(&self, engine: &crate::engine::Engine<O>) -> bool {
+        let now = self.now().millis().to_string();
+        let probe = engine.store().save_meta("probed_at", &now);
+        matches!(tokio::time::timeout(COMMIT_TIME, probe).await, Ok(Ok(())))
+    }
+
+    /// The state of everything, at most [`FRESH_MS`] old.
+    async fn snapshot(&self) -> Result<Arc<Snapshot>, Refusal> {
+        let mut last = self.snapshot.lock().await;
+        let now = self.now();
+        if let Some(snapshot) = last.as_ref().filter(|snapshot| now.since(snapshot.header.at) < FRESH_MS) {
+            return Ok(Arc::clone(snapshot));
+        }
+        let engine = self.ready_engine()?;
+        let ready = self.can_commit(&engine).await;
+        let looked = tokio::time::timeout(COMMIT_TIME, engine.snapshot(now)).await;
+        let mut snapshot = match looked {
+            Ok(Ok(snapshot)) => snapshot,
+            Ok(Err(error)) => return Err(Refusal::of_engine(&error, "looking at the state")),
+            Err(_) => return Err(Refusal::unavailable("the state does not answer")),
+        };
+        snapshot.header.ready = ready;
+        let snapshot = Arc::new(snapshot);
+        *last = Some(Arc::clone(&snapshot));
+        Ok(snapshot)
+    }
+}

@@ -1,0 +1,471 @@
+//! The intake log: what was accepted from outside, on disk before it is answered.
+//!
+//! Many callers, one commit: whoever accepts something hands it to one writer, which takes all that
+//! is waiting, encrypts it as one payload, links it to the chain, and commits it as one row. Each
+//! caller goes on after that commit. The duties work it in later, the newest token of each triplet
+//! only.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+use serde_json::json;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::JoinHandle;
+use zeroize::Zeroizing;
+
+use super::db::{Lock, Tx};
+use super::journal::{Incoming, NewVersion, chain};
+use super::{Backend, During, Row, Sink, Store, StoreError, StoreResult, Vault, from_json, query};
+use crate::domain::custody::{Custody, Stage};
+use crate::domain::time::Timestamp;
+use crate::domain::token::{KvEntry, Writer};
+use crate::domain::triplet::Triplet;
+use crate::failpoint;
+use crate::plan::Route;
+
+/// Binds payloads to this table.
+pub(super) const PLACE: &str = "intake";
+
+/// Callers that may wait for the writer; more wait for a place here.
+const WAITING_MAX: usize = 4_096;
+
+/// Entries that one commit carries at most.
+const COMMIT_MAX: usize = 1_024;
+
+/// What was accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IntakeKind {
+    /// A token that somebody else wrote to KV: the subject is its triplet, the body its KV entry.
+    Token,
+    /// A verified webhook of Nango: the body as it came.
+    NangoWebhook,
+    /// A verified webhook of Composio: the subject is its `webhook-id`, the body as it came.
+    ComposioWebhook,
+}
+
+impl IntakeKind {
+    const ALL: [Self; 3] = [Self::Token, Self::NangoWebhook, Self::ComposioWebhook];
+
+    fn code(self) -> u8 {
+        match self {
+            Self::Token => 1,
+            Self::NangoWebhook => 2,
+            Self::ComposioWebhook => 3,
+        }
+    }
+}
+
+/// Something accepted from outside, checked before: what is in here is worked in without a way
+/// to refuse it any more.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Intake {
+    pub kind: IntakeKind,
+    pub at: Timestamp,
+    pub subject: String,
+    /// May hold a token: never print it.
+    pub body: Zeroizing<Vec<u8>>,
+}
+
+impl Intake {
+    /// A token that somebody else wrote to KV.
+    pub fn token(triplet: &Triplet, entry: &KvEntry, at: Timestamp) -> Self {
+        let body = Zeroizing::new(entry.to_json().into_bytes());
+        Self { kind: IntakeKind::Token, at, subject: triplet.to_string(), body }
+    }
+}
+
+impl std::fmt::Debug for Intake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Intake({:?} {} at {}, {} bytes)", self.kind, self.subject, self.at.to_rfc3339(), self.body.len())
+    }
+}
+
+/// What one commit carried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    pub seq: i64,
+    pub entries: Vec<Intake>,
+}
+
+/// What became of accepted tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// New versions in the journal.
+    pub versions: usize,
+    /// Older than what was there, or replaced by a newer one that was accepted with it.
+    pub superseded: usize,
+    /// The very token that was there.
+    pub duplicates: usize,
+    /// Of a triplet that is not in the applied plan.
+    pub unknown: usize,
+}
+
+/// One caller's entry and where its answer goes.
+struct Waiting {
+    intake: Intake,
+    answer: oneshot::Sender<Result<(), Arc<StoreError>>>,
+}
+
+/// The way to the writer, which starts with the first entry.
+#[derive(Default)]
+pub(super) struct Queue {
+    writer: OnceLock<(mpsc::Sender<Waiting>, JoinHandle<()>)>,
+    arrived: Arc<Notify>,
+}
+
+impl Queue {
+    /// Ends the writer when it has committed what is waiting.
+    pub async fn close(self) {
+        if let Some((sender, writer)) = self.writer.into_inner() {
+            drop(sender);
+            // A writer that panicked has answered nobody: there is nothing to wait for.
+            let _ = writer.await;
+        }
+    }
+}
+
+impl Store {
+    /// Puts something accepted on disk. When this returns, no crash can lose it. Waits while the
+    /// writer is far behind.
+    ///
+    /// # Errors
+    /// `NotAccepted` when it could not be committed. It may be on disk all the same when the
+    /// connection to the database broke at the last moment; sending it again does no harm.
+    pub async fn accept(&self, intake: Intake) -> StoreResult<()> {
+        let (sender, _) = self.intake.writer.get_or_init(|| {
+            let (sender, waiting) = mpsc::channel(WAITING_MAX);
+            let writer = IntakeWriter {
+                backend: Arc::clone(&self.backend),
+                vault: Arc::clone(&self.vault),
+                arrived: Arc::clone(&self.intake.arrived),
+                previous: None,
+            };
+            (sender, tokio::spawn(writer.run(waiting)))
+        });
+        let (answer, answered) = oneshot::channel();
+        let gone = |_| StoreError::NotAccepted(Arc::new(StoreError::IntakeEnded));
+        sender.send(Waiting { intake, answer }).await.map_err(|_| gone(()))?;
+        answered.await.map_err(|_| gone(()))?.map_err(StoreError::NotAccepted)
+    }
+
+    /// Waits until something was accepted by this process.
+    pub async fn intake_arrived(&self) {
+        self.intake.arrived.notified().await;
+    }
+
+    /// What was accepted and is not worked in, oldest first, at most `limit` commits of it.
+    ///
+    /// # Errors
+    /// `Corrupt` when a payload is not what was accepted.
+    pub async fn load_intake(&self, limit: u32) -> StoreResult<Vec<Segment>> {
+        let rows = query("SELECT seq, payload, digest FROM intake WHERE payload IS NOT NULL ORDER BY seq LIMIT $1")
+            .bind(limit)
+            .fetch_all(&mut self.read().await)
+            .await
+            .during("load what was accepted")?;
+        rows.iter().map(|r| Ok(Segment { seq: r.get(0), entries: open_segment(&self.vault, r)? })).collect()
+    }
+
+    /// Works the tokens of `segments` into the journal and erases the segments, in one commit. What
+    /// another machine settled meanwhile is left out. Webhooks are the caller's to act on before.
+    ///
+    /// The rule is that of [`Store::append_captures`]: what ends before what is there is superseded.
+    pub async fn settle_intake(&self, segments: &[Segment], sinks: &[Sink], now: Timestamp) -> StoreResult<Settled> {
+        let mut connection = self.lock().await;
+        let mut tx = connection.begin(Lock::Journal).await.during("begin")?;
+        let wanted = json!(segments.iter().map(|s| [s.seq]).collect::<Vec<_>>()).to_string();
+        let open: Vec<i64> = query(
+            "SELECT seq FROM intake WHERE payload IS NOT NULL
+               AND seq IN (SELECT CAST(value->>0 AS BIGINT) FROM json_each($1)) ORDER BY seq",
+        )
+        .bind(&wanted)
+        .fetch_all(&mut tx)
+        .await
+        .during("look for what is settled")?
+        .iter()
+        .map(|r| r.get(0))
+        .collect();
+        let entries = segments.iter().filter(|s| open.contains(&s.seq)).flat_map(|s| &s.entries);
+        let mut settled = Settled::default();
+        let tokens = coalesce(entries, &mut settled)?;
+        let custodies = load_custodies(&mut tx, tokens.keys()).await?;
+        let mut versions = Vec::new();
+        for (triplet, entries) in tokens {
+            let Some(custody) = custodies.get(&triplet.to_string()) else {
+                settled.unknown += entries.len();
+                continue;
+            };
+            let mirrored = matches!(custody.route, Route::Reconsent | Route::Static) && custody.stage < Stage::Settled;
+            versions.extend(entries.into_iter().map(|entry| {
+                let version =
+                    NewVersion { triplet: triplet.clone(), epoch: custody.epoch, writer: Writer::DoAlarm, entry };
+                (version, mirrored)
+            }));
+        }
+        let incoming: Vec<Incoming> =
+            versions.iter().map(|(version, mirrored)| Incoming { version, mirrored: *mirrored }).collect();
+        let appended = self.append(&mut tx, &incoming, sinks, Vec::new(), &[], now).await?;
+        settled.versions = appended.versions;
+        settled.superseded += appended.superseded;
+        settled.duplicates += appended.duplicates;
+        query("UPDATE intake SET payload = NULL WHERE seq IN (SELECT CAST(value->>0 AS BIGINT) FROM json_each($1))")
+            .bind(&wanted)
+            .execute(&mut tx)
+            .await
+            .during("erase what is settled")?;
+        super::evidence::add(
+            &mut tx,
+            &[
+                ("intake_versions", settled.versions as i64),
+                ("intake_superseded", settled.superseded as i64),
+                ("intake_duplicates", settled.duplicates as i64),
+                ("intake_unknown", settled.unknown as i64),
+            ],
+        )
+        .await?;
+        failpoint::hit("settle-before-commit");
+        tx.commit().await.during("commit")?;
+        failpoint::hit("settle-after-commit");
+        Ok(settled)
+    }
+
+    /// Walks the whole intake log and recomputes its chain; what still has its payload is opened
+    /// and compared. Returns the number of commits.
+    ///
+    /// # Errors
+    /// `Corrupt` naming the first one that does not fit.
+    pub async fn verify_intake(&self) -> StoreResult<u64> {
+        let (mut last, mut after, mut count) = (vec![0u8; 32], 0i64, 0u64);
+        loop {
+            let rows = query(
+                "SELECT seq, payload, digest, at, entries, previous, hash FROM intake WHERE seq > $1 ORDER BY seq LIMIT 1000",
+            )
+            .bind(after)
+            .fetch_all(&mut self.read().await)
+            .await
+            .during("read the intake log")?;
+            if rows.is_empty() {
+                return Ok(count);
+            }
+            for r in &rows {
+                after = r.get(0);
+                let (digest, hash): (Vec<u8>, Vec<u8>) = (r.get(2), r.get(6));
+                let facts = json!([r.get::<i64>(3), r.get::<i64>(4)]).to_string();
+                let linked = r.get::<Vec<u8>>(5) == last && chain(&last, &facts, &digest).as_slice() == hash;
+                let whole = r.get::<Option<Vec<u8>>>(1).is_none() || open_segment(&self.vault, r).is_ok();
+                if !(linked && whole) {
+                    return Err(StoreError::Corrupt {
+                        what: "intake log",
+                        detail: format!("commit {after} does not fit the chain"),
+                    });
+                }
+                last = hash;
+                count += 1;
+            }
+        }
+    }
+}
+
+/// Takes what is waiting and commits it, again and again.
+struct IntakeWriter {
+    backend: Arc<Backend>,
+    vault: Arc<Vault>,
+    arrived: Arc<Notify>,
+    /// The last hash of the chain, as far as this process knows.
+    previous: Option<Vec<u8>>,
+}
+
+impl IntakeWriter {
+    async fn run(mut self, mut waiting: mpsc::Receiver<Waiting>) {
+        let mut batch = Vec::new();
+        while waiting.recv_many(&mut batch, COMMIT_MAX).await > 0 {
+            let (entries, answers): (Vec<Intake>, Vec<_>) = batch.drain(..).map(|w| (w.intake, w.answer)).unzip();
+            let result = self.commit(&entries).await.map_err(Arc::new);
+            if result.is_ok() {
+                self.arrived.notify_one();
+            }
+            for answer in answers {
+                // Nobody may be waiting any more: the client hung up.
+                let _ = answer.send(result.clone());
+            }
+        }
+    }
+
+    async fn commit(&mut self, entries: &[Intake]) -> StoreResult<()> {
+        let clear = encode(entries);
+        let payload = self.vault.seal(PLACE, &clear)?;
+        let digest = self.vault.digest(PLACE, &clear);
+        let at = entries.iter().map(|e| e.at).max().expect("a commit carries something");
+        failpoint::hit("intake-before-commit");
+        loop {
+            let previous = match self.previous.take() {
+                Some(previous) => previous,
+                None => self.load_last().await?,
+            };
+            let facts = json!([at.millis(), entries.len()]).to_string();
+            let hash = chain(&previous, &facts, &digest).to_vec();
+            let linked = query(
+                "INSERT INTO intake (at, entries, payload, digest, previous, hash) VALUES ($1, $2, $3, $4, $5, $6)
+                 ON CONFLICT (previous) DO NOTHING",
+            )
+            .bind(at.millis())
+            .bind(entries.len() as i64)
+            .bind(&*payload)
+            .bind(&digest[..])
+            .bind(previous)
+            .bind(&*hash)
+            .execute(&mut self.backend.lock().await)
+            .await
+            .during("append to the intake log")?;
+            // Otherwise another machine linked to it first; go behind that one.
+            if linked == 1 {
+                self.previous = Some(hash);
+                failpoint::hit("intake-after-commit");
+                return Ok(());
+            }
+        }
+    }
+
+    async fn load_last(&self) -> StoreResult<Vec<u8>> {
+        let row = query("SELECT hash FROM intake ORDER BY seq DESC LIMIT 1")
+            .fetch_optional(&mut self.backend.lock().await)
+            .await
+            .during("load the end of the intake log")?;
+        Ok(row.map_or_else(|| vec![0; 32], |r| r.get(0)))
+    }
+}
+
+/// Payload and digest in the second and third column.
+fn open_segment(vault: &Vault, row: &Row) -> StoreResult<Vec<Intake>> {
+    let corrupt = || StoreError::Corrupt {
+        what: "intake log",
+        detail: format!("commit {} is not what was accepted", row.get::<i64>(0)),
+    };
+    let clear = vault.open(PLACE, &row.get::<Vec<u8>>(1))?;
+    if vault.digest(PLACE, &clear).as_slice() != row.get::<Vec<u8>>(2) {
+        return Err(corrupt());
+    }
+    decode(&clear).ok_or_else(corrupt)
+}
+
+async fn load_custodies(
+    tx: &mut Tx<'_>,
+    triplets: impl Iterator<Item = &Triplet>,
+) -> StoreResult<BTreeMap<String, Custody>> {
+    let names: Vec<[&Triplet; 1]> = triplets.map(|t| [t]).collect();
+    let rows = query("SELECT key, custody FROM triplet WHERE key IN (SELECT value->>0 FROM json_each($1))")
+        .bind(json!(names).to_string())
+        .fetch_all(tx)
+        .await
+        .during("load custody")?;
+    rows.iter().map(|r| Ok((r.get(0), from_json("custody", &r.get::<String>(1))?))).collect()
+}
+
+/// The tokens among `entries` that must reach the journal, by triplet in the order of arrival.
+///
+/// Left out is what the journal would supersede anyway: a token that ends before another one of the
+/// same triplet. Two that end at the same time both stay, or a replay of the first would look new.
+fn coalesce<'a>(
+    entries: impl Iterator<Item = &'a Intake>,
+    settled: &mut Settled,
+) -> StoreResult<BTreeMap<Triplet, Vec<KvEntry>>> {
+    let mut tokens: BTreeMap<Triplet, Vec<KvEntry>> = BTreeMap::new();
+    for intake in entries.filter(|e| e.kind == IntakeKind::Token) {
+        let corrupt = |detail: String| StoreError::Corrupt { what: "accepted token", detail };
+        let triplet = Triplet::parse(&intake.subject).map_err(|e| corrupt(e.to_string()))?;
+        let entry = KvEntry::from_json(&intake.body).map_err(|e| corrupt(e.to_string()))?;
+        let kept = tokens.entry(triplet).or_default();
+        match kept.last().map(|last| entry.expires_at.cmp(&last.expires_at)) {
+            Some(std::cmp::Ordering::Less) => settled.superseded += 1,
+            Some(std::cmp::Ordering::Equal) if kept.iter().any(|k| k.access_token == entry.access_token) => {
+                settled.duplicates += 1;
+            }
+            Some(std::cmp::Ordering::Greater) => {
+                settled.superseded += kept.len();
+                *kept = vec![entry];
+            }
+            Some(std::cmp::Ordering::Equal) | None => kept.push(entry),
+        }
+    }
+    Ok(tokens)
+}
+
+fn encode(entries: &[Intake]) -> Zeroizing<Vec<u8>> {
+    let size = entries.iter().map(|e| 17 + e.subject.len() + e.body.len()).sum();
+    let mut bytes = Zeroizing::new(Vec::with_capacity(size));
+    for e in entries {
+        bytes.push(e.kind.code());
+        bytes.extend_from_slice(&e.at.millis().to_be_bytes());
+        for part in [e.subject.as_bytes(), &e.body] {
+            bytes.extend_from_slice(&(part.len() as u32).to_be_bytes());
+            bytes.extend_from_slice(part);
+        }
+    }
+    bytes
+}
+
+fn decode(mut bytes: &[u8]) -> Option<Vec<Intake>> {
+    let mut entries = Vec::new();
+    while let Some((&code, rest)) = bytes.split_first() {
+        let kind = IntakeKind::ALL.into_iter().find(|k| k.code() == code)?;
+        let (at, rest) = rest.split_first_chunk()?;
+        let (subject, rest) = part(rest)?;
+        let (body, rest) = part(rest)?;
+        entries.push(Intake {
+            kind,
+            at: Timestamp::from_millis(i64::from_be_bytes(*at)),
+            subject: std::str::from_utf8(subject).ok()?.to_owned(),
+            body: Zeroizing::new(body.to_vec()),
+        });
+        bytes = rest;
+    }
+    Some(entries)
+}
+
+fn part(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = bytes.split_first_chunk()?;
+    rest.split_at_checked(u32::from_be_bytes(*length) as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(subject: &str, token: &str, expires_s: i64) -> Intake {
+        let body = json!({"access_token": token, "expires_at": expires_s}).to_string();
+        Intake {
+            kind: IntakeKind::Token,
+            at: Timestamp::from_secs(1),
+            subject: subject.to_owned(),
+            body: Zeroizing::new(body.into_bytes()),
+        }
+    }
+
+    #[test]
+    fn entries_are_read_back_and_torn_ones_are_not() {
+        let webhook = Intake { kind: IntakeKind::NangoWebhook, subject: String::new(), ..token("", "x", 1) };
+        let entries = vec![token("a:b:c", "one", 10), webhook, token("ä:b:c", "", 0)];
+        let bytes = encode(&entries);
+        assert_eq!(decode(&bytes).as_ref(), Some(&entries));
+        assert_eq!(decode(&bytes[..bytes.len() - 1]), None);
+        assert!(!format!("{entries:?}").contains("one"));
+    }
+
+    #[test]
+    fn only_what_ends_last_is_worked_in_and_equals_stay_in_their_order() {
+        let mut settled = Settled::default();
+        let entries = [
+            token("a:b:c", "one", 10),
+            token("a:b:c", "two", 20),
+            token("a:b:c", "late", 15),
+            token("a:b:d", "x", 5),
+            token("a:b:c", "three", 20),
+            token("a:b:c", "two", 20),
+        ];
+        let tokens = coalesce(entries.iter(), &mut settled).unwrap();
+        let names: Vec<Vec<&str>> =
+            tokens.values().map(|kept| kept.iter().map(|e| e.access_token.expose()).collect()).collect();
+        assert_eq!(names, [vec!["two", "three"], vec!["x"]]);
+        assert_eq!((settled.superseded, settled.duplicates), (2, 1));
+    }
+}
