@@ -209,6 +209,7 @@ impl Config {
             nango_legacy_signature,
             composio_keys: self.keys(&COMPOSIO_WEBHOOK_KEY)?,
             admin_keys: hashes(&SHIM_ADMIN_KEYS, self.text(&SHIM_ADMIN_KEYS).unwrap_or_default())?,
+            ..ShimConfig::default()
         })
     }
 

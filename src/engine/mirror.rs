@@ -17,7 +17,7 @@ use crate::domain::schedule::delivery_retry_after_ms;
 use crate::domain::secret::Secret;
 use crate::domain::time::{SECOND_MS, Timestamp};
 use crate::domain::triplet::Triplet;
-use crate::ports::{ApiErrorKind, KvPut, KvWrite, Namespace, Outside, TargetCustody};
+use crate::ports::{ApiErrorKind, KvPut, KvRead, KvWrite, Namespace, Outside, TargetCustody};
 use crate::status::Classes;
 use crate::store::{Delivered, PendingDelivery, Sink};
 
@@ -27,6 +27,15 @@ const ROUND_MAX: u32 = 1_000;
 
 /// How long to wait after a 429 that names no time.
 const LIMITED_MS: i64 = 2 * SECOND_MS;
+
+/// A delivery older than this may come after a write of somebody else.
+const LATE_MS: i64 = 60 * SECOND_MS;
+
+/// How long a delivery waits whose key holds a token that lives longer.
+const HOLD_MS: i64 = 300 * SECOND_MS;
+
+/// Keys in one bulk read.
+const LOOK_MAX: usize = 100;
 
 /// Patches of one request queue in one round. A claim lasts 2 minutes and a request at most 30 s: a
 /// round that runs side by side must be over before its claims are.
@@ -133,6 +142,7 @@ impl<O: Outside> Engine<O> {
         pending: Vec<PendingDelivery>,
         now: Timestamp,
     ) -> EngineResult<()> {
+        let Some(pending) = self.hold_older(sink, namespace, pending, now).await? else { return Ok(()) };
         let mut parts = VecDeque::from([pending]);
         while let Some(mut part) = parts.pop_front().filter(|part| !part.is_empty()) {
             let puts: Vec<KvPut> = part
@@ -169,6 +179,58 @@ impl<O: Outside> Engine<O> {
             }
         }
         Ok(())
+    }
+
+    /// KV cannot compare and set. Before a delivery that is late, or whose key somebody else wrote, the
+    /// key is looked at: a token there that lives longer than ours is not replaced, and ours waits.
+    /// Returns what may be put, `None` when KV does not answer.
+    async fn hold_older(
+        &self,
+        sink: Sink,
+        namespace: Namespace,
+        pending: Vec<PendingDelivery>,
+        now: Timestamp,
+    ) -> EngineResult<Option<Vec<PendingDelivery>>> {
+        if sink != Sink::KvSource {
+            return Ok(Some(pending));
+        }
+        let is_doubtful = |p: &PendingDelivery| {
+            let foreign = self.known(|known| known.foreign.contains(&format!("{}:{}", sink.name(), p.triplet)));
+            foreign || p.attempts > 0 || now.since(p.captured_at) > LATE_MS
+        };
+        let (doubtful, mut clear): (Vec<_>, Vec<_>) = pending.into_iter().partition(is_doubtful);
+        let mut held = Vec::new();
+        let mut doubtful = doubtful.into_iter().peekable();
+        while doubtful.peek().is_some() {
+            let chunk: Vec<PendingDelivery> = doubtful.by_ref().take(LOOK_MAX).collect();
+            let keys: Vec<String> = chunk.iter().map(|p| p.triplet.kv_key()).collect();
+            let answer = self.outside.cloudflare().bulk_get(namespace, &keys).await;
+            self.observe(Api::Cloudflare, now, &answer).await?;
+            let found = match answer {
+                Ok(found) => found,
+                Err(error) => {
+                    self.sink_failed(sink, &error.kind, now).await?;
+                    self.put_off(sink, &chunk, &error.kind, now).await?;
+                    clear.extend(held);
+                    clear.extend(doubtful);
+                    self.store.release_deliveries(&clear, now).await?;
+                    return Ok(None);
+                }
+            };
+            self.store.add_counts(&[("kv_reads", keys.len() as i64)]).await?;
+            for p in chunk {
+                let there = found.get(&p.triplet.kv_key()).and_then(Option::as_ref);
+                let ends = there.and_then(|entry| entry.as_ref().ok()?.expires_at);
+                if ends.is_some_and(|ends| p.entry.expires_at.is_some_and(|ours| ours < ends)) {
+                    tracing::warn!(triplet = %p.triplet, "held back: KV has a token of another writer that lives longer");
+                    held.push(p);
+                } else {
+                    clear.push(p);
+                }
+            }
+        }
+        self.store.release_deliveries(&held, now.plus_ms(HOLD_MS)).await?;
+        Ok(Some(clear))
     }
 
     /// Patches one account after the other in each of a few queues; no account is in two of them.

@@ -16,6 +16,7 @@ mod tokens;
 mod webhooks;
 
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -38,8 +39,11 @@ pub use serve::{Limits, TlsError, serve, tls};
 /// thousand; Nango's error descriptions may quote a provider's reply.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
 
+/// For a whole request, its body included. Nango waits 20 s for an answer.
+const REQUEST_TIME: Duration = Duration::from_secs(15);
+
 /// Who may ask what.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ShimConfig {
     /// Webhook signing keys of Nango: the current one, and the old one during a rotation.
     pub nango_keys: Vec<Secret>,
@@ -48,6 +52,21 @@ pub struct ShimConfig {
     /// Secrets of Composio's webhook subscription, as above.
     pub composio_keys: Vec<Secret>,
     pub admin_keys: AdminKeys,
+    /// For a whole request, its body included.
+    pub request_time: Duration,
+}
+
+impl Default for ShimConfig {
+    /// Keys for nothing: every route that wants one refuses.
+    fn default() -> Self {
+        Self {
+            nango_keys: Vec::new(),
+            nango_legacy_signature: false,
+            composio_keys: Vec::new(),
+            admin_keys: AdminKeys::default(),
+            request_time: REQUEST_TIME,
+        }
+    }
 }
 
 impl ShimConfig {

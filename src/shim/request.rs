@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
@@ -16,9 +15,6 @@ use axum::response::{IntoResponse, Response};
 use super::{Refusal, Shim};
 use crate::domain::time::Timestamp;
 use crate::ports::Outside;
-
-/// For a whole request, its body included. Nango waits 20 s for an answer.
-const REQUEST_TIME: Duration = Duration::from_secs(15);
 
 /// Taken from the caller when it looks like an id, made otherwise, and sent back.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -74,7 +70,14 @@ pub(super) async fn around<O: Outside>(State(shim): State<Arc<Shim<O>>>, request
     let id = shim.ids.of(request.headers());
     let matched = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     let route = matched.and_then(|path| ROUTES.into_iter().find(|route| *route == path)).unwrap_or("other");
-    let mut response = match tokio::time::timeout(REQUEST_TIME, next.run(request)).await {
+    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|n| n.to_str().ok()?.parse::<u64>().ok());
+    let answered = async {
+        match announced {
+            Some(bytes) if bytes > super::BODY_BYTES_MAX as u64 => too_large().into_response(),
+            _ => next.run(request).await,
+        }
+    };
+    let mut response = match tokio::time::timeout(shim.config.request_time, answered).await {
         Ok(response) => response,
         Err(_) => {
             let mut response =
@@ -125,12 +128,14 @@ pub(super) fn body(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> 
         return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", message));
     }
     body.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            let message = format!("a body has at most {} bytes", super::BODY_BYTES_MAX);
-            Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
-        }
+        StatusCode::PAYLOAD_TOO_LARGE => too_large(),
         _ => Refusal::bad("bad_body", "the body cannot be read"),
     })
+}
+
+fn too_large() -> Refusal {
+    let message = format!("a body has at most {} bytes", super::BODY_BYTES_MAX);
+    Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
 }
 
 /// The same, for a body that says that it is JSON.

@@ -12,6 +12,9 @@ use crate::domain::time::{MINUTE_MS, Timestamp};
 /// How far the signed time may lie from ours, either way.
 pub const TOLERANCE_MS: i64 = 5 * MINUTE_MS;
 
+/// The event that tells of a lost grant.
+const EXPIRED: &str = "composio.connected_account.expired";
+
 /// Signatures in one header that are looked at: one for each secret of a rotation, and some room.
 const SIGNATURES_MAX: usize = 8;
 
@@ -42,7 +45,7 @@ pub struct ComposioWebhook {
 impl ComposioWebhook {
     /// The account whose grant Composio lost, when this says so.
     pub fn expired_account(&self) -> Option<&str> {
-        self.account.as_deref().filter(|_| self.kind == "composio.connected_account.expired")
+        self.account.as_deref().filter(|_| self.kind == EXPIRED)
     }
 }
 
@@ -94,7 +97,7 @@ pub fn verify(
     }
     let wire: Wire = serde_json::from_slice(body).map_err(|_| BadWebhook::Body)?;
     let account = wire.data.and_then(|data| data.id);
-    if account.as_ref().is_some_and(|account| account.len() > ID_BYTES_MAX) {
+    if account.as_ref().is_some_and(|account| !(1..=ID_BYTES_MAX).contains(&account.len())) {
         return Err(BadWebhook::Body);
     }
     Ok(ComposioWebhook { id: id.to_owned(), kind: wire.kind, account, _verified: () })
@@ -152,7 +155,7 @@ mod tests {
 
     #[test]
     fn signed_bytes_that_are_not_a_webhook_are_named_as_such() {
-        for body in ["[]", "{}", "{\"type\":7}", "{\"type\":\"x\",\"data\":{\"id\":7}}", "\u{1}"] {
+        for body in ["[]", "{}", "{\"type\":7}", "{\"type\":\"x\",\"data\":{\"id\":\"\"}}", "\u{1}"] {
             let mac = hmac_sha256(SECRET.as_bytes(), &[format!("{ID}.5.").as_bytes(), body.as_bytes()]);
             let signature = format!("v1,{}", STANDARD.encode(mac));
             assert_eq!(check(SECRET, "5", &signature, body, 5), Err(BadWebhook::Body), "{body}");

@@ -1,0 +1,181 @@
+//! The DO alarm that writes to KV behind our back: noticed within one scan, named, counted, and
+//! never answered by putting an older token back. And webhooks: losing all of them loses nothing.
+
+#[allow(dead_code, reason = "each test uses its part of it")]
+#[path = "support/fake.rs"]
+mod fake;
+
+use std::process::Command;
+
+use cutover::catalogue::Catalogue;
+use cutover::domain::criteria::Verdict;
+use cutover::domain::secret::Secret;
+use cutover::domain::time::{MINUTE_MS, Timestamp};
+use cutover::domain::token::KvEntry;
+use cutover::engine::{Engine, EngineConfig, Lane};
+use cutover::plan::Policy;
+use cutover::ports::Namespace;
+use fake::{Fake, soaking, triplet};
+use serde_json::Value;
+
+const BEGIN: Timestamp = Timestamp::from_secs(1_000_000);
+/// Scans are never further apart.
+const SCAN_MAX_MS: i64 = 20 * MINUTE_MS;
+
+fn entry(token: &str, expires_at: Timestamp) -> KvEntry {
+    KvEntry {
+        access_token: Secret::new(token),
+        expires_at: Some(expires_at),
+        token_type: None,
+        scope: None,
+        other: serde_json::Map::new(),
+    }
+}
+
+struct Case {
+    engine: Engine<Fake>,
+    world: Fake,
+    now: Timestamp,
+    _dir: tempfile::TempDir,
+}
+
+impl Case {
+    /// Two triplets whose tokens are mirrored.
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, world) = (soaking(dir.path(), 2).await, Fake::default());
+        let engine = Engine::new(store, world.clone(), Catalogue::built_in(), EngineConfig::new(Policy::default()))
+            .await
+            .unwrap();
+        let mut case = Self { engine, world, now: BEGIN, _dir: dir };
+        for n in 0..2 {
+            case.report(n, "first", 60).await;
+        }
+        case.run(0).await;
+        case.scan().await;
+        case
+    }
+
+    async fn report(&self, n: usize, token: &str, minutes: i64) {
+        let entry = entry(token, BEGIN.plus_ms(minutes * MINUTE_MS));
+        self.engine.report_token(&triplet(n), entry, self.now).await.unwrap();
+    }
+
+    /// Lets time pass, and everything but the periodic duties run.
+    async fn run(&mut self, ms: i64) {
+        self.now = self.now.plus_ms(ms);
+        for lane in &Lane::ALL[..4] {
+            self.engine.run_lane(*lane, self.now).await.unwrap();
+        }
+    }
+
+    /// Runs the periodic duties until the next scan is over. Returns how long that took.
+    async fn scan(&mut self) -> i64 {
+        let (began, scans) = (self.now, self.scans().await);
+        while self.scans().await == scans {
+            let next = self.engine.run_lane(Lane::Watch, self.now).await.unwrap().unwrap();
+            if self.scans().await == scans {
+                self.now = next.max(self.now.plus_ms(1_000));
+            }
+        }
+        self.now.since(began)
+    }
+
+    async fn scans(&self) -> i64 {
+        self.engine.store().load_counters().await.unwrap().get("scans").copied().unwrap_or(0)
+    }
+
+    /// The alarm's put: no metadata of ours.
+    fn alarm_writes(&self, n: usize, token: &str, minutes: i64) {
+        let value = entry(token, BEGIN.plus_ms(minutes * MINUTE_MS)).to_json();
+        self.world.state().kv.insert((Namespace::Source, triplet(n).kv_key()), (value, None));
+    }
+
+    fn served(&self, namespace: Namespace, n: usize) -> String {
+        let state = self.world.state();
+        let (value, _) = &state.kv[&(namespace, triplet(n).kv_key())];
+        KvEntry::from_json(value.as_bytes()).unwrap().access_token.expose().to_owned()
+    }
+}
+
+#[tokio::test]
+async fn a_write_of_the_alarm_is_noticed_within_one_scan_and_never_undone() {
+    let mut case = Case::start().await;
+    case.run(30 * MINUTE_MS).await;
+    case.alarm_writes(1, "of the alarm", 500);
+    assert!(case.scan().await <= SCAN_MAX_MS);
+
+    let notes = case.engine.store().load_notes("foreign-write").await.unwrap();
+    assert_eq!(notes.len(), 1, "{notes:?}");
+    assert_eq!((notes[0].subject.clone(), notes[0].at), (triplet(1).to_string(), case.now));
+    assert!(notes[0].detail.contains("kv.source"), "{notes:?}");
+    let gate = case.engine.gate(case.now).await.unwrap();
+    let judged = gate.criteria.iter().find(|c| c.id == "foreign-writes").unwrap();
+    assert_eq!(judged.verdict, Verdict::Fail);
+    assert!(judged.reason.contains(&triplet(1).to_string()), "{}", judged.reason);
+
+    // Nothing that we hold is put back over it, however often everything runs.
+    for _ in 0..10 {
+        case.run(5 * MINUTE_MS).await;
+        case.scan().await;
+        assert_eq!(case.served(Namespace::Source, 1), "of the alarm");
+    }
+    // Seen once, not once a scan.
+    assert_eq!(case.engine.store().load_notes("foreign-write").await.unwrap().len(), 1);
+    // Nor by a token of ours that ends before it: the target gets that one, the source keeps what it has.
+    case.report(1, "late and older", 400).await;
+    for _ in 0..5 {
+        case.run(5 * MINUTE_MS).await;
+    }
+    assert_eq!(case.served(Namespace::Target, 1), "late and older");
+    assert_eq!(case.served(Namespace::Source, 1), "of the alarm");
+    // One that lives longer takes over on both sides.
+    case.report(1, "newer", 600).await;
+    case.run(5 * MINUTE_MS).await;
+    assert_eq!(
+        (case.served(Namespace::Target, 1), case.served(Namespace::Source, 1)),
+        ("newer".into(), "newer".into())
+    );
+}
+
+#[tokio::test]
+async fn a_write_that_the_gateway_reports_reaches_both_sides_and_is_ours_again() {
+    let mut case = Case::start().await;
+    case.run(30 * MINUTE_MS).await;
+    case.alarm_writes(0, "of the alarm", 90);
+    case.report(0, "of the alarm", 90).await;
+    case.run(0).await;
+    for namespace in [Namespace::Source, Namespace::Target] {
+        assert_eq!(case.served(namespace, 0), "of the alarm");
+    }
+    case.scan().await;
+    assert!(case.engine.store().load_notes("foreign-write").await.unwrap().is_empty());
+    // The token before it comes again, from a slow reporter: dropped with a record.
+    case.report(0, "first", 60).await;
+    case.run(MINUTE_MS).await;
+    assert_eq!(case.served(Namespace::Source, 0), "of the alarm");
+    let counters = case.engine.store().load_counters().await.unwrap();
+    let dropped = |name: &str| counters.get(name).copied().unwrap_or(0);
+    assert_eq!(dropped("intake_superseded") + dropped("intake_duplicates"), 1, "{counters:?}");
+}
+
+#[test]
+fn losing_every_webhook_changes_nothing_but_latency() {
+    let output = Command::new(env!("CARGO_BIN_EXE_cutover"))
+        .args(["rehearse", "--days", "2", "--faults", "webhook-loss=100%", "--format", "json"])
+        .env_remove("CUTOVER_LOG")
+        .output()
+        .unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{report:#}");
+    let judged = |id: &str| {
+        let all = report["criteria"].as_array().unwrap();
+        all.iter().find(|c| c["id"] == id).unwrap().clone()
+    };
+    // Every rotation that the schedule asked for arrived before the token before it ended.
+    for id in ["delivery-rate", "missed-refresh"] {
+        assert_eq!(judged(id)["verdict"], "pass", "{}", judged(id));
+    }
+    assert_eq!((report["lost"].as_u64(), report["stale_reads"].as_u64()), (Some(0), Some(0)));
+    assert!(report["rotations"].as_u64().unwrap() > 500, "{}", report["rotations"]);
+}

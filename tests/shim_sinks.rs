@@ -1,0 +1,239 @@
+//! Sinks that are slow, down or picky; alerts about them; and what a person does about a dead letter.
+
+#[allow(dead_code, reason = "each test uses its part of it")]
+#[path = "support/fake.rs"]
+mod fake;
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::process::Command;
+use std::time::Duration;
+
+use cutover::alert::{self, Alerts, Kind, Slack};
+use cutover::catalogue::Catalogue;
+use cutover::domain::secret::Secret;
+use cutover::domain::time::{HOUR_MS, SECOND_MS, Timestamp};
+use cutover::domain::token::KvEntry;
+use cutover::engine::{Engine, EngineConfig, Lane};
+use cutover::plan::Policy;
+use cutover::store::{Sink, Store};
+use fake::{Fake, Fate, Step, soaking, triplet};
+use serde_json::Value;
+
+const BEGIN: Timestamp = Timestamp::from_secs(1_778_058_000);
+
+fn failing(n: usize) -> Vec<Step> {
+    vec![Step { before: 0, after: 0, fate: Fate::Failed }; n]
+}
+
+async fn engine(dir: &std::path::Path, count: usize) -> (Engine<Fake>, Fake) {
+    let (store, world) = (soaking(dir, count).await, Fake::default());
+    let config = EngineConfig { sink_parallel: 4, ..EngineConfig::new(Policy::default()) };
+    (Engine::new(store, world.clone(), Catalogue::built_in(), config).await.unwrap(), world)
+}
+
+async fn report(engine: &Engine<Fake>, n: usize, token: &str, minutes: i64, now: Timestamp) {
+    let entry = KvEntry {
+        access_token: Secret::new(token),
+        expires_at: Some(BEGIN.plus_ms(minutes * 60_000)),
+        token_type: None,
+        scope: None,
+        other: serde_json::Map::new(),
+    };
+    engine.report_token(&triplet(n), entry, now).await.unwrap();
+}
+
+async fn notes(engine: &Engine<Fake>, kind: &str) -> Vec<String> {
+    engine.store().load_notes(kind).await.unwrap().into_iter().map(|note| note.subject).collect()
+}
+
+#[tokio::test]
+async fn a_sink_that_is_down_is_left_alone_and_delays_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, world) = engine(dir.path(), 20).await;
+    let mut now = BEGIN;
+    for n in 0..20 {
+        report(&engine, n, "one", 600, now).await;
+    }
+    engine.run_lane(Lane::Reads, now).await.unwrap();
+    world.state().script.extend(failing(40));
+    engine.run_lane(Lane::Sink(Sink::Composio), now).await.unwrap();
+    // Requests under way when it opened are not taken back: at most one for each queue beside the fifth.
+    let asked = 40 - world.state().script.len();
+    assert!((5..=8).contains(&asked), "{asked} requests to a sink that is down");
+    assert_eq!(notes(&engine, "circuit-open").await, ["composio"]);
+    let snapshot = engine.snapshot(now).await.unwrap();
+    assert!(snapshot.sinks[2].open_until.is_some() && snapshot.sinks[2].pending == 20);
+    assert_eq!((snapshot.classes.source_only, snapshot.classes.neither), (0, 20));
+
+    // The others take theirs at once, in one bulk put each.
+    world.state().script.clear();
+    for sink in [Sink::KvSource, Sink::KvTarget] {
+        engine.run_lane(Lane::Sink(sink), now).await.unwrap();
+        assert_eq!(engine.store().load_sink(sink).await.unwrap().iter().filter(|s| s.delivered == 1).count(), 20);
+    }
+    assert_eq!(engine.snapshot(now).await.unwrap().classes.source_only, 20);
+    assert_eq!(engine.snapshot(now).await.unwrap().results.both, 20, "first results at the two namespaces");
+
+    // Still down: one try a pause. Well again: everything.
+    world.state().script.extend(failing(1));
+    now = now.plus_ms(11 * SECOND_MS);
+    engine.run_lane(Lane::Sink(Sink::Composio), now).await.unwrap();
+    assert!(world.state().script.is_empty());
+    now = now.plus_ms(180 * SECOND_MS);
+    for _ in 0..3 {
+        now = now.plus_ms(130 * SECOND_MS);
+        engine.run_lane(Lane::Sink(Sink::Composio), now).await.unwrap();
+    }
+    let snapshot = engine.snapshot(now).await.unwrap();
+    assert_eq!((snapshot.classes.both, snapshot.sinks[2].pending), (20, 0));
+    assert_eq!(notes(&engine, "circuit-closed").await, ["composio"]);
+    assert!(notes(&engine, "dead-letter").await.is_empty(), "an outage buries nothing");
+}
+
+#[tokio::test]
+async fn no_key_is_written_twice_within_a_second() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, world) = engine(dir.path(), 1).await;
+    let mut written = 0;
+    for step in 0..40 {
+        let now = BEGIN.plus_ms(step * 100);
+        report(&engine, 0, &format!("token {step}").replace(' ', "-"), 60 + step, now).await;
+        for lane in &Lane::ALL[..4] {
+            engine.run_lane(*lane, now).await.unwrap();
+        }
+        written = world.state().history.iter().filter(|w| w.sink == Sink::KvSource).count();
+    }
+    assert_eq!(written, 4, "forty tokens in four seconds are four writes");
+    engine.run_lane(Lane::Sink(Sink::KvSource), BEGIN.plus_ms(5_000)).await.unwrap();
+    let last = world.state().history.iter().rfind(|w| w.sink == Sink::KvSource).unwrap().token.clone();
+    assert_eq!(last, "token-39");
+}
+
+/// Runs `cutover repair` on the state in `dir`.
+fn repair(dir: &std::path::Path, args: &[&str]) -> (i32, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_cutover"))
+        .arg("repair")
+        .args(args)
+        .current_dir(dir)
+        .env_clear()
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    (output.status.code().unwrap(), text)
+}
+
+#[tokio::test]
+async fn a_person_decides_about_dead_letters() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, _) = engine(dir.path(), 2).await;
+    std::fs::write(dir.path().join("cutover.key"), [7; 32]).unwrap();
+    assert_eq!(repair(dir.path(), &["list"]).0, 0);
+    for n in 0..2 {
+        report(&engine, n, "one", 600, BEGIN).await;
+    }
+    engine.run_lane(Lane::Reads, BEGIN).await.unwrap();
+    let until = BEGIN.plus_ms(HOUR_MS);
+    let claimed = engine.store().claim_deliveries(&[Sink::Composio], BEGIN, 10, until).await.unwrap();
+    for delivery in &claimed {
+        assert!(engine.store().bury_delivery(delivery, "composio after 1 attempts: rejected").await.unwrap());
+    }
+    let (code, text) = repair(dir.path(), &["list", "--format", "json"]);
+    let report: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((code, report["exit_code"].as_i64(), report["deliveries"].as_array().unwrap().len()), (3, Some(3), 2));
+    let name = triplet(0).to_string();
+    let (code, text) = repair(dir.path(), &["explain", &name]);
+    assert!(
+        code == 3 && text.contains("composio   has version 0 of 1") && text.contains("given up: composio after"),
+        "{text}"
+    );
+
+    assert_eq!(repair(dir.path(), &["retry", &name, "--sink", "kv.source"]).0, 3, "nothing was given up there");
+    assert_eq!(repair(dir.path(), &["retry", &name]).0, 0);
+    let other = triplet(1).to_string();
+    assert_eq!(repair(dir.path(), &["drop", &other]).0, 2, "a reason is wanted");
+    assert_eq!(repair(dir.path(), &["drop", &other, "--reason", "tenant left", "--by", "ann"]).0, 0);
+    assert_eq!(repair(dir.path(), &["list"]).0, 0);
+    let events = engine.store().load_recent_events(1).await.unwrap();
+    assert!(events[0].actor == "ann" && events[0].json.contains("tenant left"), "{events:?}");
+
+    for lane in &Lane::ALL[1..4] {
+        let far = Timestamp::from_secs(4_000_000_000);
+        engine.run_lane(*lane, far).await.unwrap();
+    }
+    let composio = engine.store().load_sink(Sink::Composio).await.unwrap();
+    assert_eq!(composio.iter().map(|s| s.delivered).collect::<Vec<_>>(), [1, 0], "one again, one dropped");
+    assert_eq!(repair(dir.path(), &["explain", "nobody"]).0, 2);
+}
+
+/// Takes one HTTP request, answers with `status`, and gives the body that came.
+fn take_one(listener: &TcpListener, status: &str) -> Value {
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let (mut bytes, mut chunk) = (Vec::new(), [0; 4096]);
+    loop {
+        let n = stream.read(&mut chunk).unwrap();
+        bytes.extend_from_slice(&chunk[..n]);
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let length =
+            head.lines().find_map(|l| l.to_ascii_lowercase().strip_prefix("content-length: ").map(str::to_owned));
+        if body.len() >= length.unwrap().parse::<usize>().unwrap() {
+            write!(stream, "HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").unwrap();
+            return serde_json::from_str(body).unwrap();
+        }
+    }
+}
+
+async fn exchange(
+    alerts: &Alerts,
+    store: &Store,
+    listener: &TcpListener,
+    status: &'static str,
+    now: Timestamp,
+) -> String {
+    let listener = listener.try_clone().unwrap();
+    let taken = tokio::task::spawn_blocking(move || take_one(&listener, status));
+    alerts.run_due(store, now).await.unwrap();
+    taken.await.unwrap()["text"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn alerts_come_once_survive_a_refusal_and_keep_quiet_hours() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = soaking(dir.path(), 1).await;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}/hook", listener.local_addr().unwrap());
+    let slack = || Some(Slack::new(&Secret::new(&*address)).unwrap());
+    let alerts = Alerts::new(slack(), Some("08:00-10:00".parse().unwrap()));
+    let now = BEGIN;
+    assert!(now.to_minute().ends_with("09:00"), "{}", now.to_minute());
+
+    // In quiet hours the urgent one goes out and the other waits.
+    alert::raise(&store, Kind::ForeignWrite, "a:b:c", "kv.source", now).await.unwrap();
+    alert::raise(&store, Kind::Gate, "p-1", "pass to fail", now).await.unwrap();
+    let text = exchange(&alerts, &store, &listener, "500 no", now).await;
+    assert!(
+        text.contains("*foreign-write* a:b:c: kv.source (2026-05-06 09:00 UTC)") && !text.contains("gate"),
+        "{text}"
+    );
+    assert_eq!(store.count_waiting_alerts().await.unwrap(), 2);
+
+    // The refused one is sent again, after its pause, and says so; a crash in between changes nothing.
+    let alerts = Alerts::new(slack(), Some("08:00-10:00".parse().unwrap()));
+    let later = alerts.run_due(&store, now.plus_ms(SECOND_MS)).await.unwrap();
+    assert!(later > now, "nothing is due yet, so nothing is sent");
+    let text = exchange(&alerts, &store, &listener, "200 OK", now.plus_ms(20 * SECOND_MS)).await;
+    assert!(text.contains("foreign-write") && text.contains("may be a repeat"), "{text}");
+    assert_eq!(store.count_waiting_alerts().await.unwrap(), 1);
+
+    // The same subject again within the hour is folded in; another one is not.
+    for minute in 1..5 {
+        alert::raise(&store, Kind::ForeignWrite, "a:b:c", "again", now.plus_ms(minute * 60_000)).await.unwrap();
+    }
+    alerts.run_due(&store, now.plus_ms(6 * 60_000)).await.unwrap();
+    assert_eq!(store.count_waiting_alerts().await.unwrap(), 1, "only the quiet one waits");
+    let text = exchange(&alerts, &store, &listener, "200 OK", now.plus_ms(HOUR_MS + 60_000)).await;
+    assert!(text.contains("*gate* p-1: pass to fail") && !text.contains("foreign"), "{text}");
+    assert_eq!(store.count_waiting_alerts().await.unwrap(), 0);
+}

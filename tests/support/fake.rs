@@ -1,0 +1,313 @@
+//! An outside world in memory, whose answers a test decides one by one.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use cutover::domain::secret::Secret;
+use cutover::domain::time::Timestamp;
+use cutover::domain::token::{KvEntry, KvEntryError, KvMetadata};
+use cutover::domain::triplet::Triplet;
+use cutover::plan::Route;
+use cutover::ports::{
+    AccountStatus, AlarmFire, AlarmMode, AlarmState, Api, ApiError, ApiErrorKind, ApiResult, AuditRow, AuditSink,
+    AuthConfig, ConnectSession, ConnectedAccount, ConsentLink, GatewayAdmin, GatewayRead, KvKey, KvPage, KvPut, KvRead,
+    KvWrite, Namespace, Outside, ProviderCall, ProviderRead, ProxyAnswer, SmokeResult, SourceConnection,
+    SourceCredential, SourceCustody, SourceIntegration, SourceRead, TargetCustody, TargetRead, TargetScheme, Traffic,
+};
+use cutover::store::{Durability, NewTriplet, Sink, Store, Vault};
+use serde_json::Value;
+
+/// What becomes of one write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    Done,
+    /// Refused before it had an effect.
+    Failed,
+    /// It took effect, and no answer came.
+    AnswerLost,
+    /// 429 without a time.
+    Limited,
+}
+
+/// One write to come: how many turns others get before its effect and after it, and its fate.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    pub before: u8,
+    pub after: u8,
+    pub fate: Fate,
+}
+
+/// A write that took effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    pub sink: Sink,
+    /// The triplet, or the account at Composio.
+    pub key: String,
+    pub token: String,
+}
+
+#[derive(Default)]
+pub struct State {
+    /// Steps of writes to come; without one a write is done at once.
+    pub script: VecDeque<Step>,
+    pub history: Vec<Written>,
+    pub kv: BTreeMap<(Namespace, String), (String, Option<KvMetadata>)>,
+    /// What Nango hands out, by connection id.
+    pub credentials: BTreeMap<String, SourceCredential>,
+}
+
+/// The world. Clones share it.
+#[derive(Clone, Default)]
+pub struct Fake(Arc<Mutex<State>>);
+
+fn error(api: Api, kind: ApiErrorKind) -> ApiError {
+    ApiError { api, method: "GET", path: "/fake".to_owned(), kind }
+}
+
+fn silent<T>(api: Api) -> ApiResult<T> {
+    Err(error(api, ApiErrorKind::Server { status: 503, code: "fake".to_owned() }))
+}
+
+impl Fake {
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    /// Carries a write out as the script says. `effect` happens at most once.
+    async fn write<T>(&self, api: Api, done: T, effect: impl FnOnce(&mut State)) -> ApiResult<T> {
+        let step = self.state().script.pop_front().unwrap_or(Step { before: 0, after: 0, fate: Fate::Done });
+        for _ in 0..step.before {
+            tokio::task::yield_now().await;
+        }
+        match step.fate {
+            Fate::Done | Fate::AnswerLost => effect(&mut self.state()),
+            Fate::Failed | Fate::Limited => {}
+        }
+        for _ in 0..step.after {
+            tokio::task::yield_now().await;
+        }
+        match step.fate {
+            Fate::Done => Ok(done),
+            Fate::Limited => Err(error(api, ApiErrorKind::RateLimited { retry_after_ms: None })),
+            Fate::Failed => silent(api),
+            Fate::AnswerLost => {
+                Err(error(api, ApiErrorKind::Unreachable { sent: true, detail: "answer lost".to_owned() }))
+            }
+        }
+    }
+}
+
+impl SourceRead for Fake {
+    async fn list_connections(&self) -> ApiResult<Vec<SourceConnection>> {
+        silent(Api::Nango)
+    }
+    async fn list_integrations(&self) -> ApiResult<Vec<SourceIntegration>> {
+        Ok(Vec::new())
+    }
+}
+
+impl SourceCustody for Fake {
+    async fn fetch_credential(&self, _: &str, connection_id: &str) -> ApiResult<SourceCredential> {
+        let found = self.state().credentials.get(connection_id).cloned();
+        found.ok_or_else(|| error(Api::Nango, ApiErrorKind::NotFound { code: "unknown_connection".to_owned() }))
+    }
+    async fn merge_metadata(&self, _: &str, _: &str, _: Value) -> ApiResult<()> {
+        silent(Api::Nango)
+    }
+    async fn delete_connection(&self, _: &str, _: &str) -> ApiResult<()> {
+        silent(Api::Nango)
+    }
+    async fn open_session(&self, end_user_id: &str, _: Option<&str>, key: &str) -> ApiResult<ConnectSession> {
+        let url = Secret::new(format!("https://connect.example/?for={end_user_id}&key={key}"));
+        Ok(ConnectSession { url, expires_at: Timestamp::from_secs(1_800) })
+    }
+}
+
+impl TargetRead for Fake {
+    async fn list_auth_configs(&self) -> ApiResult<Vec<AuthConfig>> {
+        Ok(Vec::new())
+    }
+    async fn list_accounts(&self) -> ApiResult<Vec<ConnectedAccount>> {
+        silent(Api::Composio)
+    }
+    async fn list_accounts_of(&self, _: &str) -> ApiResult<Vec<ConnectedAccount>> {
+        Ok(Vec::new())
+    }
+    async fn get_account(&self, _: &str) -> ApiResult<ConnectedAccount> {
+        silent(Api::Composio)
+    }
+    async fn find_toolkit(&self, _: &str) -> ApiResult<bool> {
+        Ok(true)
+    }
+    async fn proxy(&self, _: &str, _: &ProviderCall) -> ApiResult<ProxyAnswer> {
+        silent(Api::Composio)
+    }
+}
+
+impl TargetCustody for Fake {
+    async fn create_auth_config(
+        &self,
+        toolkit: &str,
+        name: &str,
+        _: TargetScheme,
+        _: &[String],
+    ) -> ApiResult<AuthConfig> {
+        let (id, name, toolkit, scheme) = ("ac_1".into(), name.to_owned(), toolkit.to_owned(), "OAUTH2".to_owned());
+        Ok(AuthConfig { id, name, toolkit, scheme, enabled: true })
+    }
+    async fn create_bearer_account(&self, _: &str, _: &str, _: &str, _: &Secret) -> ApiResult<ConnectedAccount> {
+        silent(Api::Composio)
+    }
+    async fn patch_bearer(&self, account_id: &str, token: &Secret) -> ApiResult<AccountStatus> {
+        let (key, token) = (account_id.to_owned(), token.expose().to_owned());
+        let write = Written { sink: Sink::Composio, key, token };
+        self.write(Api::Composio, AccountStatus::Active, |state| state.history.push(write)).await
+    }
+    async fn create_link(&self, _: &str, _: &str, alias: &str, _: Option<&str>) -> ApiResult<ConsentLink> {
+        let url = Secret::new(format!("https://link.example/{alias}"));
+        Ok(ConsentLink { account_id: "ca_new".to_owned(), url, expires_at: Timestamp::from_secs(600) })
+    }
+    async fn set_account_enabled(&self, _: &str, _: bool) -> ApiResult<()> {
+        silent(Api::Composio)
+    }
+    async fn delete_account(&self, _: &str) -> ApiResult<()> {
+        silent(Api::Composio)
+    }
+}
+
+impl KvRead for Fake {
+    async fn list_keys(&self, namespace: Namespace, prefix: &str, _: Option<&str>) -> ApiResult<KvPage> {
+        let state = self.state();
+        let of = |((n, name), (_, metadata)): (&(Namespace, String), &(String, Option<KvMetadata>))| {
+            (*n == namespace && name.starts_with(prefix))
+                .then(|| KvKey { name: name.clone(), metadata: metadata.clone() })
+        };
+        Ok(KvPage { keys: state.kv.iter().filter_map(of).collect(), cursor: None })
+    }
+    async fn bulk_get(
+        &self,
+        namespace: Namespace,
+        keys: &[String],
+    ) -> ApiResult<BTreeMap<String, Option<Result<KvEntry, KvEntryError>>>> {
+        let state = self.state();
+        let entry = |key: &String| {
+            state.kv.get(&(namespace, key.clone())).map(|(value, _)| KvEntry::from_json(value.as_bytes()))
+        };
+        Ok(keys.iter().map(|key| (key.clone(), entry(key))).collect())
+    }
+}
+
+impl KvWrite for Fake {
+    async fn bulk_put(&self, namespace: Namespace, puts: &[KvPut]) -> ApiResult<Vec<String>> {
+        let sink = if namespace == Namespace::Source { Sink::KvSource } else { Sink::KvTarget };
+        let puts = puts.to_vec();
+        self.write(Api::Cloudflare, Vec::new(), move |state| {
+            for put in puts {
+                let token = KvEntry::from_json(put.value.expose().as_bytes()).unwrap().access_token.expose().to_owned();
+                let key = Triplet::from_kv_key(&put.key).unwrap().to_string();
+                state.history.push(Written { sink, key, token });
+                let metadata = put.metadata.and_then(|m| serde_json::from_value(m).ok());
+                state.kv.insert((namespace, put.key), (put.value.expose().to_owned(), metadata));
+            }
+        })
+        .await
+    }
+    async fn put(&self, _: Namespace, _: &KvPut) -> ApiResult<()> {
+        silent(Api::Cloudflare)
+    }
+    async fn delete(&self, _: Namespace, _: &str) -> ApiResult<()> {
+        silent(Api::Cloudflare)
+    }
+}
+
+impl AuditSink for Fake {
+    async fn append_audit(&self, _: &[AuditRow]) -> ApiResult<()> {
+        Ok(())
+    }
+}
+
+impl GatewayRead for Fake {
+    async fn list_alarms(&self) -> ApiResult<Vec<AlarmState>> {
+        Ok(Vec::new())
+    }
+    async fn read_alarm(&self, _: &Triplet) -> ApiResult<AlarmState> {
+        silent(Api::Gateway)
+    }
+    async fn list_fires(&self, _: Timestamp) -> ApiResult<Vec<AlarmFire>> {
+        Ok(Vec::new())
+    }
+    async fn smoke(&self, _: &[Triplet]) -> ApiResult<Vec<SmokeResult>> {
+        Ok(Vec::new())
+    }
+}
+
+impl GatewayAdmin for Fake {
+    async fn set_alarm_mode(&self, _: &Triplet, _: AlarmMode) -> ApiResult<AlarmState> {
+        silent(Api::Gateway)
+    }
+}
+
+impl ProviderRead for Fake {
+    async fn whoami(&self, _: &Secret, _: &ProviderCall) -> ApiResult<Value> {
+        silent(Api::Provider)
+    }
+}
+
+impl Outside for Fake {
+    type Source = Self;
+    type Target = Self;
+    type Cloudflare = Self;
+    type Gateway = Self;
+    type Provider = Self;
+
+    fn source(&self) -> &Self {
+        self
+    }
+    fn target(&self) -> &Self {
+        self
+    }
+    fn cloudflare(&self) -> &Self {
+        self
+    }
+    fn gateway(&self) -> &Self {
+        self
+    }
+    fn provider(&self) -> &Self {
+        self
+    }
+    fn take_traffic(&self) -> BTreeMap<Api, Traffic> {
+        BTreeMap::new()
+    }
+}
+
+/// The `n`-th triplet of a test, and the id of the connection that feeds it alone.
+pub fn triplet(n: usize) -> Triplet {
+    Triplet::parse(&format!("acme:slack:a{n}")).unwrap()
+}
+
+pub fn connection_id(n: usize) -> String {
+    format!("acme__slack__a{n}")
+}
+
+/// A state in its soak: `count` triplets, each with an account at Composio.
+pub async fn soaking(dir: &Path, count: usize) -> Store {
+    let store =
+        Store::open(&dir.join("cutover.db"), Durability::ProcessCrash, Vault::from_master(&[7; 32])).await.unwrap();
+    let new = |n: usize| NewTriplet {
+        triplet: triplet(n),
+        integration_key: "slack".into(),
+        connection_id: connection_id(n),
+        route: Route::Reconsent,
+        wave: Some(1),
+        toolkit: Some("slack".into()),
+        scopes: Vec::new(),
+    };
+    let triplets: Vec<NewTriplet> = (0..count).map(new).collect();
+    store.begin_plan("p-000000000001", "{}", &triplets, Timestamp::from_secs(0)).await.unwrap();
+    for n in 0..count {
+        store.save_mirror_account(&triplet(n), &format!("ca_{n}")).await.unwrap();
+    }
+    store.save_meta("soaking", "yes").await.unwrap();
+    store
+}
