@@ -16,6 +16,7 @@ pub mod repair;
 pub mod sandbox;
 pub mod shim;
 pub mod show;
+pub mod soak;
 mod ui;
 pub mod verify;
 
@@ -67,6 +68,7 @@ pub enum Command {
     Show(show::ShowArgs),
     Apply(apply::ApplyArgs),
     Shim(shim::ShimArgs),
+    Soak(soak::SoakArgs),
     Repair(repair::RepairArgs),
     Alert(alert::AlertArgs),
     Verify(Box<verify::VerifyArgs>),
@@ -104,6 +106,7 @@ pub fn main() -> u8 {
         Command::Show(args) => show::run(&args, &ui),
         Command::Apply(args) => apply::run(&args, &ui),
         Command::Shim(args) => shim::run(args, &ui),
+        Command::Soak(args) => soak::run(args, &ui),
         Command::Repair(args) => repair::run(&args, &ui),
         Command::Alert(args) => alert::run(&args, &ui),
         Command::Verify(args) => verify::run(&args, &ui),

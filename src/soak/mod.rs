@@ -5,6 +5,7 @@
 mod dashboard;
 mod draw;
 mod lines;
+mod look;
 mod order;
 pub mod picture;
 
@@ -15,5 +16,6 @@ use crate::domain;
 mod sample;
 
 pub use dashboard::{Asked, Dashboard, Key};
-pub use draw::{draw, still};
+pub use draw::{Theme, draw, still};
 pub use lines::Lines;
+pub use look::look;

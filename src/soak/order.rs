@@ -41,7 +41,7 @@ impl Column {
 pub fn trouble(t: &TripletLine, at: Timestamp) -> u8 {
     let dead = t.sinks.iter().any(|s| s.dead);
     let ended = t.expires_at.is_some_and(|end| end < at);
-    let differs = t.verify.as_deref().is_some_and(|v| !matches!(v, "match" | "settling"));
+    let differs = t.verify.as_ref().is_some_and(|v| !v.clean);
     u8::from(dead) * 8 + u8::from(t.held.is_some()) * 4 + u8::from(ended) * 2 + u8::from(differs)
 }
 
@@ -76,7 +76,7 @@ pub fn arrange(picture: &Picture, filter: &str, by: Column, descending: bool) ->
 fn keeps(t: &TripletLine, words: &[String]) -> bool {
     words.iter().all(|word| {
         let fields = [&t.triplet, &t.stage, &t.refresh, &t.read];
-        let more = [t.verify.as_ref(), t.held.as_ref()].into_iter().flatten();
+        let more = [t.verify.as_ref().map(|v| &v.text), t.held.as_ref()].into_iter().flatten();
         fields.into_iter().chain(more).any(|f| f.to_lowercase().contains(word))
     })
 }

@@ -3,11 +3,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use serde::{Deserialize, Serialize};
+
 use crate::domain::criteria::{Judged, Verdict};
 use crate::domain::time::{Timestamp, format_duration_ms};
 
 /// The soak at one instant.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Picture {
     pub at: Timestamp,
     /// The applied plan.
@@ -27,7 +29,7 @@ pub struct Picture {
 }
 
 /// One exit criterion.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CriterionLine {
     pub judged: Judged,
     /// Who waived it, until when.
@@ -35,10 +37,10 @@ pub struct CriterionLine {
 }
 
 /// One triplet.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TripletLine {
     pub triplet: String,
-    pub route: &'static str,
+    pub route: String,
     pub stage: String,
     /// Place of the stage in the lifecycle, for sorting.
     pub stage_rank: u8,
@@ -52,15 +54,23 @@ pub struct TripletLine {
     pub expires_at: Option<Timestamp>,
     /// By sink, in the order of [`Picture::sinks`].
     pub sinks: Vec<SinkCell>,
-    /// Outcome of the last comparison.
-    pub verify: Option<String>,
+    /// Outcome of the last comparison; `None` before the first.
+    pub verify: Option<VerifyMark>,
     pub reversible_until: Option<Timestamp>,
     /// Why a person or a guard stopped it.
     pub held: Option<String>,
 }
 
+/// Outcome of a comparison.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VerifyMark {
+    /// Nothing spoke against it.
+    pub clean: bool,
+    pub text: String,
+}
+
 /// What a sink has of one triplet.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SinkCell {
     pub delivered_at: Option<Timestamp>,
     pub pending: bool,
@@ -68,7 +78,7 @@ pub struct SinkCell {
 }
 
 /// One sink.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SinkLine {
     pub name: String,
     pub delivered: u64,
@@ -76,12 +86,12 @@ pub struct SinkLine {
     pub dead: u64,
     /// Age of the oldest pending delivery, ms.
     pub oldest_ms: i64,
-    /// State of its circuit breaker.
-    pub circuit: String,
+    /// Why its circuit breaker is open.
+    pub trouble: Option<String>,
 }
 
 /// One request budget.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct BudgetLine {
     pub name: String,
     pub used: u64,
@@ -89,14 +99,14 @@ pub struct BudgetLine {
     pub window_ms: i64,
 }
 
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EventLine {
     pub at: Timestamp,
     pub subject: String,
     pub text: String,
 }
 
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DeadLetterLine {
     pub triplet: String,
     pub sink: String,

@@ -3,7 +3,7 @@
 use super::domain::criteria::{CRITERIA, Judged, Verdict};
 use super::domain::time::{DAY_MS, HOUR_MS, MINUTE_MS, Timestamp};
 use super::picture::{
-    BudgetLine, CriterionLine, DeadLetterLine, EventLine, Picture, SinkCell, SinkLine, TripletLine, at_least,
+    BudgetLine, CriterionLine, DeadLetterLine, EventLine, Picture, SinkCell, SinkLine, TripletLine, VerifyMark, at_least,
 };
 
 /// The instant of the picture.
@@ -22,15 +22,15 @@ pub fn picture(n: usize) -> Picture {
         needed_ms: 30 * DAY_MS,
         criteria: CRITERIA.iter().enumerate().map(|(i, id)| criterion(i, id)).collect(),
         triplets: (0..n).map(|i| triplet(i, at)).collect(),
-        sinks: [("kv.source", 0, 0, "closed"), ("kv.target", 3, 0, "closed"), ("composio", 41, 1, "open")]
+        sinks: [("kv.source", 0, 0, None), ("kv.target", 3, 0, None), ("composio", 41, 1, Some("429 Too Many Requests"))]
             .into_iter()
-            .map(|(name, pending, dead, circuit)| SinkLine {
+            .map(|(name, pending, dead, trouble)| SinkLine {
                 name: name.to_owned(),
                 delivered: 18_230 - pending,
                 pending,
                 dead,
                 oldest_ms: pending as i64 * 7_000,
-                circuit: circuit.to_owned(),
+                trouble: trouble.map(ToOwned::to_owned),
             })
             .collect(),
         budgets: [
@@ -94,7 +94,7 @@ fn triplet(i: usize, at: Timestamp) -> TripletLine {
     };
     TripletLine {
         triplet: format!("{}:{}:{i}", tenants[i % 3], providers[i % 4]),
-        route: "reconsent",
+        route: "reconsent".to_owned(),
         stage: stages[stage].to_owned(),
         stage_rank: stage as u8,
         wave: Some(1 + (i % 4) as u32),
@@ -105,7 +105,11 @@ fn triplet(i: usize, at: Timestamp) -> TripletLine {
         captured_at: Some(captured),
         expires_at: Some(captured.plus_ms(HOUR_MS)),
         sinks: (0..3).map(cell).collect(),
-        verify: Some(if i % 17 == 5 { "settling" } else { "match" }.to_owned()),
+        verify: Some(if i % 17 == 5 {
+            VerifyMark { clean: false, text: "changed in kv.target".to_owned() }
+        } else {
+            VerifyMark { clean: true, text: "match".to_owned() }
+        }),
         reversible_until: (stage == 4).then(|| at.plus_ms(5 * HOUR_MS)),
         held: (i % 23 == 8).then(|| "another upstream account consented".to_owned()),
     }

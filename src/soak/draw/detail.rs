@@ -23,7 +23,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, d: &Dashboard, theme: Them
         lines.push(Line::from(vec![Span::styled(format!(" {}", fit(name, 19)), theme.quiet()), Span::raw(value)]));
     };
     line("KV key", format!("{}{}", crate::domain::triplet::KV_PREFIX, t.triplet));
-    line("route", t.route.to_owned());
+    line("route", t.route.clone());
     line("stage", t.stage.clone());
     line("wave", t.wave.map_or_else(|| "-".to_owned(), |w| w.to_string()));
     line("refresh authority", t.refresh.clone());
@@ -35,7 +35,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, d: &Dashboard, theme: Them
     for (sink, cell) in d.picture.sinks.iter().zip(&t.sinks) {
         line(&sink.name, format!("{} (last mirror {})", mirrored(cell, at), when(cell.delivered_at)));
     }
-    line("verify", t.verify.clone().unwrap_or_else(|| "not compared yet".to_owned()));
+    line("verify", t.verify.as_ref().map_or_else(|| "not compared yet".to_owned(), |v| v.text.clone()));
     line("reversible until", when(t.reversible_until));
     if let Some(held) = &t.held {
         line("HELD", held.clone());

@@ -35,8 +35,8 @@ fn sink(s: &SinkLine, theme: Theme) -> Line<'static> {
     if s.dead > 0 {
         spans.push(Span::styled(format!("  {} DEAD", s.dead), theme.bad()));
     }
-    if s.circuit != "closed" {
-        spans.push(Span::styled(format!("  circuit {}", s.circuit), theme.bad()));
+    if let Some(why) = &s.trouble {
+        spans.push(Span::styled(format!("  circuit open: {why}"), theme.bad()));
     }
     Line::from(spans)
 }
@@ -118,7 +118,7 @@ pub(super) fn strip(frame: &mut Frame<'_>, area: Rect, d: &Dashboard, theme: The
     for s in &d.picture.sinks {
         let text = format!(" {} {} wait", s.name, s.pending);
         let dead = if s.dead > 0 { format!(" {} DEAD", s.dead) } else { String::new() };
-        let open = if s.circuit == "closed" { String::new() } else { format!(" circuit {}", s.circuit) };
+        let open = if s.trouble.is_some() { " circuit open" } else { "" };
         let style = if dead.is_empty() && open.is_empty() { theme.good() } else { theme.bad() };
         spans.push(Span::styled(format!("{text}{dead}{open} "), style));
     }

@@ -119,7 +119,7 @@ impl Columns {
             t.sinks.iter().for_each(|cell| spans.push(Span::raw(fit(&mirrored(cell, at), 7))));
         }
         if self.verify {
-            spans.push(Span::raw(fit(t.verify.as_deref().unwrap_or("-"), 10)));
+            spans.push(Span::raw(fit(t.verify.as_ref().map_or("-", |v| v.text.as_str()), 9) + " "));
         }
         if self.reversible {
             spans.push(Span::raw(t.reversible_until.map_or_else(|| "-".to_owned(), Timestamp::to_minute)));
