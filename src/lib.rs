@@ -14,6 +14,7 @@ pub mod inventory;
 pub mod plan;
 pub mod ports;
 pub mod rehearse;
+pub mod report;
 pub mod sandbox;
 pub mod shim;
 pub mod soak;

@@ -11,6 +11,7 @@ use std::future::Future;
 use serde_json::{Map, Value};
 
 pub use crate::domain::api::Api;
+use crate::domain::budget::{Allowance, BudgetState, Lane, Limit};
 use crate::domain::secret::Secret;
 use crate::domain::time::Timestamp;
 use crate::domain::token::{KvEntry, KvMetadata};
@@ -38,6 +39,9 @@ pub enum ApiErrorKind {
     /// 429. `retry_after_ms` is 0 or more when the server said so.
     #[error("rate limited{}", retry_after_ms.map(|ms| format!(", retry after {} s", ms / 1000)).unwrap_or_default())]
     RateLimited { retry_after_ms: Option<i64> },
+    /// Not sent: the request budget has no room for it within `wait_ms`, at least 1.
+    #[error("held back for {wait_ms} ms to stay within the request budget")]
+    OverBudget { wait_ms: i64 },
     /// 401 or 403: the key is wrong or may not do this.
     #[error("refused the key ({status} `{code}`)")]
     Unauthorized { status: u16, code: String },
@@ -69,10 +73,16 @@ impl ApiError {
             self.kind,
             ApiErrorKind::Unreachable { .. }
                 | ApiErrorKind::RateLimited { .. }
+                | ApiErrorKind::OverBudget { .. }
                 | ApiErrorKind::Server { .. }
                 | ApiErrorKind::Contract { .. }
                 | ApiErrorKind::Conflict { .. }
         )
+    }
+
+    /// Whether it was held back here: the API was not asked and nothing is known of it.
+    pub fn is_held_back(&self) -> bool {
+        matches!(self.kind, ApiErrorKind::OverBudget { .. })
     }
 
     /// Whether the request may have had its effect although no success came back.
@@ -89,6 +99,23 @@ impl ApiError {
             self.kind,
             ApiErrorKind::Unreachable { .. } | ApiErrorKind::Server { .. } | ApiErrorKind::Contract { .. }
         )
+    }
+}
+
+impl ApiErrorKind {
+    /// How long everybody must leave the API alone, where that is known: a 429 that says so, or
+    /// the request budget.
+    pub const fn wait_ms(&self) -> Option<i64> {
+        match self {
+            Self::RateLimited { retry_after_ms } => *retry_after_ms,
+            Self::OverBudget { wait_ms } => Some(*wait_ms),
+            _ => None,
+        }
+    }
+
+    /// Whether there were too many requests, by the API's count or by ours.
+    pub const fn is_limit(&self) -> bool {
+        matches!(self, Self::RateLimited { .. } | Self::OverBudget { .. })
     }
 }
 
@@ -365,11 +392,71 @@ pub trait KvRead: Send + Sync {
 
 /// KV with writes.
 pub trait KvWrite: KvRead {
-    /// At most 10,000 entries, safe to repeat. Returns the keys that were not written and must be sent again.
+    /// At most 10,000 entries of different keys, safe to repeat. Returns the keys that were not
+    /// written, or less than a second ago, and must be sent again.
     fn bulk_put(&self, namespace: Namespace, puts: &[KvPut]) -> impl Future<Output = ApiResult<Vec<String>>> + Send;
     /// One entry, any text (the read-authority record is not a token).
     fn put(&self, namespace: Namespace, put: &KvPut) -> impl Future<Output = ApiResult<()>> + Send;
+    /// The same, and the entry goes away by itself at `expires_at`, at least a minute ahead. Not
+    /// for tokens: an ended token can be diagnosed, an absent one cannot.
+    fn put_until(
+        &self,
+        namespace: Namespace,
+        put: &KvPut,
+        expires_at: Timestamp,
+    ) -> impl Future<Output = ApiResult<()>> + Send;
     fn delete(&self, namespace: Namespace, key: &str) -> impl Future<Output = ApiResult<()>> + Send;
+}
+
+/// A KV namespace of the account, whichever it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KvPlace {
+    Gateway(Namespace),
+    /// Any other, by its id at Cloudflare.
+    Id(String),
+}
+
+/// A key as a listing shows it, nothing interpreted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ListedKey {
+    pub name: String,
+    /// Unix seconds.
+    pub expiration: Option<i64>,
+    pub metadata: Option<Value>,
+}
+
+/// One page of a listing. The end is `cursor == None`; a page may be empty and not the last.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeyListing {
+    pub keys: Vec<ListedKey>,
+    pub cursor: Option<String>,
+}
+
+/// What stands under a key, nothing interpreted.
+#[derive(Clone, Debug)]
+pub struct StoredValue {
+    /// All of it may be secret.
+    pub value: Secret,
+    pub metadata: Option<Value>,
+    /// Unix seconds.
+    pub expiration: Option<i64>,
+}
+
+/// KV as it is, for whoever compares: neither metadata nor values are judged here.
+pub trait KvInspect: Send + Sync {
+    /// Up to 1,000 keys, in the order of their UTF-8 bytes.
+    fn list_page(
+        &self,
+        place: &KvPlace,
+        prefix: &str,
+        cursor: Option<&str>,
+    ) -> impl Future<Output = ApiResult<KeyListing>> + Send;
+    /// At most 100 keys, each with its value and metadata as of one moment; `None` when it is not there.
+    fn read_values(
+        &self,
+        place: &KvPlace,
+        keys: &[String],
+    ) -> impl Future<Output = ApiResult<BTreeMap<String, Option<StoredValue>>>> + Send;
 }
 
 /// A row for D1 `kv_audit`.
@@ -450,10 +537,23 @@ pub trait GatewayAdmin: GatewayRead {
     fn set_alarm_mode(&self, triplet: &Triplet, mode: AlarmMode) -> impl Future<Output = ApiResult<AlarmState>> + Send;
 }
 
+/// What a provider answered, whatever it was.
+#[derive(Clone, Debug)]
+pub struct ProviderAnswer {
+    pub status: u16,
+    /// Names in lower case. Without cookies.
+    pub headers: Vec<(String, String)>,
+    /// As text; it may repeat what was sent.
+    pub body: Secret,
+}
+
 /// A provider's own API, called with a token that is ours to use.
 pub trait ProviderRead: Send + Sync {
     /// Calls a whoami URL with a bearer token. 401/403 come back as `Unauthorized`.
     fn whoami(&self, token: &Secret, call: &ProviderCall) -> impl Future<Output = ApiResult<Value>> + Send;
+    /// The same call, and the answer as it is: only the catalogue knows what a provider's refusals mean.
+    /// An error means that none came: an outage, a limit.
+    fn ask(&self, token: &Secret, call: &ProviderCall) -> impl Future<Output = ApiResult<ProviderAnswer>> + Send;
 }
 
 /// Everything the engine talks to, and the wall clock skew that each API's `Date` header showed.
@@ -472,6 +572,20 @@ pub trait Outside: Send + Sync + 'static {
 
     /// Per API since the last call: requests sent, and the last `Date` header minus the time of receipt, in ms.
     fn take_traffic(&self) -> BTreeMap<Api, Traffic>;
+
+    /// Holds the requests to each API to its limit from now on; what has no room is not sent and
+    /// comes back as [`ApiErrorKind::OverBudget`]. An outside that sends nothing has no budget.
+    fn limit_requests(&self, _limits: &BTreeMap<Api, Limit>) {}
+
+    /// How many requests may go to an API now, and when the next.
+    fn allowance(&self, _api: Api, _lane: Lane, now: Timestamp) -> Allowance {
+        Allowance::unlimited(now)
+    }
+
+    /// What is left of each budget, for metrics and the dashboard.
+    fn budgets(&self, _now: Timestamp) -> Vec<BudgetState> {
+        Vec::new()
+    }
 }
 
 /// Requests to one API since last asked.

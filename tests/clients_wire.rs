@@ -419,6 +419,21 @@ async fn kv_writes_carry_metadata_and_tell_what_was_not_written() {
         body.contains("name=\"value\"\r\n\r\n{\"x\":1}\r\n") && body.contains("name=\"metadata\"\r\n\r\n{\"v\":2}\r\n")
     );
 
+    cloudflare
+        .put_until(Namespace::Source, &put("tombstone", None), Timestamp::from_secs(1_790_000_000))
+        .await
+        .unwrap();
+    assert_eq!(server.last().target, "/base/storage/kv/namespaces/kv1/values/tombstone?expiration=1790000000");
+
+    // One write a second to a key: what was just written is not sent again, what was refused is.
+    let before = server.seen().len();
+    let again = cloudflare.put(Namespace::Source, &put("tombstone", None)).await.unwrap_err();
+    assert_eq!(again.kind, ApiErrorKind::OverBudget { wait_ms: 1_000 });
+    let unwritten = cloudflare.bulk_put(Namespace::Source, &[put("a", None), put("b", None)]).await;
+    assert_eq!(unwritten, Ok(vec!["a".to_owned(), "b".to_owned()]));
+    assert_eq!(server.last().json(), json!([{"key": "b", "value": "{\"x\":1}"}]));
+    assert_eq!(server.seen().len(), before + 1);
+
     cloudflare.delete(Namespace::Source, "gone").await.unwrap();
     assert_eq!(server.last().method, Method::DELETE);
 }

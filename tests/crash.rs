@@ -13,7 +13,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -304,6 +303,8 @@ struct Fleet {
     addresses: Vec<String>,
     log: File,
     log_path: std::path::PathBuf,
+    /// A shim that cannot reach its database when it starts ends with code 1.
+    database_dies: bool,
 }
 
 impl Fleet {
@@ -317,6 +318,7 @@ impl Fleet {
             addresses: ports.iter().map(|p| p.local_addr().unwrap().to_string()).collect(),
             log: OpenOptions::new().create(true).append(true).open(&log_path).unwrap(),
             log_path,
+            database_dies: false,
         }
     }
 
@@ -328,7 +330,15 @@ impl Fleet {
         self.shims[n] = Some(Running(command.spawn().unwrap()));
     }
 
+    /// Starts those that are not there, as a service manager does: one that was just starting when
+    /// its database died has given up.
     fn start_all(&mut self) {
+        for shim in &mut self.shims {
+            let ended = shim.as_mut().and_then(|s| s.0.try_wait().unwrap());
+            if self.database_dies && ended.and_then(|status| status.code()) == Some(1) {
+                *shim = None;
+            }
+        }
         for n in 0..self.shims.len() {
             if self.shims[n].is_none() {
                 self.start(n, None);
@@ -338,7 +348,7 @@ impl Fleet {
 
     fn kill(&mut self, n: usize) {
         if let Some(mut shim) = self.shims[n].take() {
-            let ended = shim.0.try_wait().unwrap();
+            let ended = shim.0.try_wait().unwrap().filter(|status| !self.database_dies || status.code() != Some(1));
             assert!(ended.is_none(), "a shim ended by itself ({ended:?}):\n{}", self.tail());
             shim.0.kill().unwrap();
             shim.0.wait().unwrap();
@@ -357,12 +367,19 @@ impl Fleet {
         assert!(status.unwrap().signal().is_some(), "{name}: {status:?}\n{}", self.tail());
     }
 
-    /// Ends all of them as a deployment would.
+    /// Ends one as a deployment does.
+    fn replace(&mut self, n: usize) {
+        let Some(mut shim) = self.shims[n].take() else { return };
+        assert!(Command::new("kill").arg(shim.0.id().to_string()).status().unwrap().success());
+        let status = shim.0.wait().unwrap();
+        // One that was just starting has no handler yet, or no database.
+        let early = status.signal() == Some(15) || (self.database_dies && status.code() == Some(1));
+        assert!(status.code() == Some(0) || early, "{status:?}\n{}", self.tail());
+    }
+
     fn stop(&mut self) {
-        for shim in self.shims.iter_mut().filter_map(Option::take) {
-            let mut shim = shim;
-            assert!(Command::new("kill").arg(shim.0.id().to_string()).status().unwrap().success());
-            assert_eq!(shim.0.wait().unwrap().code(), Some(0));
+        for n in 0..self.shims.len() {
+            self.replace(n);
         }
     }
 
@@ -465,9 +482,12 @@ fn nothing_is_lost_and_nothing_goes_back_when_shims_and_their_database_are_kille
     under_load(&world, 3, |fleet, dice| {
         each_failpoint(fleet);
         fleet.start_all();
+        fleet.database_dies = true;
         for kill in 0..knob("CUTOVER_CRASH_KILLS", 12) {
             std::thread::sleep(moment(dice));
-            if kill % 5 == 4 {
+            if kill % 5 == 2 {
+                fleet.replace(dice.roll(3) as usize);
+            } else if kill % 5 == 4 {
                 server.kill();
                 std::thread::sleep(moment(dice));
                 server.restart();

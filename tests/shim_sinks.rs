@@ -134,7 +134,7 @@ async fn a_person_decides_about_dead_letters() {
     }
     engine.run_lane(Lane::Reads, BEGIN).await.unwrap();
     let until = BEGIN.plus_ms(HOUR_MS);
-    let claimed = engine.store().claim_deliveries(&[Sink::Composio], BEGIN, 10, until).await.unwrap();
+    let claimed = engine.store().claim_deliveries(Sink::Composio, BEGIN, 10, until).await.unwrap();
     for delivery in &claimed {
         assert!(engine.store().bury_delivery(delivery, "composio after 1 attempts: rejected").await.unwrap());
     }

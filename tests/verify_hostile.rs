@@ -23,7 +23,7 @@ fn compare_in(folder: &Path, left: &[u8], right: &[u8], order: Order, all: bool)
     fs::write(&paths[1], right).unwrap();
     let dumps = paths.each_ref().map(|path| Dump::new(path.to_str().unwrap()));
     let rules = Rules { all, ..Rules::default() };
-    let options = Options { rules, order, memory: MEMORY_MIN, folder: Some(folder.to_owned()) };
+    let options = Options { rules, order, memory: MEMORY_MIN, folder: Some(folder.to_owned()), clock: None };
     let sides: [&dyn Source; 2] = [&dumps[0], &dumps[1]];
     let keys = Keys::new([3; 32], None);
     let mut report = verify(sides, &options, &keys, None, &Meter::default(), &mut |_| {}).unwrap();

@@ -19,7 +19,7 @@ use crate::engine::{Engine, EngineConfig, EngineError, Progress};
 use crate::exit;
 use crate::plan::saved::{digest_of, staleness};
 use crate::plan::{Moved, Plan, PlanRow, Policy, Route};
-use crate::store::{Durability, Place, Sink, Store, StoreError, TripletRow, Vault};
+use crate::store::{Durability, Place, PlaceError, Sink, Store, StoreError, TripletRow, Vault};
 
 /// Carry out a saved plan up to the soak
 ///
@@ -90,6 +90,22 @@ impl StateArgs {
         Store::open_at(&self.place, Durability::PowerLoss, vault).await.map_err(|error| cannot().because(&error))
     }
 
+    /// The key file, to be changed.
+    ///
+    /// # Errors
+    /// Exit code 2 when the keys come from the environment, or there is no such file.
+    pub fn key_file(&self) -> Result<&Path, CommandError> {
+        if std::env::var_os(KEY_VARIABLE).is_some_and(|text| !text.is_empty()) {
+            return Err(CommandError::usage(format!("the keys are in `{KEY_VARIABLE}`, not in a file"))
+                .hint("add a key there with a higher number, restart what uses it, then run `cutover keys rotate --reencrypt-only`"));
+        }
+        if !self.key_file.exists() {
+            return Err(CommandError::usage(format!("there is no key file `{}`", self.key_file.display()))
+                .hint("name the key file of the state as `--key-file`"));
+        }
+        Ok(&self.key_file)
+    }
+
     fn load_keys(&self) -> Result<Vault, CommandError> {
         let (place, key_file) = (&self.place, self.key_file.display());
         if self.place.file().is_some() && self.exists() && !self.key_file.exists() {
@@ -98,6 +114,23 @@ impl StateArgs {
         }
         Vault::load_or_create(&self.key_file)
             .map_err(|error| CommandError::failed(format!("cannot open the state `{place}`")).because(&error))
+    }
+
+    /// The state that these names mean, as [`Self::names`] gave them.
+    ///
+    /// # Errors
+    /// When the first is no name of a state.
+    pub fn named(state: &str, key_file: &str) -> Result<Self, PlaceError> {
+        Ok(Self { place: state.parse()?, key_file: PathBuf::from(key_file) })
+    }
+
+    /// The names of the state and of its key file.
+    pub fn names(&self) -> (String, String) {
+        let state = match &self.place {
+            Place::Sqlite(path) => format!("sqlite:{}", path.display()),
+            Place::Postgres(url) => url.clone(),
+        };
+        (state, self.key_file.display().to_string())
     }
 
     /// Takes the lock file beside the database, until the process ends however it ends.

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use reqwest::Url;
 use serde_json::json;
 
+use super::oauth_apps::{self, OauthApps};
 use super::plan::read_text;
 use super::{CommandError, CommandResult, Ui};
 use crate::alert::{Alerts, NotQuietHours, Slack};
@@ -134,6 +135,7 @@ struct Found {
 #[derive(Debug, Default)]
 pub struct Config {
     found: BTreeMap<&'static str, Found>,
+    oauth_apps: OauthApps,
 }
 
 impl Config {
@@ -144,14 +146,17 @@ impl Config {
     /// variable is set in two ways.
     pub fn load(file: Option<&Path>) -> Result<Self, CommandError> {
         let text = file.map(read_text).transpose()?;
-        Self::resolve(variable, file.zip(text.as_deref()))
+        let mut config = Self::resolve(variable, file.zip(text.as_deref()))?;
+        let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+        config.oauth_apps.read_environment(names, variable)?;
+        Ok(config)
     }
 
     fn resolve(
         environment: impl Fn(&str) -> Result<Option<String>, CommandError>,
         file: Option<(&Path, &str)>,
     ) -> Result<Self, CommandError> {
-        let mut found = BTreeMap::new();
+        let (mut found, mut oauth_apps) = (BTreeMap::new(), OauthApps::default());
         for setting in ALL {
             if let Some(default) = setting.default {
                 let value = Value::Text(default.to_owned());
@@ -159,7 +164,7 @@ impl Config {
             }
         }
         if let Some((path, text)) = file {
-            read_file(path, text, &mut found)?;
+            read_file(path, text, &mut found, &mut oauth_apps)?;
         }
         for setting in ALL {
             let by_value = environment(setting.variable)?;
@@ -179,7 +184,7 @@ impl Config {
             };
             found.insert(setting.variable, Found { value, from });
         }
-        Ok(Self { found })
+        Ok(Self { found, oauth_apps })
     }
 
     /// What reading the inventory at Nango needs.
@@ -250,6 +255,42 @@ impl Config {
         Ok(all.iter().flat_map(|all| all.expose().split_whitespace()).map(Secret::new).collect())
     }
 
+    /// What reading KV needs; the gateway's namespaces only where they are named.
+    ///
+    /// # Errors
+    /// As [`Config::nango`].
+    pub fn kv(&self, source: bool, target: bool) -> Result<CloudflareEndpoint, CommandError> {
+        let mut asked = Asked { config: self, missing: Vec::new() };
+        // An id that no namespace has stands for what is not asked for.
+        let mut id = |needed: bool, setting| if needed { asked.text(setting) } else { "none".to_owned() };
+        let (kv_source, kv_target, d1) = (id(source, &KV_SOURCE), id(target, &KV_TARGET), id(false, &D1));
+        let (base, token) = (asked.cloudflare_base()?, asked.secret(&CLOUDFLARE_TOKEN)?);
+        asked.finish()?;
+        Ok(CloudflareEndpoint { base, token, kv_source, kv_target, d1 })
+    }
+
+    /// What reading at Composio needs.
+    ///
+    /// # Errors
+    /// As [`Config::nango`].
+    pub fn composio(&self) -> Result<ComposioEndpoint, CommandError> {
+        let mut asked = Asked { config: self, missing: Vec::new() };
+        let (base, key) = (asked.url(&COMPOSIO_URL)?, asked.secret(&COMPOSIO_KEY)?);
+        asked.finish()?;
+        Ok(ComposioEndpoint { base, key, oauth_apps: BTreeMap::new() })
+    }
+
+    /// Where the providers are.
+    ///
+    /// # Errors
+    /// As [`Config::nango`].
+    pub fn provider(&self) -> Result<ProviderEndpoint, CommandError> {
+        let mut asked = Asked { config: self, missing: Vec::new() };
+        let base_override = self.text(&PROVIDER_URL).map(|_| asked.url(&PROVIDER_URL)).transpose()?;
+        asked.finish()?;
+        Ok(ProviderEndpoint { base_override })
+    }
+
     /// What carrying out a plan needs: all five systems.
     ///
     /// # Errors
@@ -261,7 +302,7 @@ impl Config {
             composio: ComposioEndpoint {
                 base: asked.url(&COMPOSIO_URL)?,
                 key: asked.secret(&COMPOSIO_KEY)?,
-                oauth_apps: BTreeMap::new(),
+                oauth_apps: self.oauth_apps.resolve()?,
             },
             cloudflare: CloudflareEndpoint {
                 base: asked.cloudflare_base()?,
@@ -310,7 +351,12 @@ fn variable(name: &str) -> Result<Option<String>, CommandError> {
     }
 }
 
-fn read_file(path: &Path, text: &str, found: &mut BTreeMap<&'static str, Found>) -> Result<(), CommandError> {
+fn read_file(
+    path: &Path,
+    text: &str,
+    found: &mut BTreeMap<&'static str, Found>,
+    oauth_apps: &mut OauthApps,
+) -> Result<(), CommandError> {
     let shown = path.display().to_string();
     let bad = |problem: String| CommandError::usage(format!("`{shown}` is not a configuration file: {problem}"));
     let document: toml::Table = text.parse().map_err(|error: toml::de::Error| {
@@ -327,6 +373,10 @@ fn read_file(path: &Path, text: &str, found: &mut BTreeMap<&'static str, Found>)
         }
         let toml::Value::Table(keys) = value else { return Err(bad(format!("`{table}` is not a table"))) };
         for (key, value) in keys {
+            if table == "composio" && key == oauth_apps::TABLE {
+                oauth_apps.read_table(value, folder, &shown).map_err(bad)?;
+                continue;
+            }
             let Some(setting) = known.iter().find(|setting| setting.file_key() == key) else {
                 let error = bad(if known.iter().any(|setting| setting.key == key) {
                     format!("`{table}.{key}` is a secret and must not stand in it")
@@ -349,11 +399,17 @@ fn read_file(path: &Path, text: &str, found: &mut BTreeMap<&'static str, Found>)
     Ok(())
 }
 
-/// Reads a secret and drops the newline that editors put at its end.
+/// Reads the file that a setting's secret is in.
 fn read_secret(setting: &Setting, path: &Path) -> Result<Secret, CommandError> {
+    read_secret_file(&format!("`{}`", setting.variable), setting.what, path)
+}
+
+/// Reads a secret and drops the newline that editors put at its end. `name` is what errors call
+/// it, `what` what the file must hold.
+pub(super) fn read_secret_file(name: &str, what: &str, path: &Path) -> Result<Secret, CommandError> {
     let cannot = |problem: &str| {
-        CommandError::usage(format!("the file of `{}`, `{}`, {problem}", setting.variable, path.display()))
-            .hint(format!("it must hold {} and nothing else", setting.what))
+        CommandError::usage(format!("the file of {name}, `{}`, {problem}", path.display()))
+            .hint(format!("it must hold {what} and nothing else"))
     };
     let mut text = String::new();
     let read = std::fs::File::open(path).and_then(|file| file.take(SECRET_BYTES_MAX + 1).read_to_string(&mut text));
@@ -489,7 +545,14 @@ struct Line {
 pub fn run(args: &ConfigArgs, ui: &Ui) -> CommandResult {
     let config = Config::load(ui.config.as_deref())?;
     let lines: Vec<Line> = ALL.iter().map(|setting| line(&config, setting)).collect();
-    let problems: Vec<&str> = lines.iter().filter_map(|line| line.problem.as_deref()).collect();
+    let apps = config.oauth_apps.shown();
+    let problems: Vec<&str> = lines
+        .iter()
+        .map(|line| &line.problem)
+        .chain(apps.iter().map(|app| &app.problem))
+        .flatten()
+        .map(String::as_str)
+        .collect();
     let code = if problems.is_empty() { exit::OK } else { exit::USAGE };
     match args.format {
         ConfigFormat::Text => {
@@ -498,6 +561,11 @@ pub fn run(args: &ConfigArgs, ui: &Ui) -> CommandResult {
             for Line { setting, value, from, .. } in &lines {
                 let value = value.as_deref().unwrap_or("-");
                 let _ = writeln!(out, "{:<28}{from:<from_width$}  {value}", setting.variable);
+            }
+            for app in &apps {
+                let id = app.client_id.as_deref().unwrap_or("-");
+                let name = format!("OAuth app of {}", app.toolkit);
+                let _ = writeln!(out, "{name:<28}{:<from_width$}  {id}", app.from);
             }
             ui.print(&out);
             problems.iter().for_each(|problem| ui.note(&format!("error: {problem}")));
@@ -517,7 +585,13 @@ pub fn run(args: &ConfigArgs, ui: &Ui) -> CommandResult {
                 })
                 .collect();
             let reason = if problems.is_empty() { "no problems" } else { "a setting cannot be used" };
-            let report = json!({"exit_code": code, "reason": reason, "settings": settings});
+            let apps: Vec<_> = apps
+                .iter()
+                .map(|app| {
+                    json!({"toolkit": app.toolkit, "client_id": app.client_id, "from": app.from, "problem": app.problem})
+                })
+                .collect();
+            let report = json!({"exit_code": code, "reason": reason, "settings": settings, "oauth_apps": apps});
             ui.print(&format!("{report:#}\n"));
         }
     }

@@ -7,18 +7,23 @@ pub mod catalogue;
 pub mod completions;
 pub mod config;
 mod error;
+pub mod gate;
 mod harden;
 pub mod inventory;
+pub mod keys;
 mod logging;
+mod oauth_apps;
 pub mod plan;
 pub mod rehearse;
 pub mod repair;
+pub mod report;
 pub mod sandbox;
 pub mod shim;
 pub mod show;
 pub mod soak;
 mod ui;
 pub mod verify;
+pub mod waive;
 
 use clap::{Parser, Subcommand};
 
@@ -72,7 +77,11 @@ pub enum Command {
     Repair(repair::RepairArgs),
     Alert(alert::AlertArgs),
     Verify(Box<verify::VerifyArgs>),
+    Gate(Box<gate::GateArgs>),
+    Waive(Box<waive::WaiveArgs>),
+    Report(report::ReportArgs),
     Sandbox(sandbox::SandboxArgs),
+    Keys(keys::KeysArgs),
     Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
 }
@@ -110,7 +119,11 @@ pub fn main() -> u8 {
         Command::Repair(args) => repair::run(&args, &ui),
         Command::Alert(args) => alert::run(&args, &ui),
         Command::Verify(args) => verify::run(&args, &ui),
+        Command::Gate(args) => gate::run(*args, &ui),
+        Command::Waive(args) => waive::run(*args, &ui),
+        Command::Report(args) => report::run(&args, &ui),
         Command::Sandbox(args) => sandbox::run(args, &ui),
+        Command::Keys(args) => keys::run(&args, &ui),
         Command::Config(args) => config::run(&args, &ui),
         Command::Completions(args) => completions::run(args, &ui),
     };

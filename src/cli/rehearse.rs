@@ -9,7 +9,7 @@ use super::{CommandError, CommandResult, Ui};
 use crate::domain::triplet::Part;
 use crate::exit;
 use crate::inventory::{self, Inventory, Source};
-use crate::rehearse::{Position, Rehearsal, RehearsalError, grow};
+use crate::rehearse::{Campaign, Position, Rehearsal, RehearsalError, grow};
 use crate::sandbox::Fault;
 
 /// The inventory of ADR-038, built in so that the first command needs no file.
@@ -33,6 +33,8 @@ Examples:
   cutover rehearse --faults webhook-loss,kv-lag,composio-429,crash
   cutover rehearse --faults nango-outage=2h
   cutover rehearse --connections 1000
+  cutover rehearse --faults grant-revoked --report soak.html
+  cutover rehearse --campaign 20 --days 1 --connections 4
 
 Faults (name or name=strength; repeat or separate with commas):
   webhook-loss=50%     Nango's webhooks get lost
@@ -69,7 +71,14 @@ pub struct RehearseArgs {
     /// Facts that are laid over the built-in catalogue
     #[arg(long, value_name = "FILE")]
     catalogue: Option<PathBuf>,
-    /// Keep the state database in this folder, which must be empty or new
+    /// Write the account of the soak as one HTML file, or as Markdown where the name ends in `.md`
+    #[arg(long, value_name = "FILE", conflicts_with = "campaign")]
+    report: Option<PathBuf>,
+    /// Rehearse with so many seeds under every fault profile, and say how often the gate was wrong
+    #[arg(long, value_name = "SEEDS", conflicts_with_all = ["faults", "keep"], value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    campaign: Option<u64>,
+    /// Keep the state in this folder, which must be empty or new, with its key and its policy, for
+    /// `gate`, `report` and the other commands that read a state
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
     /// Shape of the report
@@ -121,6 +130,7 @@ pub fn run(args: RehearseArgs, ui: &Ui) -> CommandResult {
         seed: args.seed,
         days: args.days,
         faults: args.faults,
+        account: args.report.is_some(),
         directory: folder.path().to_owned(),
     };
     stay_on_one_core();
@@ -129,16 +139,62 @@ pub fn run(args: RehearseArgs, ui: &Ui) -> CommandResult {
         .enable_all()
         .build()
         .map_err(|e| CommandError::failed("cannot start the runtime").because(&e))?;
+    if let Some(seeds) = args.campaign {
+        return campaign(&runtime, &rehearsal, seeds, args.format, ui);
+    }
+    if let Folder::Kept(path) = &folder {
+        keep(path, &rehearsal)?;
+    }
     let mut progress = ProgressLine::new(ui, args.days);
     let result = runtime.block_on(rehearsal.run(&mut |position| progress.show(position)));
     progress.clear();
     let mut report = result.map_err(explain)?;
     report.elapsed_wall_s = Some((began.elapsed().as_secs_f64() * 10.0).round() / 10.0);
+    if let (Some(path), Some(account)) = (&args.report, &report.account) {
+        let markdown = path.extension().is_some_and(|e| e == "md");
+        super::inventory::write_whole(path, &if markdown { account.to_markdown() } else { account.to_html() })?;
+    }
     match args.format {
         ReportFormat::Json => ui.print(&report.to_json()),
         ReportFormat::Text => ui.print(&report.to_text(ui.color_stdout)),
     }
     Ok(report.exit_code)
+}
+
+/// Puts beside a kept state what it is opened and judged with.
+fn keep(folder: &Path, rehearsal: &Rehearsal) -> Result<(), CommandError> {
+    let policy = toml::to_string(&rehearsal.fitted_policy()).expect("a policy that was read can be written");
+    super::inventory::write_whole(&folder.join("policy.toml"), &policy)?;
+    let key = folder.join("cutover.key");
+    std::fs::write(&key, rehearsal.state_key())
+        .map_err(|error| CommandError::failed(format!("cannot write `{}`", key.display())).because(&error))
+}
+
+/// Runs the campaign with a line of progress.
+fn campaign(
+    runtime: &tokio::runtime::Runtime,
+    rehearsal: &Rehearsal,
+    seeds: u64,
+    format: ReportFormat,
+    ui: &Ui,
+) -> CommandResult {
+    let show = |done: u64, total: u64| {
+        if ui.progress {
+            let mut stderr = std::io::stderr().lock();
+            let _ = write!(stderr, "\r\x1b[Krehearsal {} of {total}", done + 1).and_then(|()| stderr.flush());
+        }
+    };
+    let result = runtime.block_on(Campaign::run(rehearsal, seeds, &mut |done, total| show(done, total)));
+    if ui.progress {
+        let mut stderr = std::io::stderr().lock();
+        let _ = write!(stderr, "\r\x1b[K").and_then(|()| stderr.flush());
+    }
+    let campaign = result.map_err(explain)?;
+    match format {
+        ReportFormat::Json => ui.print(&campaign.to_json()),
+        ReportFormat::Text => ui.print(&campaign.to_text()),
+    }
+    Ok(campaign.exit_code)
 }
 
 /// Engine, sandbox and database thread take turns and never run at once: on one core a turn is a

@@ -1,6 +1,7 @@
 //! `cutover repair`: deliveries that were given up, taken up again or dropped by a person.
 
 use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
@@ -11,6 +12,7 @@ use crate::domain::time::{SECOND_MS, Timestamp, format_duration_ms};
 use crate::domain::triplet::Triplet;
 use crate::exit;
 use crate::store::{BacklogRow, Sink, Store, StoreError};
+use crate::verify::{RepairError, Repaired, repair_from};
 
 /// Deliveries that are listed.
 const LIMIT: u32 = 10_000;
@@ -20,22 +22,33 @@ const LIMIT: u32 = 10_000;
 /// A delivery is given up when a sink refuses it for good, or when it failed 60 times while the sink took
 /// others. A newer version of the token takes it up by itself; until then a person decides. Works beside
 /// a running shim, which sees the decision within seconds.
+///
+/// With --from, what a comparison found missing or stale is delivered again: the newest version that
+/// the journal has, through the mirror. What somebody else wrote last is left alone.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "\
+#[command(
+    args_conflicts_with_subcommands = true,
+    arg_required_else_help = true,
+    after_help = "\
 Examples:
+  cutover verify kv:source kv:target --checkpoint run.json; cutover repair --from run.json
   cutover repair list
   cutover repair explain acme:gmail:default
   cutover repair retry acme:gmail:default --sink composio
   cutover repair retry --all
-  cutover repair drop acme:slack:default --reason 'tenant left, account deleted'")]
+  cutover repair drop acme:slack:default --reason 'tenant left, account deleted'"
+)]
 pub struct RepairArgs {
     #[command(flatten)]
     state: StateArgs,
     /// Shape of the report
     #[arg(long, value_enum, default_value = "text", global = true, value_name = "FORMAT")]
     format: RepairFormat,
+    /// Deliver again what a run of `cutover verify --checkpoint RUN` found missing or stale
+    #[arg(long, value_name = "RUN")]
+    from: Option<PathBuf>,
     #[command(subcommand)]
-    command: RepairCommand,
+    command: Option<RepairCommand>,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +116,13 @@ pub fn run(args: &RepairArgs, ui: &Ui) -> CommandResult {
     super::runtime()?.block_on(async {
         let store = args.state.open_beside().await?;
         let now = wall_clock();
-        let report = carry_out(&store, &args.command, now)
+        let Some(command) = &args.command else {
+            let Some(run) = &args.from else {
+                return Err(CommandError::usage("say what to do: `list`, `explain`, `retry`, `drop` or `--from RUN`"));
+            };
+            return from_run(run, &store, now, args.format, ui).await;
+        };
+        let report = carry_out(&store, command, now)
             .await
             .map_err(|error| CommandError::failed("the state cannot be used").because(&error))?;
         match args.format {
@@ -112,6 +131,40 @@ pub fn run(args: &RepairArgs, ui: &Ui) -> CommandResult {
         }
         Ok(report.code)
     })
+}
+
+/// Delivers again what a comparison found missing or stale.
+async fn from_run(run: &Path, store: &Store, now: Timestamp, format: RepairFormat, ui: &Ui) -> CommandResult {
+    let Repaired { queued, left } = repair_from(run, store, now).await.map_err(|error| {
+        let cannot = match &error {
+            RepairError::Store(_) => CommandError::failed("cannot repair"),
+            _ => CommandError::usage("cannot repair"),
+        };
+        cannot.because(&error)
+    })?;
+    // What is left alone still differs, and a person must look.
+    let code = if left.is_empty() { exit::OK } else { exit::FAIL };
+    let reason = format!("{} deliveries queued, {} keys left alone", queued.len(), left.len());
+    ui.print(&match format {
+        RepairFormat::Text => {
+            let mut out = String::new();
+            for (triplet, sink) in &queued {
+                let _ = writeln!(out, "queued  {triplet}  {}", sink.name());
+            }
+            for (key, why) in &left {
+                let _ = writeln!(out, "left    {}  {why}", key.escape_debug());
+            }
+            let _ = writeln!(out, "{reason}");
+            out
+        }
+        RepairFormat::Json => {
+            let queued: Vec<_> =
+                queued.iter().map(|(triplet, sink)| json!({"triplet": triplet, "sink": sink.name()})).collect();
+            let left: Vec<_> = left.iter().map(|(key, why)| json!({"key": key, "reason": why})).collect();
+            format!("{:#}\n", json!({"exit_code": code, "reason": reason, "queued": queued, "left": left}))
+        }
+    });
+    Ok(code)
 }
 
 /// What was found or done.

@@ -132,9 +132,9 @@ pub fn run(args: ShimArgs, ui: &Ui) -> CommandResult {
         let (listener, address) = listen(args.listen).map_err(cannot_listen)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(cannot_listen)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot_listen)?;
-        hint_about_keys(&routes, ui);
         let scheme = if acceptor.is_some() { "https" } else { "http" };
         ui.note(&format!("listening on {scheme}://{address}"));
+        hint_about_keys(&routes, ui);
 
         let shim = Arc::new(Shim::new(routes, wall_clock));
         shim.set_engine(Some(Arc::clone(&engine)));

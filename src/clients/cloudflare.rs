@@ -6,7 +6,9 @@
 
 mod d1;
 mod envelope;
+mod inspect;
 mod kv;
+mod pace;
 
 use std::sync::Arc;
 
@@ -15,6 +17,7 @@ use reqwest::{Method, Url};
 
 pub use self::d1::INSERT_AUDIT_SQL;
 use self::envelope::Envelope;
+use self::pace::KeyPace;
 use super::http::{Http, Request, join, judged, segment};
 use super::{CloudflareEndpoint, SetupError, key_header};
 use crate::ports::{Api, ApiResult, Namespace};
@@ -28,6 +31,7 @@ pub struct CloudflareClient {
     kv_source: String,
     kv_target: String,
     d1: String,
+    pace: KeyPace,
 }
 
 impl CloudflareClient {
@@ -40,6 +44,7 @@ impl CloudflareClient {
             kv_target: id("target namespace id", &endpoint.kv_target)?,
             d1: id("database id", &endpoint.d1)?,
             base: endpoint.base,
+            pace: KeyPace::default(),
         })
     }
 
@@ -49,6 +54,11 @@ impl CloudflareClient {
             Namespace::Source => &self.kv_source,
             Namespace::Target => &self.kv_target,
         };
+        self.kv_request_to(method, template, id, path)
+    }
+
+    /// As [`Self::kv_request`], to the namespace with this id, which is a path segment already.
+    fn kv_request_to(&self, method: Method, template: &'static str, id: &str, path: &str) -> Request {
         self.request(method, template, &format!("/storage/kv/namespaces/{id}{path}"))
     }
 

@@ -324,7 +324,7 @@ impl TargetCustody for ComposioClient {
         let body = json!({
             "connection": {"state": {"authScheme": "BEARER_TOKEN", "val": {"token": token.expose()}}},
         });
-        let request = self.request_for(Method::PATCH, ACCOUNT, account_id)?.json(&body);
+        let request = self.request_for(Method::PATCH, ACCOUNT, account_id)?.json(&body).urgent();
         let line = request.line();
         let patched: WirePatched = self.call(request).await?;
         done(&line, patched.success)?;

@@ -1,5 +1,5 @@
-//! The one way in which the clients speak HTTP: bounded in time and size, never following a
-//! redirect, counting what it sends, and turning every transport fault into an [`ApiErrorKind`].
+//! The one way in which the clients speak HTTP: within the request budget, bounded in time and size,
+//! never following a redirect, counting what it sends, and turning every transport fault into an [`ApiErrorKind`].
 //!
 //! Nothing here sleeps or repeats a request. (The connection pool may resend a request whose
 //! connection was closed before one byte of it was written; nobody can see the difference.)
@@ -16,7 +16,10 @@ use reqwest::multipart::Form;
 use reqwest::{Client, Method, Url};
 use serde_json::Value;
 
+use super::budget::Budgets;
+use super::quota::{self, Told};
 use super::reply::{Failure, Media, Reply, contract, header, parse_http_date, readable_code, refused, retry_after_ms};
+use crate::domain::budget::Lane;
 use crate::domain::secret::Secret;
 use crate::domain::time::Timestamp;
 use crate::ports::{Api, ApiError, ApiErrorKind, ApiResult, Traffic};
@@ -59,6 +62,8 @@ pub(super) struct Request {
     pub headers: HeaderMap,
     pub payload: Payload,
     pub body_bytes_max: usize,
+    /// Whose part of the request budget it spends.
+    pub lane: Lane,
 }
 
 pub(super) enum Payload {
@@ -77,7 +82,14 @@ impl Request {
             headers: HeaderMap::new(),
             payload: Payload::Empty,
             body_bytes_max: BODY_BYTES_MAX,
+            lane: Lane::Ordinary,
         }
+    }
+
+    /// Marks a request without which a served token would end.
+    pub fn urgent(mut self) -> Self {
+        self.lane = Lane::Urgent;
+        self
     }
 
     pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
@@ -171,6 +183,7 @@ pub(super) struct Http {
     /// For everything else; absent when nothing else is configured.
     remote: Option<Client>,
     clock: Clock,
+    budgets: Budgets,
     traffic: Mutex<[Traffic; Api::ALL.len()]>,
 }
 
@@ -191,13 +204,22 @@ impl Http {
         };
         let local = builder().no_proxy().tls_certs_only([]).build()?;
         let remote = if needs_remote { Some(builder().build()?) } else { None };
-        Ok(Self { local, remote, clock, traffic: Mutex::default() })
+        Ok(Self { local, remote, clock, budgets: Budgets::default(), traffic: Mutex::default() })
+    }
+
+    /// The time by the clock that the clients were given.
+    pub fn now(&self) -> Timestamp {
+        (self.clock)()
+    }
+
+    pub fn budgets(&self) -> &Budgets {
+        &self.budgets
     }
 
     /// Sends one request once.
     ///
     /// # Errors
-    /// When no complete answer came, it is too large, or it is a redirect. Any other status is
+    /// When the budget has no room for it, no complete answer came, it is too large, or it is a redirect. Any other status is
     /// for the caller's envelope to judge.
     pub async fn send(&self, request: Request) -> Result<Reply, ApiError> {
         let line = request.line();
@@ -205,7 +227,9 @@ impl Http {
     }
 
     async fn exchange(&self, request: Request) -> Result<Reply, ApiErrorKind> {
-        let Request { api, method, url, headers, payload, body_bytes_max, .. } = request;
+        let Request { api, method, path, url, headers, payload, body_bytes_max, lane } = request;
+        // Providers are many; each has limits of its own.
+        let host = (api == Api::Provider).then_some(&*path);
         let client = if url.scheme() == "http" && is_loopback(&url) {
             &self.local
         } else {
@@ -220,6 +244,7 @@ impl Http {
         };
         let request = builder.build().map_err(|_| refused("unusable_request"))?;
 
+        self.budgets.spend(api, host, lane, (self.clock)()).map_err(|wait_ms| ApiErrorKind::OverBudget { wait_ms })?;
         self.count(api, |traffic| traffic.requests += 1);
         let mut response = client.execute(request).await.map_err(|e| unreachable(&e))?;
 
@@ -233,6 +258,13 @@ impl Http {
                 traffic.skew_ms = Some(time.since(received_at));
             }
         });
+        let now = server_time.unwrap_or(received_at);
+        let retry_after_ms = retry_after_ms(&headers, now);
+        let mut told = quota::read(&headers, now);
+        if status == 429 {
+            told.push(Told::Refused { retry_after_ms });
+        }
+        self.budgets.heard(api, host, &told, received_at);
         if (300..400).contains(&status) {
             let target = header(&headers, LOCATION).and_then(|to| url.join(to).ok());
             let elsewhere = target.is_some_and(|to| to.origin() != origin);
@@ -249,7 +281,7 @@ impl Http {
         Ok(Reply {
             status,
             media: Media::of(header(&headers, CONTENT_TYPE)),
-            retry_after_ms: retry_after_ms(&headers, server_time.unwrap_or(received_at)),
+            retry_after_ms,
             request_id: header(&headers, HeaderName::from_static("cf-ray")).map(readable_code),
             headers,
             body,

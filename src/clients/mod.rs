@@ -4,12 +4,15 @@
 //! the unit tests feed with bytes; [`mod@http`] does the transport for all of them. No client
 //! sleeps, retries or decides: it says what happened and when trying again may help.
 
+mod budget;
 pub mod cloudflare;
 pub mod composio;
 pub mod gateway;
 pub mod http;
 pub mod nango;
 pub mod provider;
+mod quota;
+mod read_only;
 mod reply;
 
 use std::collections::BTreeMap;
@@ -24,7 +27,10 @@ pub use self::gateway::GatewayClient;
 pub use self::http::{Clock, Timeouts};
 pub use self::nango::NangoClient;
 pub use self::provider::ProviderClient;
+pub use self::read_only::{kv_inspect, provider_read, target_read};
+use crate::domain::budget::{Allowance, BudgetState, Lane, Limit};
 use crate::domain::secret::Secret;
+use crate::domain::time::Timestamp;
 use crate::ports::{Api, Outside, SourceRead, Traffic};
 
 /// Where the five systems are, and the keys for them.
@@ -268,6 +274,18 @@ impl Outside for HttpOutside {
     fn take_traffic(&self) -> BTreeMap<Api, Traffic> {
         Api::ALL.into_iter().zip(self.http.take_traffic()).collect()
     }
+
+    fn limit_requests(&self, limits: &BTreeMap<Api, Limit>) {
+        self.http.budgets().limit(limits);
+    }
+
+    fn allowance(&self, api: Api, lane: Lane, now: Timestamp) -> Allowance {
+        self.http.budgets().allowance(api, lane, now)
+    }
+
+    fn budgets(&self, now: Timestamp) -> Vec<BudgetState> {
+        self.http.budgets().snapshot(now)
+    }
 }
 
 fn check_base(api: Api, base: &Url, allow_insecure_http: bool) -> Result<(), SetupError> {
@@ -305,7 +323,6 @@ fn key_header(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::time::Timestamp;
 
     pub(super) fn endpoints(base: &str) -> Endpoints {
         let base = Url::parse(base).unwrap();

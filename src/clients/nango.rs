@@ -119,7 +119,7 @@ impl SourceCustody for NangoClient {
     async fn fetch_credential(&self, integration_key: &str, connection_id: &str) -> ApiResult<SourceCredential> {
         let line = self.request(Method::GET, CONNECTION, CONNECTION).line();
         let request = judged(&line, self.connection_request(Method::GET, integration_key, connection_id))?;
-        let wire: WireConnectionDetail = self.call(request).await?;
+        let wire: WireConnectionDetail = self.call(request.urgent()).await?;
         judged(&line, wire.into_credential(connection_id))
     }
 

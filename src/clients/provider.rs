@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use reqwest::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use reqwest::header::{AUTHORIZATION, HeaderName, HeaderValue, SET_COOKIE};
 use reqwest::{Method, Url};
 use serde_json::Value;
 
@@ -10,7 +10,7 @@ use super::ProviderEndpoint;
 use super::http::{Http, Request, RequestLine, is_loopback, join, judged, secret_header};
 use super::reply::{Failure, NO_CODE, Reply, readable_code, refused};
 use crate::domain::secret::Secret;
-use crate::ports::{Api, ApiErrorKind, ApiResult, ProviderCall, ProviderRead};
+use crate::ports::{Api, ApiErrorKind, ApiResult, ProviderAnswer, ProviderCall, ProviderRead};
 
 /// Any provider, at its real address or where the sandbox stands in for it.
 pub struct ProviderClient {
@@ -66,6 +66,23 @@ impl ProviderRead for ProviderClient {
         let line = request.line();
         let reply = self.http.send(request).await?;
         judged(&line, judge(&reply))
+    }
+
+    async fn ask(&self, token: &Secret, call: &ProviderCall) -> ApiResult<ProviderAnswer> {
+        let request = self.request(token, call)?;
+        let line = request.line();
+        let reply = self.http.send(request).await?;
+        if matches!(reply.status, 408 | 429 | 500..) {
+            judged(&line, judge(&reply))?;
+        }
+        let readable = |(name, value): (&HeaderName, &HeaderValue)| {
+            Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned())).filter(|_| name != SET_COOKIE)
+        };
+        Ok(ProviderAnswer {
+            status: reply.status,
+            headers: reply.headers.iter().filter_map(readable).collect(),
+            body: Secret::new(String::from_utf8_lossy(&reply.body)),
+        })
     }
 }
 

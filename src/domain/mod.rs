@@ -4,9 +4,12 @@
 //! secrets come in as arguments. `tests/tidy.rs` fails when that stops being true.
 
 pub mod api;
+pub mod budget;
 pub mod criteria;
 pub mod custody;
 pub mod duration;
+pub mod evidence_file;
+pub mod markdown;
 pub mod schedule;
 pub mod secret;
 pub mod time;

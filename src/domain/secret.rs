@@ -86,6 +86,11 @@ impl FingerprintKey {
         Fingerprint::of(hmac_sha256(&self.0, &[b"token:", secret.expose().as_bytes()]))
     }
 
+    /// A keyed digest of what a listing says of a key, to see whether it has changed.
+    pub fn listing_digest(&self, listed: &[u8]) -> Fingerprint {
+        Fingerprint::of(hmac_sha256(&self.0, &[b"listing:", listed]))
+    }
+
     /// A keyed digest of an upstream identity, so that account ids need not be stored.
     pub fn identity_digest(&self, identity: &str) -> Fingerprint {
         Fingerprint::of(hmac_sha256(&self.0, &[b"identity:", identity.as_bytes()]))
@@ -107,6 +112,13 @@ impl Fingerprint {
     fn of(mac: [u8; 32]) -> Self {
         let mut bytes = [0; 12];
         bytes.copy_from_slice(&mac[..12]);
+        Self(bytes)
+    }
+
+    /// A keyed digest that was made elsewhere, cut to the length of a fingerprint.
+    pub fn from_digest(digest: &[u8; 16]) -> Self {
+        let mut bytes = [0; 12];
+        bytes.copy_from_slice(&digest[..12]);
         Self(bytes)
     }
 

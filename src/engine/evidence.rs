@@ -1,162 +1,275 @@
-//! Gathers what the store knows into [`Evidence`] and judges it.
+//! Gathers what the store knows into [`Evidence`]. Reads only: a command can do it beside a
+//! running shim.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
-
-use super::{Engine, EngineResult};
+use super::EngineResult;
+use super::sample::Sample;
 use crate::domain::api::Api;
-use crate::domain::criteria::{Evidence, Judged, Note, Proofs, Verdict, judge, overall};
+use crate::domain::criteria::{CriteriaPolicy, Evidence, EvidenceSource, Gap, LookTally, Note, Outage, Proofs};
 use crate::domain::custody::Stage;
-use crate::domain::time::{DAY_MS, HOUR_MS, Timestamp};
-use crate::plan::Route;
-use crate::ports::Outside;
-use crate::store::{LAG_BOUNDS_S, TripletRow};
+use crate::domain::time::{DAY_MS, HOUR_MS, MINUTE_MS, Timestamp};
+use crate::plan::{Policy, Route};
+use crate::store::{LAG_BOUNDS_S, Store, StoreResult, TripletRow};
 
-/// What the gate says.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct GateReport {
-    pub verdict: Verdict,
-    pub evaluated_at: Timestamp,
-    pub criteria: Vec<Judged>,
+/// Notes of one kind that are read; more of them change no verdict.
+const NOTES_MAX: u32 = 1_000;
+
+/// Scans are no farther apart than this, whatever the life of the tokens.
+pub(super) const SCAN_EVERY_MAX_MS: i64 = 20 * MINUTE_MS;
+
+/// Audit rows flow all the time; that they did is recorded this often.
+pub(super) const AUDIT_LOOK_EVERY_MS: i64 = 6 * HOUR_MS;
+
+/// How long after its last look a source is expected to look again.
+pub(super) fn look_every_ms(source: EvidenceSource, policy: &CriteriaPolicy) -> i64 {
+    match source {
+        EvidenceSource::Duties => 0,
+        EvidenceSource::Smoke => policy.smoke_every.0,
+        EvidenceSource::Scan => SCAN_EVERY_MAX_MS,
+        EvidenceSource::Verify => policy.verify_every.0,
+        EvidenceSource::Audit => AUDIT_LOOK_EVERY_MS,
+    }
 }
 
-impl<O: Outside> Engine<O> {
-    /// Judges the exit criteria on the evidence so far.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub async fn gate(&self, now: Timestamp) -> EngineResult<GateReport> {
-        let evidence = self.evidence(now).await?;
-        let criteria = judge(&self.config.policy.criteria, &evidence);
-        Ok(GateReport { verdict: overall(&criteria), evaluated_at: now, criteria })
+/// What was observed up to `now`.
+///
+/// # Errors
+/// When the store cannot be read.
+pub async fn collect(store: &Store, policy: &Policy, now: Timestamp) -> EngineResult<Evidence> {
+    let criteria = &policy.criteria;
+    // An outage that began before the window may have ended in it.
+    let farthest = now.plus_ms(-criteria.window_max().0 - 7 * DAY_MS);
+    let notes = async |kind: &str| store.load_notes_since(kind, farthest, NOTES_MAX).await;
+    let counters = store.load_counters().await?;
+    let triplets = store.load_triplets().await?;
+    let first_refresh_at = time(store.load_meta("soak_from").await?);
+    let (gaps, silent) = gaps(store, criteria, first_refresh_at, now).await?;
+    let looks = store.load_looks(now.plus_ms(-criteria.window_max().0)).await?;
+    let tally = |source, id: &str| {
+        let since = now.plus_ms(-criteria.window_of(id).0);
+        LookTally::of(looks.get(&source).into_iter().flatten().filter(|l| l.until >= since))
+    };
+    let mut windows = Windows { store, now, first_refresh_at, criteria, counters: &counters, read: BTreeMap::new() };
+    let grants = windows.counted("invalid-grant").await?;
+    let missed = windows.counted("missed-refresh").await?;
+    let rate = windows.counted("delivery-rate").await?;
+    let calls = windows.counted("outage").await?;
+    let (lag_p99_ms, lag_samples) = lag_p99(&windows.counted("mirror-lag").await?);
+    let skew = windows.skew().await?;
+    let (effects, mut ambiguous) = store.load_effects().await?;
+    ambiguous.extend(notes("ambiguous").await?);
+    ambiguous.sort();
+    let dead_letters = notes("dead-letter").await?;
+
+    let mut evidence = Evidence {
+        now,
+        first_refresh_at,
+        gaps,
+        silent,
+        refreshes: count(&grants, "reads"),
+        dead_grants: notes("dead-grant").await?,
+        missed_refreshes: notes("missed-refresh").await?,
+        // A served token can only be past its end when its rotation was due.
+        rotations_expected: count(&rate, "rotations_expected").min(count(&missed, "rotations_expected")),
+        rotations_arrived: count(&rate, "rotations_arrived"),
+        missed_rotations: notes("missed-rotation").await?,
+        outages: outages(store, notes("outage").await?, now).await?,
+        api_calls: Api::ALL.map(|api| (api, count(&calls, &format!("requests:{}", api.name())))).into(),
+        smoke: tally(EvidenceSource::Smoke, "smoke-staleness"),
+        smoke_subjects: triplets.iter().filter(|t| t.moves()).count() as u64,
+        smoke_stale: notes("smoke-stale").await?,
+        cost_usd_month: None,
+        verify: tally(EvidenceSource::Verify, "parity"),
+        parity_findings: notes("parity").await?,
+        lag_p99_ms,
+        lag_samples,
+        dead_letters,
+        scan: tally(EvidenceSource::Scan, "foreign-writes"),
+        foreign_writes: notes("foreign-write").await?,
+        ambiguous,
+        effects,
+        identity: proofs(&triplets, now, |t| match t.identity.as_deref() {
+            Some("different") => Some("the consent came from another upstream account".to_owned()),
+            _ => None,
+        }),
+        scopes: proofs(&triplets, now, |t| match t.granted.as_deref() {
+            None | Some("enough") => None,
+            Some(missing) => Some(format!("the consent lacks {missing}")),
+        }),
+        skew,
+        reverse: drills(store, &triplets).await?,
+    };
+    let watched_ms = evidence.watched_ms();
+    if watched_ms >= criteria.cost_after.0.max(1) {
+        evidence.cost_usd_month = Some(cost(policy, &counters, &triplets, watched_ms));
+    }
+    Ok(evidence)
+}
+
+fn count(counters: &BTreeMap<String, i64>, name: &str) -> u64 {
+    counters.get(name).copied().unwrap_or(0).max(0) as u64
+}
+
+fn time(text: Option<String>) -> Option<Timestamp> {
+    text.and_then(|t| t.parse().ok()).map(Timestamp::from_millis)
+}
+
+/// Counters over the window of a criterion: what they are now less what they were when it began,
+/// to the nearest sample before.
+struct Windows<'a> {
+    store: &'a Store,
+    now: Timestamp,
+    first_refresh_at: Option<Timestamp>,
+    criteria: &'a CriteriaPolicy,
+    counters: &'a BTreeMap<String, i64>,
+    read: BTreeMap<Timestamp, BTreeMap<String, i64>>,
+}
+
+impl Windows<'_> {
+    fn since(&self, id: &str) -> Timestamp {
+        let window = self.now.plus_ms(-self.criteria.window_of(id).0);
+        match self.first_refresh_at {
+            Some(first) if self.criteria.initial_delay.0 > 0 => {
+                window.max(first.plus_ms(self.criteria.initial_delay.0))
+            }
+            _ => window,
+        }
     }
 
-    /// What was observed up to `now`.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub async fn evidence(&self, now: Timestamp) -> EngineResult<Evidence> {
-        self.record_traffic().await?;
-        let counters = self.store.load_counters().await?;
-        let count = |name: &str| counters.get(name).copied().unwrap_or(0).max(0) as u64;
-        let triplets = self.store.load_triplets().await?;
-        let soak_from = self.store.load_meta("soak_from").await?.and_then(|t| t.parse().ok());
-        let soaked_ms = soak_from.map(|from| now.since(Timestamp::from_millis(from)) - count("gap_ms") as i64);
+    async fn counted(&mut self, id: &str) -> EngineResult<BTreeMap<String, i64>> {
+        let since = self.since(id);
+        if !self.read.contains_key(&since) {
+            let before = match self.store.load_sample_before(since).await? {
+                Some((_, json)) => Sample::from_json(&json)?.counters,
+                None => BTreeMap::new(),
+            };
+            let delta = self.counters.iter().map(|(name, n)| (name.clone(), n - before.get(name).unwrap_or(&0)));
+            self.read.insert(since, delta.collect());
+        }
+        Ok(self.read[&since].clone())
+    }
 
-        let mut outages: BTreeMap<Api, (i64, Timestamp)> = BTreeMap::new();
-        let mut longest = |api: Api, ms: i64, from: Timestamp| {
-            let entry = outages.entry(api).or_insert((ms, from));
-            if ms > entry.0 {
-                *entry = (ms, from);
-            }
+    /// The largest difference of each clock in the window, and how often it was read.
+    async fn skew(&mut self) -> EngineResult<BTreeMap<Api, (i64, u64)>> {
+        let counted = self.counted("clock-skew").await?;
+        let mut worst: BTreeMap<Api, i64> = BTreeMap::new();
+        let mut raise = |api: Api, ms: i64| {
+            let known = worst.entry(api).or_default();
+            *known = ms.max(*known);
         };
-        for note in self.store.load_notes("outage").await? {
-            if let Some(api) = Api::ALL.into_iter().find(|a| a.name() == note.subject) {
-                longest(api, note.detail.parse().unwrap_or(0), note.at);
+        for (_, json) in self.store.load_samples(self.since("clock-skew")).await? {
+            for (api, ms) in Sample::from_json(&json)?.skew_ms {
+                raise(api, ms);
             }
         }
         for api in Api::ALL {
-            if let Some(since) = self.health(api).down_since {
-                longest(api, now.since(since), since);
-            }
+            raise(api, count(self.counters, &format!("skew_ms:{}", api.name())) as i64);
         }
-
-        let (lag_p99_ms, lag_samples) = lag_p99(&counters);
-        let per_api = |prefix: &str| -> BTreeMap<Api, u64> {
-            Api::ALL.into_iter().map(|api| (api, count(&format!("{prefix}:{}", api.name())))).collect()
-        };
-        let skew = Api::ALL
-            .into_iter()
-            .filter_map(|api| {
-                let n = count(&format!("skew_samples:{}", api.name()));
-                (n > 0).then(|| (api, (count(&format!("skew_ms:{}", api.name())) as i64, n)))
-            })
-            .collect();
-
-        Ok(Evidence {
-            soaked_ms,
-            gap_ms: count("gap_ms") as i64,
-            refreshes: count("reads"),
-            dead_grants: self.store.load_notes("dead-grant").await?,
-            missed_refreshes: self.store.load_notes("missed-refresh").await?,
-            rotations_expected: count("rotations_expected"),
-            rotations_arrived: count("rotations_arrived"),
-            outages,
-            api_calls: per_api("requests"),
-            smoke_tests: count("smoke_tests"),
-            smoke_subjects: triplets.iter().filter(|t| t.moves()).count() as u64,
-            smoke_stale: self.store.load_notes("smoke-stale").await?,
-            cost_usd_month: self.cost(&counters, &triplets, soaked_ms),
-            parity_clean: count("parity_clean"),
-            parity_runs: count("parity_runs"),
-            parity_findings: self.store.load_notes("parity").await?,
-            lag_p99_ms,
-            lag_samples,
-            dead_letters: self.store.load_notes("dead-letter").await?,
-            scans: count("scans"),
-            foreign_writes: self.store.load_notes("foreign-write").await?,
-            ambiguous: self.store.load_notes("ambiguous").await?,
-            identity: proofs(&triplets, now, |t| match t.identity.as_deref() {
-                Some("different") => Some("the consent came from another upstream account".to_owned()),
-                _ => None,
-            }),
-            scopes: proofs(&triplets, now, |t| match t.granted.as_deref() {
-                None | Some("enough") => None,
-                Some(missing) => Some(format!("the consent lacks {missing}")),
-            }),
-            skew,
-            reverse: self.drills(&triplets).await?,
-        })
-    }
-
-    async fn drills(&self, triplets: &[TripletRow]) -> EngineResult<Proofs> {
-        let mut waves: Vec<u32> = triplets.iter().filter(|t| t.moves()).filter_map(|t| t.wave).collect();
-        waves.sort_unstable();
-        waves.dedup();
-        let mut proofs = Proofs { expected: waves.len() as u64, ..Proofs::default() };
-        for wave in waves {
-            if self.store.load_meta(&format!("drill:{wave}")).await?.as_deref() == Some("done") {
-                proofs.proven += 1;
-            }
-        }
-        proofs.refuted = self.store.load_notes("drill-failed").await?;
-        Ok(proofs)
-    }
-
-    /// Projects a month from what was counted since the soak began.
-    fn cost(&self, counters: &BTreeMap<String, i64>, triplets: &[TripletRow], soaked_ms: Option<i64>) -> Option<f64> {
-        // Less than an hour says nothing about a month.
-        let soaked = soaked_ms.filter(|&ms| ms >= HOUR_MS)? as f64;
-        let month = |names: &[&str]| {
-            let n: i64 = names.iter().map(|n| counters.get(*n).copied().unwrap_or(0)).sum();
-            n as f64 * (30 * DAY_MS) as f64 / soaked
-        };
-        let over = |n: f64, included: u64, per_million: f64| (n - included as f64).max(0.0) / 1e6 * per_million;
-        let moving = || triplets.iter().filter(|t| t.moves());
-        let connections: BTreeSet<i64> = moving().map(|t| t.connection).collect();
-        let p = &self.config.policy.prices;
-        let usd = (connections.len() as f64 * p.nango_per_connection_month).max(p.nango_minimum_per_month)
-            + p.composio_base_per_month
-            + moving().count() as f64 * p.composio_per_account_month
-            + over(month(&["kv_reads"]), p.kv_reads_included, p.kv_reads_per_million)
-            + over(
-                month(&["deliveries:kv.source", "deliveries:kv.target"]),
-                p.kv_writes_included,
-                p.kv_writes_per_million,
-            )
-            + over(month(&["kv_lists"]), p.kv_lists_included, p.kv_lists_per_million);
-        Some((usd * 100.0).round() / 100.0)
+        let read = |api: Api| count(&counted, &format!("skew_samples:{}", api.name()));
+        Ok(worst.into_iter().map(|(api, ms)| (api, (ms, read(api)))).filter(|(_, (_, n))| *n > 0).collect())
     }
 }
 
-/// The 99th percentile, as the upper bound of its bucket, and the number of samples.
-fn lag_p99(counters: &BTreeMap<String, i64>) -> (Option<i64>, u64) {
-    let bucket = |name: String| counters.get(&name).copied().unwrap_or(0).max(0) as u64;
+/// All gaps, with those that last now, and which sources are silent.
+async fn gaps(
+    store: &Store,
+    criteria: &CriteriaPolicy,
+    first_refresh_at: Option<Timestamp>,
+    now: Timestamp,
+) -> StoreResult<(Vec<Gap>, BTreeMap<EvidenceSource, Timestamp>)> {
+    let mut gaps = store.load_gaps().await?;
+    let mut last = store.load_last_looks().await?;
+    if first_refresh_at.is_some() {
+        last.extend(time(store.load_meta("alive_at").await?).map(|at| (EvidenceSource::Duties, at)));
+    }
+    let mut silent = BTreeMap::new();
+    for (source, at) in last {
+        let every = look_every_ms(source, criteria);
+        if now.since(at) > every + criteria.evidence_gap_max.0 {
+            let reason = match source {
+                EvidenceSource::Duties => "nothing of ours runs",
+                _ => "no look got an answer",
+            };
+            let from = at.plus_ms(every);
+            gaps.push(Gap { from, until: now, source: source.name().to_owned(), reason: reason.to_owned() });
+            silent.insert(source, from);
+        }
+    }
+    gaps.sort();
+    Ok((gaps, silent))
+}
+
+/// Outages that ended, and those that last now.
+async fn outages(store: &Store, ended: Vec<Note>, now: Timestamp) -> StoreResult<Vec<Outage>> {
+    let api = |name: &str| Api::ALL.into_iter().find(|a| a.name() == name);
+    let mut outages: Vec<Outage> = ended
+        .iter()
+        .filter_map(|n| {
+            let ms = n.detail.parse().ok()?;
+            Some(Outage { api: api(&n.subject)?, from: n.at, until: n.at.plus_ms(ms) })
+        })
+        .collect();
+    for (name, since) in store.load_metas("down:").await? {
+        if let (Some(api), Some(from)) = (api(&name), time(Some(since))) {
+            outages.push(Outage { api, from, until: now });
+        }
+    }
+    outages.sort();
+    Ok(outages)
+}
+
+async fn drills(store: &Store, triplets: &[TripletRow]) -> StoreResult<Proofs> {
+    let mut waves: Vec<u32> = triplets.iter().filter(|t| t.moves()).filter_map(|t| t.wave).collect();
+    waves.sort_unstable();
+    waves.dedup();
+    let mut proofs = Proofs { expected: waves.len() as u64, ..Proofs::default() };
+    let failed = store.load_notes("drill-failed").await?;
+    for wave in waves {
+        let subject = format!("wave-{wave}");
+        if store.load_meta(&format!("drill:{wave}")).await?.as_deref() == Some("done") {
+            proofs.proven += 1;
+            continue;
+        }
+        let of_wave = |n: &&Note| triplets.iter().any(|t| t.wave == Some(wave) && t.triplet.to_string() == n.subject);
+        match failed.iter().rfind(of_wave) {
+            Some(n) => {
+                let detail = format!("{}: {}", n.subject, n.detail);
+                proofs.refuted.push(Note { at: n.at, subject, detail });
+            }
+            None => proofs.missing.push(subject),
+        }
+    }
+    Ok(proofs)
+}
+
+/// Projects a month from what was counted while `watched_ms` passed.
+fn cost(policy: &Policy, counters: &BTreeMap<String, i64>, triplets: &[TripletRow], watched_ms: i64) -> f64 {
+    let month = |names: &[&str]| {
+        let n: i64 = names.iter().map(|n| counters.get(*n).copied().unwrap_or(0)).sum();
+        n as f64 * (30 * DAY_MS) as f64 / watched_ms as f64
+    };
+    let over = |n: f64, included: u64, per_million: f64| (n - included as f64).max(0.0) / 1e6 * per_million;
+    let moving = || triplets.iter().filter(|t| t.moves());
+    let connections: BTreeSet<i64> = moving().map(|t| t.connection).collect();
+    let p = &policy.prices;
+    let usd = (connections.len() as f64 * p.nango_per_connection_month).max(p.nango_minimum_per_month)
+        + p.composio_base_per_month
+        + moving().count() as f64 * p.composio_per_account_month
+        + over(month(&["kv_reads"]), p.kv_reads_included, p.kv_reads_per_million)
+        + over(month(&["deliveries:kv.source", "deliveries:kv.target"]), p.kv_writes_included, p.kv_writes_per_million)
+        + over(month(&["kv_lists"]), p.kv_lists_included, p.kv_lists_per_million);
+    (usd * 100.0).round() / 100.0
+}
+
+/// The 99th percentile, as the upper bound of its bucket, and the number of samples. Above the
+/// last bound it is twice that bound: all that is known is that it is more.
+pub fn lag_p99(counters: &BTreeMap<String, i64>) -> (Option<i64>, u64) {
+    let last = LAG_BOUNDS_S.last().map_or(0, |s| 2 * s * 1000);
     let counts: Vec<(i64, u64)> = LAG_BOUNDS_S
         .iter()
-        .map(|&s| (s * 1000, bucket(format!("lag:{s}"))))
-        .chain([(i64::MAX, bucket("lag:inf".to_owned()))])
+        .map(|&s| (s * 1000, count(counters, &format!("lag:{s}"))))
+        .chain([(last, count(counters, "lag:inf"))])
         .collect();
     let total: u64 = counts.iter().map(|c| c.1).sum();
     let mut seen = 0;
@@ -173,11 +286,14 @@ fn lag_p99(counters: &BTreeMap<String, i64>) -> (Option<i64>, u64) {
 fn proofs(triplets: &[TripletRow], now: Timestamp, refuted: impl Fn(&TripletRow) -> Option<String>) -> Proofs {
     let mut proofs = Proofs::default();
     for t in triplets.iter().filter(|t| t.custody.route == Route::Reconsent) {
+        let subject = t.triplet.to_string();
         proofs.expected += 1;
         if t.custody.stage >= Stage::Verified {
             proofs.proven += 1;
         } else if let Some(detail) = refuted(t) {
-            proofs.refuted.push(Note { at: now, subject: t.triplet.to_string(), detail });
+            proofs.refuted.push(Note { at: now, subject, detail });
+        } else {
+            proofs.missing.push(subject);
         }
     }
     proofs
@@ -193,6 +309,6 @@ mod tests {
         assert_eq!(lag_p99(&counters(&[])), (None, 0));
         assert_eq!(lag_p99(&counters(&[("lag:1", 99), ("lag:600", 1)])), (Some(1_000), 100));
         assert_eq!(lag_p99(&counters(&[("lag:1", 98), ("lag:600", 2)])), (Some(600_000), 100));
-        assert_eq!(lag_p99(&counters(&[("lag:inf", 1)])), (Some(i64::MAX), 1));
+        assert_eq!(lag_p99(&counters(&[("lag:inf", 1)])), (Some(3_600_000), 1));
     }
 }

@@ -120,9 +120,8 @@ impl<O: Outside> Engine<O> {
             let read = reads.entry((webhook.integration_key, webhook.connection_id)).or_insert(at);
             *read = at.min(*read);
         }
-        for ((integration_key, connection_id), at) in reads {
-            self.store.advance_poll(&integration_key, &connection_id, at).await?;
-        }
+        let reads: Vec<_> = reads.iter().map(|((key, id), at)| (key.as_str(), id.as_str(), *at)).collect();
+        self.store.advance_polls(&reads).await?;
         Ok(())
     }
 

@@ -16,7 +16,7 @@ use crate::domain::api::Api;
 use crate::domain::secret::hex;
 use crate::domain::time::{SECOND_MS, Timestamp};
 use crate::domain::triplet::Triplet;
-use crate::ports::{ApiError, ApiErrorKind, ApiResult, Outside};
+use crate::ports::{ApiError, ApiResult, Outside};
 use crate::store::{IntentState, TripletRow};
 
 /// Who acts, in the audit trail.
@@ -92,7 +92,7 @@ impl<O: Outside> Engine<O> {
 /// time, since the next request usually passes; else half a minute.
 fn retry_at(now: Timestamp, error: &ApiError) -> Timestamp {
     now.plus_ms(match error.kind {
-        ApiErrorKind::RateLimited { retry_after_ms } => retry_after_ms.unwrap_or(0).max(LIMITED_MS),
+        ref limit if limit.is_limit() => limit.wait_ms().unwrap_or(0).max(LIMITED_MS),
         _ => RETRY_MS,
     })
 }

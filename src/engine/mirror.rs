@@ -5,13 +5,12 @@
 //! and a sink has one round at a time, so nothing can overtake.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
-use std::task::Poll;
 
 use super::circuit::{Allowance, Change, Circuit};
+use super::together::together;
 use super::{Engine, EngineResult, spread};
 use crate::domain::api::Api;
+use crate::domain::budget::Lane;
 use crate::domain::criteria::Note;
 use crate::domain::schedule::delivery_retry_after_ms;
 use crate::domain::secret::Secret;
@@ -40,6 +39,12 @@ const LOOK_MAX: usize = 100;
 /// Patches of one request queue in one round. A claim lasts 2 minutes and a request at most 30 s: a
 /// round that runs side by side must be over before its claims are.
 const PATCHES_MAX: usize = 3;
+
+/// What a round at a sink may do.
+enum Room {
+    For(u32),
+    NoneUntil(Timestamp),
+}
 
 /// What became of a queue of patches.
 #[derive(Default)]
@@ -101,16 +106,20 @@ impl<O: Outside> Engine<O> {
     /// Delivers what is due at `sink`. Returns when it is next due there.
     pub(super) async fn mirror(&self, sink: Sink, now: Timestamp) -> EngineResult<Option<Timestamp>> {
         loop {
-            let limit = match self.circuit(sink, |circuit| circuit.allows(now)) {
-                Allowance::All => self.round_max(sink),
-                Allowance::One => 1,
-                Allowance::NoneUntil(until) => {
+            let room = match self.circuit(sink, |circuit| circuit.allows(now)) {
+                Allowance::All => self.room(sink, self.round_max(sink), now),
+                Allowance::One => self.room(sink, 1, now),
+                Allowance::NoneUntil(until) => Room::NoneUntil(until),
+            };
+            let limit = match room {
+                Room::For(limit) => limit,
+                Room::NoneUntil(until) => {
                     let due = self.store.load_sink_due(sink).await?;
                     return Ok(due.map(|due| due.max(until)));
                 }
             };
             let until = now.plus_ms(self.config.claim_ms);
-            let pending = self.store.claim_deliveries(&[sink], now, limit, until).await?;
+            let pending = self.store.claim_deliveries(sink, now, limit, until).await?;
             crate::failpoint::hit("delivery-claimed");
             // After a single try the rest is due at once.
             let more = pending.len() == limit as usize;
@@ -119,9 +128,22 @@ impl<O: Outside> Engine<O> {
                 Sink::KvTarget => self.put_all(sink, Namespace::Target, pending, now).await?,
                 Sink::Composio => self.patch_all(pending, now).await?,
             }
-            if !more {
+            // A claim counts from `now`, which a long round leaves behind: in real time the next round
+            // is the caller's, with a later one.
+            if !more || self.config.sink_parallel > 1 {
                 return Ok(self.store.load_sink_due(sink).await?);
             }
+        }
+    }
+
+    /// How many of `wanted` deliveries the request budget has room for. A bulk put is one request.
+    fn room(&self, sink: Sink, wanted: u32, now: Timestamp) -> Room {
+        let api = if sink == Sink::Composio { Api::Composio } else { Api::Cloudflare };
+        let allowed = self.outside.allowance(api, Lane::Urgent, now);
+        match allowed.now {
+            0 => Room::NoneUntil(allowed.next_at),
+            requests if sink == Sink::Composio => Room::For(wanted.min(requests)),
+            _ => Room::For(wanted),
         }
     }
 
@@ -240,7 +262,7 @@ impl<O: Outside> Engine<O> {
         for (n, p) in pending.into_iter().enumerate() {
             queues[n % width].push(p);
         }
-        let results = all(queues.into_iter().map(|queue| self.patch_queue(queue, now)).collect()).await;
+        let results = together(queues.into_iter().map(|queue| self.patch_queue(queue, now))).await;
         let mut patched = Patched::default();
         for result in results {
             let Patched { done, failed, untried } = result?;
@@ -313,10 +335,6 @@ impl<O: Outside> Engine<O> {
     ) -> EngineResult<()> {
         let hopeless = matches!(kind, ApiErrorKind::Rejected { .. });
         let healthy = self.circuit(sink, |circuit| circuit.is_closed());
-        let retry_after = match kind {
-            ApiErrorKind::RateLimited { retry_after_ms } => *retry_after_ms,
-            _ => None,
-        };
         let mut attempts = 0;
         let mut later: Vec<&PendingDelivery> = Vec::new();
         self.known(|known| {
@@ -340,7 +358,7 @@ impl<O: Outside> Engine<O> {
         }
         if let Some(first) = later.first() {
             let draw = spread(&["delivery", sink.name(), &first.triplet.to_string()], u64::from(attempts));
-            let next_at = now.plus_ms(delivery_retry_after_ms(attempts, retry_after, draw));
+            let next_at = now.plus_ms(delivery_retry_after_ms(attempts, kind.wait_ms(), draw));
             tracing::warn!(sink = sink.name(), deliveries = later.len(), attempts, "put off: {kind}");
             self.store.defer_deliveries(&later, next_at).await?;
         }
@@ -360,8 +378,8 @@ impl<O: Outside> Engine<O> {
     /// Whether this failure speaks of the sink as a whole, and what follows from that.
     async fn sink_failed(&self, sink: Sink, kind: &ApiErrorKind, now: Timestamp) -> EngineResult<()> {
         let change = match kind {
-            ApiErrorKind::RateLimited { retry_after_ms } => {
-                let until = now.plus_ms(retry_after_ms.unwrap_or(0).max(LIMITED_MS));
+            limit if limit.is_limit() => {
+                let until = now.plus_ms(limit.wait_ms().unwrap_or(0).max(LIMITED_MS));
                 self.circuit(sink, |circuit| circuit.limited(until));
                 Change::None
             }
@@ -388,26 +406,6 @@ impl<O: Outside> Engine<O> {
     }
 }
 
-/// Runs a handful of futures side by side and gives their results in order.
-async fn all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
-    let mut running: Vec<(Pin<Box<F>>, Option<F::Output>)> =
-        futures.into_iter().map(|future| (Box::pin(future), None)).collect();
-    poll_fn(|cx| {
-        let mut waiting = false;
-        for (future, result) in &mut running {
-            if result.is_none() {
-                match future.as_mut().poll(cx) {
-                    Poll::Ready(ready) => *result = Some(ready),
-                    Poll::Pending => waiting = true,
-                }
-            }
-        }
-        if waiting { Poll::Pending } else { Poll::Ready(()) }
-    })
-    .await;
-    running.into_iter().filter_map(|(_, result)| result).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -429,16 +427,5 @@ mod tests {
         m.count(Sink::KvTarget, &t("5"), 2, true);
         assert_eq!(m.results().each().map(|(_, n)| n), [2, 1, 1, 2]);
         assert!(m.open.is_empty());
-    }
-
-    #[tokio::test]
-    async fn futures_side_by_side_give_their_results_in_order() {
-        let (send, receive) = tokio::sync::oneshot::channel::<u8>();
-        let first: Pin<Box<dyn Future<Output = u8>>> = Box::pin(async { receive.await.unwrap() });
-        let second: Pin<Box<dyn Future<Output = u8>>> = Box::pin(async {
-            send.send(1).unwrap();
-            2
-        });
-        assert_eq!(all(vec![first, second]).await, [1, 2]);
     }
 }

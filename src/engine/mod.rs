@@ -7,11 +7,15 @@
 
 mod circuit;
 mod evidence;
+mod failure;
+mod gate;
 mod intake;
 mod lifecycle;
 mod mirror;
 mod onboard;
 mod poll;
+mod sample;
+mod together;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,17 +24,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::catalogue::Catalogue;
 use crate::domain::api::Api;
-use crate::domain::criteria::Note;
+use crate::domain::criteria::{EvidenceSource, LookOutcome, Note};
 use crate::domain::time::{HOUR_MS, MINUTE_MS, SECOND_MS, Timestamp};
+use crate::domain::triplet::Triplet;
 use crate::plan::Policy;
 use crate::ports::{ApiResult, Outside};
 use crate::status::{Snapshot, snapshot};
 use crate::store::{Due, Lead, Sink, Store, StoreError};
 
-pub use evidence::GateReport;
+pub use evidence::{collect, lag_p99};
+pub use gate::{GateReport, NoFreshPass, fresh_pass, judge_state, record};
 pub use intake::Reported;
 pub use lifecycle::Progress;
 pub use onboard::{Newcomer, Onboarding, TargetLink};
+pub(crate) use poll::whoami_call;
+pub use sample::Sample;
 
 /// The policy, and what is not a matter of policy. Durations in milliseconds.
 #[derive(Clone, Debug)]
@@ -50,6 +58,9 @@ pub struct EngineConfig {
     pub consent_attempts_max: u32,
     /// Attempts per delivery before it becomes a dead letter.
     pub delivery_attempts_max: u32,
+    /// Reads at Nango under way at the same time, at least 1. One by one they take as long as the
+    /// providers do, which is too slow for thousands of connections; with 1 they have an order.
+    pub reads_at_once: usize,
     /// Requests to one sink that may be under way at once. More than one makes their order a
     /// matter of chance, which a rehearsal must not have.
     pub sink_parallel: usize,
@@ -65,6 +76,7 @@ impl EngineConfig {
             claim_ms: 2 * MINUTE_MS,
             consent_attempts_max: 3,
             delivery_attempts_max: 60,
+            reads_at_once: 16,
             sink_parallel: 1,
         }
     }
@@ -94,8 +106,14 @@ struct Known {
     foreign: BTreeSet<String>,
     /// Shortest life of a token that was fresh when it was captured, since the engine started.
     shortest_life_ms: Option<i64>,
+    /// Where a round of smoke tests stopped for want of room.
+    smoked: Option<Triplet>,
+    /// The comparison of both namespaces that stopped for want of room.
+    comparing: Option<watch::Comparing>,
     /// The soak clock runs.
     soak_started: bool,
+    /// What sources of evidence that look all the time last recorded.
+    looked: BTreeMap<EvidenceSource, (LookOutcome, Timestamp)>,
     /// When the soak clock last showed that we are there.
     alive_at: Option<Timestamp>,
     /// The epoch in which this engine led the periodic duties last.
@@ -163,7 +181,8 @@ impl Lane {
 }
 
 /// The periodic duties, in the order in which they run when several are due.
-const PERIODIC: [Periodic; 5] = [Periodic::Probe, Periodic::Smoke, Periodic::Scan, Periodic::Verify, Periodic::Audit];
+const PERIODIC: [Periodic; 6] =
+    [Periodic::Probe, Periodic::Smoke, Periodic::Scan, Periodic::Verify, Periodic::Audit, Periodic::Sample];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Periodic {
@@ -172,6 +191,7 @@ enum Periodic {
     Scan,
     Verify,
     Audit,
+    Sample,
 }
 
 impl<O: Outside> Engine<O> {
@@ -180,6 +200,7 @@ impl<O: Outside> Engine<O> {
     /// # Errors
     /// When the store cannot be read.
     pub async fn new(store: Store, outside: O, catalogue: Catalogue, config: EngineConfig) -> EngineResult<Self> {
+        outside.limit_requests(&config.policy.rates.limits());
         let known = Mutex::new(Known::load(&store).await?);
         let (soaking, directory) = (AtomicBool::new(false), intake::Directory::default());
         Ok(Self { store, outside, catalogue, config, soaking, known, directory })
@@ -348,6 +369,7 @@ impl<O: Outside> Engine<O> {
             Periodic::Scan => self.scan(now).await?,
             Periodic::Verify => self.verify(now).await?,
             Periodic::Audit => self.flush_audit(now).await?,
+            Periodic::Sample => self.sample(now).await?,
         };
         self.known(|known| known.periodic.insert(duty, next));
         Ok(next)
@@ -355,6 +377,9 @@ impl<O: Outside> Engine<O> {
 
     /// Notes whether an API is in reach. Every call's outcome passes through here.
     async fn observe<T>(&self, api: Api, now: Timestamp, result: &ApiResult<T>) -> EngineResult<()> {
+        if result.as_ref().is_err_and(|e| e.is_held_back()) {
+            return Ok(());
+        }
         let outage = result.as_ref().err().is_some_and(|e| e.is_outage());
         let changed = self.known(|known| {
             let health = known.health.entry(api).or_default();

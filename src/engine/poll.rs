@@ -1,13 +1,21 @@
 //! The poller: reads each Nango connection inside the last 15 minutes of its token's life, which
 //! makes Nango refresh it, and journals what comes back. Webhooks are hints; this is the truth.
+//!
+//! A round reads as many as the request budget has room for, the tokens that end first before the
+//! others. What has no room stays due. Memory does not grow with the number of connections.
 
 use serde_json::Value;
 
+use super::failure::{Liveness, judge_read, judge_token};
+use super::together::together;
 use super::{Engine, EngineResult, spread};
 use crate::catalogue::Whoami;
+use crate::catalogue::classify::Class;
 use crate::domain::api::Api;
+use crate::domain::budget::Lane;
 use crate::domain::criteria::Note;
 use crate::domain::schedule::{poll_at, poll_retry_after_ms};
+use crate::domain::secret::Secret;
 use crate::domain::time::{MINUTE_MS, Timestamp};
 use crate::domain::token::{KvEntry, Writer};
 use crate::ports::{ApiError, ApiErrorKind, Outside, ProviderCall, ProviderRead, SourceCredential, SourceCustody};
@@ -17,6 +25,12 @@ use crate::store::{Capture, ConnectionRow, NewVersion, PollFailure, Sink, Triple
 /// round does not wait for the last read.
 const ROUND_MAX: u32 = 64;
 
+/// A token with less than this left may be refreshed out of the part of the budget that is kept
+/// for live traffic. Polls are due 14 minutes before the end, so the ordinary share has two
+/// minutes for itself; twelve at the full rate carry 10,000 tokens that end at one instant on a
+/// limit of 1,000 a minute.
+const URGENT_LIFE_MS: i64 = 12 * MINUTE_MS;
+
 /// Failed reads in a row after which the old token itself is asked whether the grant lives.
 const FAILURES_BEFORE_WHOAMI: u32 = 3;
 
@@ -24,12 +38,14 @@ const FAILURES_BEFORE_WHOAMI: u32 = 3;
 /// grant counts as gone.
 const DEAD_AFTER_EXPIRY_MS: i64 = 10 * MINUTE_MS;
 
-/// What a provider said about a token, as far as it could be asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Liveness {
-    Alive,
-    Refused,
-    Unknown,
+/// What came of a round of reads.
+#[derive(Default)]
+struct Round {
+    captures: Vec<Capture>,
+    /// Nango serves no reads before.
+    shut_until: Option<Timestamp>,
+    /// What was claimed and not read, because Nango is shut.
+    unread: Vec<ConnectionRow>,
 }
 
 impl<O: Outside> Engine<O> {
@@ -43,56 +59,71 @@ impl<O: Outside> Engine<O> {
         Ok(())
     }
 
-    /// Reads every connection that is due.
+    /// Reads the connections that are due and have room in the budget. The others stay due.
     pub(super) async fn poll(&self, now: Timestamp) -> EngineResult<()> {
         loop {
-            let due = self.store.claim_polls(now, ROUND_MAX, now.plus_ms(self.config.claim_ms)).await?;
+            let due = self.claim_with_room(now).await?;
             crate::failpoint::hit("poll-claimed");
             if due.is_empty() {
                 return Ok(());
             }
-            let last = due.len() < ROUND_MAX as usize;
-            let ids: Vec<i64> = due.iter().map(|c| c.id).collect();
-            let triplets = self.store.load_triplets_of(&ids).await?;
-            let mut captures = Vec::new();
-            let (mut out_of_reach, mut unread) = (false, &due[..]);
-            while let Some((connection, rest)) = unread.split_first() {
-                unread = rest;
-                let fed: Vec<&TripletRow> =
-                    triplets.iter().filter(|t| t.connection == connection.id && t.moves()).collect();
-                match self.read(connection, now).await? {
-                    Ok(credential) => captures.extend(self.capture(connection, &fed, credential, now).await?),
-                    Err(error) => {
-                        out_of_reach = error.is_outage() || matches!(error.kind, ApiErrorKind::RateLimited { .. });
-                        self.read_failed(connection, &fed, &error, now).await?;
-                        if out_of_reach {
-                            break;
-                        }
-                    }
+            let mut round = Round::default();
+            for some in due.chunks(self.config.reads_at_once.max(1)) {
+                match round.shut_until {
+                    None => self.read_some(some, &mut round, now).await?,
+                    Some(_) => round.unread.extend_from_slice(some),
                 }
             }
             crate::failpoint::hit("poll-read");
-            self.store.append_captures(&captures, &Sink::ALL, now).await?;
-            if out_of_reach {
-                // The rest would meet the same wall; they are asked again with the next round.
-                let retry = now.plus_ms(poll_retry_after_ms(1, 0));
-                self.store.put_off_polls(unread, now, retry).await?;
-                return Ok(());
-            }
-            if last {
+            self.store.append_captures(&round.captures, &Sink::ALL, now).await?;
+            if let Some(until) = round.shut_until {
+                // The rest would meet the same wall, and nothing is held against them.
+                self.store.put_off_polls(&round.unread, now, until).await?;
                 return Ok(());
             }
         }
     }
 
-    async fn read(
-        &self,
-        connection: &ConnectionRow,
-        now: Timestamp,
-    ) -> EngineResult<Result<SourceCredential, ApiError>> {
-        let read = self.outside.source().fetch_credential(&connection.integration_key, &connection.connection_id).await;
-        self.observe(Api::Nango, now, &read).await?;
-        Ok(read)
+    /// Takes as many due connections as the budget has room for: out of the ordinary share any,
+    /// out of the reserve those whose token ends soon.
+    async fn claim_with_room(&self, now: Timestamp) -> EngineResult<Vec<ConnectionRow>> {
+        let until = now.plus_ms(self.config.claim_ms);
+        let room = |lane| self.outside.allowance(Api::Nango, lane, now).now.min(ROUND_MAX);
+        let ordinary = room(Lane::Ordinary);
+        if ordinary > 0 {
+            let due = self.store.claim_polls(now, ordinary, until).await?;
+            if !due.is_empty() {
+                return Ok(due);
+            }
+        }
+        let urgent = room(Lane::Urgent);
+        if urgent == 0 || ordinary > 0 {
+            return Ok(Vec::new());
+        }
+        Ok(self.store.claim_ending_polls(now, urgent, until, now.plus_ms(URGENT_LIFE_MS)).await?)
+    }
+
+    /// Reads these connections at the same time.
+    async fn read_some(&self, some: &[ConnectionRow], round: &mut Round, now: Timestamp) -> EngineResult<()> {
+        let ids: Vec<i64> = some.iter().map(|c| c.id).collect();
+        let triplets = self.store.load_triplets_of(&ids).await?;
+        let source = self.outside.source();
+        let reads = some.iter().map(|c| source.fetch_credential(&c.integration_key, &c.connection_id));
+        for (connection, read) in some.iter().zip(together(reads).await) {
+            self.observe(Api::Nango, now, &read).await?;
+            let fed: Vec<&TripletRow> =
+                triplets.iter().filter(|t| t.connection == connection.id && t.moves()).collect();
+            match read {
+                Ok(credential) => round.captures.extend(self.capture(connection, &fed, credential, now).await?),
+                Err(error) => {
+                    if let Some(until) = self.read_failed(connection, &fed, &error, now).await? {
+                        round.shut_until = round.shut_until.max(Some(until));
+                        round.unread.push(connection.clone());
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Turns a credential into what the journal keeps: a version per triplet when the token is new.
@@ -170,52 +201,55 @@ impl<O: Outside> Engine<O> {
         Ok(())
     }
 
+    /// Records a failed read. Returns until when Nango is shut, if the failure speaks of all reads.
     async fn read_failed(
         &self,
         connection: &ConnectionRow,
         fed: &[&TripletRow],
         error: &ApiError,
         now: Timestamp,
-    ) -> EngineResult<()> {
+    ) -> EngineResult<Option<Timestamp>> {
         let draw = spread(&["retry", &connection.connection_id], u64::from(connection.failures));
         let failures = connection.failures + 1;
-        let (wait, counts) = match &error.kind {
-            ApiErrorKind::RefreshFailed { .. } => (poll_retry_after_ms(failures, draw), true),
-            ApiErrorKind::RateLimited { retry_after_ms } => {
-                (retry_after_ms.unwrap_or(0).max(poll_retry_after_ms(1, draw)), false)
+        let failure = judge_read(error, failures, draw);
+        let retry_at = now.plus_ms(failure.wait_ms);
+        if failure.of_all {
+            if !error.is_held_back() {
+                tracing::warn!(class = failure.class.name(), "no connection can be read: {error}");
             }
-            _ if error.is_outage() => (poll_retry_after_ms(1, draw), false),
-            // Asking again for what does not exist, or with a key that is refused, helps only after a person acted.
-            _ => (15 * MINUTE_MS, true),
-        };
+            return Ok(Some(retry_at));
+        }
         tracing::warn!(connection.id = %connection.connection_id, integration = %connection.integration_key,
-            failures, "could not read a connection: {error}");
-        let failure = PollFailure {
+            failures, class = failure.class.name(), "could not read a connection: {error}");
+        let counts = failure.class != Class::Transient;
+        let record = PollFailure {
             connection: connection.id,
             claim: connection.claim,
             at: now,
-            retry_at: Some(now.plus_ms(wait)),
+            retry_at: Some(retry_at),
             dead: false,
             counts,
         };
-        self.store.record_poll_failure(failure).await?;
-        if !counts || connection.dead_at.is_some() || failures < FAILURES_BEFORE_WHOAMI {
-            return Ok(());
+        self.store.record_poll_failure(record).await?;
+        if !counts || connection.dead_at.is_some() {
+            return Ok(None);
+        }
+        // What only a person can mend waits too long for a third failure.
+        if failures < FAILURES_BEFORE_WHOAMI && failure.class != Class::Config {
+            return Ok(None);
         }
         // Nango gives the same answer for a revoked grant and for a provider that is down. The
         // old token tells them apart while it lives; after that, time does.
-        let past_expiry = connection.expires_at.is_some_and(|e| now.since(e) > DEAD_AFTER_EXPIRY_MS);
-        let refused = self.liveness(connection, fed, now).await? == Liveness::Refused;
+        if connection.expires_at.is_some_and(|e| now.since(e) > DEAD_AFTER_EXPIRY_MS) {
+            self.bury_grant(connection, fed, "Nango could not refresh it past its expiry", now).await?;
+            return Ok(None);
+        }
         let unexpired = connection.expires_at.is_none_or(|e| e > now);
-        if past_expiry || (refused && unexpired) {
-            let why = if past_expiry {
-                "Nango could not refresh it past its expiry"
-            } else {
-                "Nango cannot refresh it and the provider refuses its unexpired token"
-            };
+        if unexpired && self.liveness(connection, fed, now).await? == Liveness::Refused {
+            let why = "Nango cannot refresh it and the provider refuses its unexpired token";
             self.bury_grant(connection, fed, why, now).await?;
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Marks a grant as gone: evidence for `invalid-grant`, and reads only once in a while.
@@ -252,18 +286,20 @@ impl<O: Outside> Engine<O> {
     ) -> EngineResult<Liveness> {
         let Some(first) = fed.first() else { return Ok(Liveness::Unknown) };
         let Some(entry) = self.store.load_head(&first.triplet).await? else { return Ok(Liveness::Unknown) };
-        Ok(match self.whoami(connection, &entry.access_token, now).await? {
-            Ok(_) => Liveness::Alive,
-            Err(Some(ApiErrorKind::Unauthorized { .. })) => Liveness::Refused,
-            Err(_) => Liveness::Unknown,
-        })
+        let Some(facts) = self.catalogue.integration(&connection.integration_key) else {
+            return Ok(Liveness::Unknown);
+        };
+        let Some(call) = whoami_call(&facts.whoami, &connection.config) else { return Ok(Liveness::Unknown) };
+        let answer = self.outside.provider().ask(&entry.access_token, &call).await;
+        self.observe(Api::Provider, now, &answer).await?;
+        Ok(answer.map_or(Liveness::Unknown, |answer| judge_token(facts, &answer)))
     }
 
     /// The provider's whoami with a token of ours. `Err(None)`: the catalogue has no usable URL.
     pub(super) async fn whoami(
         &self,
         connection: &ConnectionRow,
-        token: &crate::domain::secret::Secret,
+        token: &Secret,
         now: Timestamp,
     ) -> EngineResult<Result<Value, Option<ApiErrorKind>>> {
         let facts = self.catalogue.integration(&connection.integration_key);
@@ -289,7 +325,7 @@ fn entry_of(credential: &SourceCredential) -> KvEntry {
 
 /// The whoami call of the catalogue with its placeholders filled; `None` when a value is missing
 /// or the call must be signed with keys that are not ours.
-pub(super) fn whoami_call(whoami: &Whoami, config: &serde_json::Map<String, Value>) -> Option<ProviderCall> {
+pub(crate) fn whoami_call(whoami: &Whoami, config: &serde_json::Map<String, Value>) -> Option<ProviderCall> {
     if whoami.signed {
         return None;
     }

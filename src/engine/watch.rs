@@ -3,24 +3,49 @@
 
 use std::collections::BTreeMap;
 
+use super::evidence::SCAN_EVERY_MAX_MS;
 use super::{Engine, EngineResult};
 use crate::domain::api::Api;
-use crate::domain::criteria::Note;
+use crate::domain::criteria::{EvidenceSource, LookOutcome, Note};
 use crate::domain::custody::Stage;
-use crate::domain::time::{MINUTE_MS, Timestamp};
+use crate::domain::time::{MINUTE_MS, SECOND_MS, Timestamp};
 use crate::domain::token::{KvEntry, KvMetadata, scope_set};
 use crate::domain::triplet::{KV_PREFIX, Triplet};
-use crate::ports::{ApiResult, AuditSink, GatewayRead, KvRead, Namespace, Outside, SourceRead, TargetRead};
-use crate::store::{Sink, SinkState, TripletRow};
+use crate::ports::{ApiError, ApiResult, AuditSink, GatewayRead, KvRead, Namespace, Outside, SourceRead, TargetRead};
+use crate::store::{Sink, SinkState, TripletRow, Verification};
 
 /// How soon a look that an API did not answer is tried again.
 const RETRY_MS: i64 = MINUTE_MS;
+
+/// How soon a look goes on that the request budget stopped: room for several requests, not for one.
+const HELD_BACK_MS: i64 = 15 * SECOND_MS;
 
 /// Keys in one bulk read and triplets in one smoke test.
 const CHUNK: usize = 100;
 
 /// Audit rows in one request to D1.
 const AUDIT_CHUNK: u32 = 500;
+
+/// A comparison of both namespaces that is under way.
+#[derive(Debug)]
+pub(super) struct Comparing {
+    began_at: Timestamp,
+    /// Everything up to here is compared.
+    after: Option<Triplet>,
+    findings: Vec<Note>,
+    compared: u64,
+}
+
+impl Comparing {
+    fn from(began_at: Timestamp) -> Self {
+        Self { began_at, after: None, findings: Vec::new(), compared: 0 }
+    }
+}
+
+/// When a look that failed is tried again: as soon as the budget has room, else after a while.
+fn retry_look_at(now: Timestamp, error: &ApiError) -> Timestamp {
+    now.plus_ms(if error.is_held_back() { HELD_BACK_MS } else { RETRY_MS })
+}
 
 /// How a key in KV compares with what we delivered there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,7 +123,8 @@ impl<O: Outside> Engine<O> {
         };
         let silent = alive_at.map_or(0, |at| now.since(at));
         if silent > self.config.policy.criteria.evidence_gap_max.0 {
-            self.store.add_counts(&[("gap_ms", silent)]).await?;
+            let from = now.plus_ms(-silent);
+            self.store.record_gap(EvidenceSource::Duties, from, now, "nothing of ours ran").await?;
         }
         self.store.save_meta("alive_at", &now.millis().to_string()).await?;
         if !started {
@@ -124,12 +150,25 @@ impl<O: Outside> Engine<O> {
             .filter(|t| t.moves() && t.custody.stage >= Stage::Mirroring)
             .map(|t| (t.triplet.clone(), t))
             .collect();
-        let names: Vec<Triplet> = moving.keys().cloned().collect();
+        // A round that had to stop goes on where it was: no budget has room for all at once for ever.
+        let after = self.known(|known| known.smoked.take());
+        let names: Vec<Triplet> =
+            moving.keys().filter(|t| after.as_ref().is_none_or(|after| *t > after)).cloned().collect();
+        let mut done = after;
+        let (mut tested, mut found) = (0, false);
         for chunk in names.chunks(CHUNK) {
             let answer = self.outside.gateway().smoke(chunk).await;
             self.observe(Api::Gateway, now, &answer).await?;
-            let Ok(results) = answer else { return Ok(now.plus_ms(RETRY_MS)) };
-            self.store.add_counts(&[("smoke_tests", results.len() as i64)]).await?;
+            let results = match answer {
+                Ok(results) => results,
+                Err(error) => {
+                    self.known(|known| known.smoked = done);
+                    self.smoked(tested, found, Some(&error), now).await?;
+                    return Ok(retry_look_at(now, &error));
+                }
+            };
+            done = chunk.last().cloned();
+            tested += results.len() as u64;
             for result in results {
                 if result.ok && !result.stale {
                     continue;
@@ -143,31 +182,50 @@ impl<O: Outside> Engine<O> {
                 if result.stale || result.read_authority == Namespace::Target {
                     let note = Note { at: now, subject: result.triplet.to_string(), detail };
                     self.store.add_note("smoke-stale", &note).await?;
+                    found = true;
                 } else if refused && let Some(row) = moving.get(&result.triplet) {
                     // Not late but refused: let the poller find out whether the grant is gone.
                     self.store.schedule_poll(row.connection, Some(now)).await?;
                 }
             }
         }
+        if moving.is_empty() {
+            self.looked(EvidenceSource::Smoke, LookOutcome::Idle, 0, now).await?;
+        }
+        self.smoked(tested, found, None, now).await?;
         Ok(now.plus_ms(self.config.policy.criteria.smoke_every.0))
     }
 
     /// Lists both namespaces with metadata and looks for writes that are not ours.
     pub(super) async fn scan(&self, now: Timestamp) -> EngineResult<Timestamp> {
+        let (mut scanned, mut found) = (0, false);
         for (sink, namespace) in [(Sink::KvSource, Namespace::Source), (Sink::KvTarget, Namespace::Target)] {
             let listed = self.list_tokens(namespace).await;
             self.observe(Api::Cloudflare, now, &listed).await?;
-            let Ok((listed, pages)) = listed else { return Ok(now.plus_ms(RETRY_MS)) };
+            let (listed, pages) = match listed {
+                Ok(listed) => listed,
+                Err(error) => {
+                    self.unanswered(EvidenceSource::Scan, &error, now).await?;
+                    return Ok(retry_look_at(now, &error));
+                }
+            };
             self.store.add_counts(&[("kv_lists", pages)]).await?;
             for state in self.store.load_sink(sink).await? {
                 if state.delivered == 0 {
                     continue;
                 }
                 let judged = judge_key(listed.get(&state.triplet.kv_key()), &state, now, self.config.settle_ms);
+                scanned += 1;
+                found |= judged == KeyState::Foreign;
                 self.note_foreign(&state.triplet, sink, judged == KeyState::Foreign, now).await?;
             }
         }
-        self.store.add_counts(&[("scans", 1)]).await?;
+        let outcome = match (scanned, found) {
+            (0, _) => LookOutcome::Idle,
+            (_, true) => LookOutcome::Finding,
+            (_, false) => LookOutcome::Clean,
+        };
+        self.looked(EvidenceSource::Scan, outcome, scanned, now).await?;
         Ok(now.plus_ms(self.scan_every_ms()))
     }
 
@@ -175,7 +233,7 @@ impl<O: Outside> Engine<O> {
     /// minutes after Nango: a third of the shortest token life comes round at least once in between.
     fn scan_every_ms(&self) -> i64 {
         let shortest = self.known(|known| known.shortest_life_ms).unwrap_or(30 * MINUTE_MS);
-        (shortest / 3).clamp(5 * MINUTE_MS, 20 * MINUTE_MS)
+        (shortest / 3).clamp(5 * MINUTE_MS, SCAN_EVERY_MAX_MS)
     }
 
     /// Notes a foreign write once, from when it is seen until the entry is ours again.
@@ -198,10 +256,15 @@ impl<O: Outside> Engine<O> {
     /// Compares both namespaces entry by entry: fingerprints, expiry, scopes. Counts as clean only
     /// when nothing but settling entries differed.
     pub(super) async fn verify(&self, now: Timestamp) -> EngineResult<Timestamp> {
-        let mut findings: Vec<Note> = Vec::new();
-        let mut compared = 0i64;
-        let expected: Vec<SinkState> =
+        // A run that had to stop goes on where it was.
+        let Comparing { began_at, after, mut findings, mut compared } =
+            self.known(|known| known.comparing.take()).unwrap_or_else(|| Comparing::from(now));
+        let all: Vec<SinkState> =
             self.store.load_sink(Sink::KvSource).await?.into_iter().filter(|s| s.delivered > 0).collect();
+        let keys_in_all = all.len() as u64;
+        let expected: Vec<SinkState> =
+            all.into_iter().filter(|s| after.as_ref().is_none_or(|after| s.triplet > *after)).collect();
+        let mut done = after;
         let targets: BTreeMap<Triplet, SinkState> =
             self.store.load_sink(Sink::KvTarget).await?.into_iter().map(|s| (s.triplet.clone(), s)).collect();
         for chunk in expected.chunks(CHUNK) {
@@ -210,7 +273,15 @@ impl<O: Outside> Engine<O> {
             self.observe(Api::Cloudflare, now, &left).await?;
             let right = self.outside.cloudflare().bulk_get(Namespace::Target, &keys).await;
             self.observe(Api::Cloudflare, now, &right).await?;
-            let (Ok(left), Ok(right)) = (left, right) else { return Ok(now.plus_ms(RETRY_MS)) };
+            let (left, right) = match (left, right) {
+                (Ok(left), Ok(right)) => (left, right),
+                (Err(error), _) | (_, Err(error)) => {
+                    self.known(|known| known.comparing = Some(Comparing { began_at, after: done, findings, compared }));
+                    self.unanswered(EvidenceSource::Verify, &error, now).await?;
+                    return Ok(retry_look_at(now, &error));
+                }
+            };
+            done = chunk.last().map(|s| s.triplet.clone());
             self.store.add_counts(&[("kv_reads", 2 * keys.len() as i64)]).await?;
             for (state, key) in chunk.iter().zip(&keys) {
                 // A delivery on its way may have arrived without its acknowledgement: it is sent again.
@@ -234,16 +305,25 @@ impl<O: Outside> Engine<O> {
                 }
             }
         }
-        if compared > 0 {
-            self.store.add_counts(&[("parity_runs", 1), ("parity_compared", compared)]).await?;
-            if findings.is_empty() {
-                self.store.add_counts(&[("parity_clean", 1)]).await?;
-            } else {
-                self.store.set_counter("parity_clean", 0).await?;
-            }
-            for finding in &findings {
-                self.store.add_note("parity", finding).await?;
-            }
+        if keys_in_all == 0 {
+            self.looked(EvidenceSource::Verify, LookOutcome::Idle, 0, now).await?;
+        } else {
+            let run = Verification {
+                run: format!("duty-{}", now.millis()),
+                began_at,
+                at: now,
+                left: "kv:source".to_owned(),
+                right: "kv:target".to_owned(),
+                level: "full".to_owned(),
+                keys: keys_in_all,
+                compared,
+                differing: findings.len() as u64,
+                unsure: keys_in_all.saturating_sub(compared),
+                failed: 0,
+                counts: "{}".to_owned(),
+                findings,
+            };
+            self.store.record_verification(&run, &self.config.policy.criteria).await?;
         }
         Ok(now.plus_ms(self.config.policy.criteria.verify_every.0))
     }
@@ -271,12 +351,14 @@ impl<O: Outside> Engine<O> {
         loop {
             let rows = self.store.load_audit_outbox(AUDIT_CHUNK).await?;
             if rows.is_empty() {
+                self.looked_again(EvidenceSource::Audit, LookOutcome::Clean, now).await?;
                 return Ok(now.plus_ms(self.config.audit_every_ms));
             }
             let answer = self.outside.cloudflare().append_audit(&rows).await;
             self.observe(Api::Cloudflare, now, &answer).await?;
             if let Err(error) = answer {
                 tracing::warn!("audit rows are waiting: {error}");
+                self.looked_again(EvidenceSource::Audit, LookOutcome::Error, now).await?;
                 return Ok(now.plus_ms(RETRY_MS));
             }
             self.store.clear_audit_outbox(&rows).await?;

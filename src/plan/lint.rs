@@ -5,6 +5,7 @@
 
 use super::Plan;
 use super::policy::{Denominator, Policy};
+use crate::domain::criteria::CRITERIA;
 use crate::domain::time::DAY_MS;
 
 /// A criterion that cannot be measured.
@@ -89,12 +90,25 @@ pub fn lint(policy: &Policy, evidence: Evidence) -> Vec<Finding> {
         ("mirror-lag", "lag_samples_min", c.lag_samples_min),
         ("smoke-staleness", "smoke_samples_min", c.smoke_samples_min),
         ("parity", "parity_clean_runs", c.parity_clean_runs),
+        ("invalid-grant", "refresh_samples_min", c.refresh_samples_min),
+        ("outage", "probe_samples_min", c.probe_samples_min),
+        ("foreign-writes", "scan_samples_min", c.scan_samples_min),
+        ("clock-skew", "skew_samples_min", c.skew_samples_min),
     ] {
         refuse(
             wanted == 0,
             criterion,
             "with 0 samples wanted it would pass without evidence".into(),
             &format!("set criteria.{key} to 1 or more"),
+        );
+    }
+    for id in CRITERIA {
+        let window = c.window_of(id);
+        refuse(
+            window.0 <= 0,
+            id,
+            format!("in a window of {window} it would see nothing and pass"),
+            &format!("set criteria.window or criteria.windows.{id} to an hour or more"),
         );
     }
     let verifications = runs(c.verify_every);
@@ -160,6 +174,11 @@ mod tests {
             ("smoke_samples_min = 1000", "smoke-staleness"),
             ("smoke_samples_min = 0", "smoke-staleness"),
             ("parity_clean_runs = 0", "parity"),
+            ("refresh_samples_min = 0", "invalid-grant"),
+            ("probe_samples_min = 0", "outage"),
+            ("scan_samples_min = 0", "foreign-writes"),
+            ("skew_samples_min = 0", "clock-skew"),
+            ("windows = { mirror-lag = \"0s\" }", "mirror-lag"),
             ("parity_clean_runs = 1000", "parity"),
             ("mirror_lag_p99_s = 0", "mirror-lag"),
             ("outage_max_minutes = 1", "outage"),

@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::Route;
+use crate::domain::api::Api;
+use crate::domain::budget::Limit;
 pub use crate::domain::criteria::{CriteriaPolicy, Denominator};
 use crate::domain::duration::Millis;
 use crate::domain::time::{DAY_MS, MINUTE_MS, Timestamp};
@@ -38,6 +40,8 @@ pub struct Policy {
     pub accept: AcceptPolicy,
     pub rates: RatePolicy,
     pub prices: PriceTable,
+    #[serde(skip_serializing_if = "VerifyPolicy::is_empty")]
+    pub verify: VerifyPolicy,
     /// What a person decided about single triplets.
     pub decision: Vec<Decision>,
 }
@@ -57,9 +61,32 @@ impl Default for Policy {
             accept: AcceptPolicy::default(),
             rates: RatePolicy::default(),
             prices: PriceTable::default(),
+            verify: VerifyPolicy::default(),
             decision: Vec::new(),
         }
     }
+}
+
+/// What a comparison of two sides leaves out of account.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VerifyPolicy {
+    pub ignore: Vec<IgnoreRule>,
+}
+
+impl VerifyPolicy {
+    fn is_empty(&self) -> bool {
+        self.ignore.is_empty()
+    }
+}
+
+/// A field whose differences do not matter, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IgnoreRule {
+    /// `name`, `value.name`, `metadata.name` or `entry.name`.
+    pub field: String,
+    pub reason: String,
 }
 
 /// How moving triplets are grouped.
@@ -186,7 +213,30 @@ impl RatePolicy {
             ComposioTier::Pro => 10_000,
         })
     }
+
+    /// What each API takes, and how much of it is ours. Nango and Composio count fixed minutes,
+    /// Cloudflare any five; reads at Nango come as a stream, so its lanes need no large bursts.
+    pub fn limits(&self) -> BTreeMap<Api, Limit> {
+        let limit = |requests, window_ms, burst_share| Limit {
+            requests,
+            window_ms,
+            reserved_share: self.reserved_share,
+            burst_share,
+        };
+        BTreeMap::from([
+            (Api::Nango, limit(self.nango(), MINUTE_MS, 0.05)),
+            (Api::Composio, limit(self.composio(), MINUTE_MS, 0.25)),
+            (Api::Cloudflare, limit(self.cloudflare_per_5_minutes, 5 * MINUTE_MS, 0.25)),
+            (Api::Gateway, limit(self.gateway_per_minute, MINUTE_MS, 0.25)),
+            (Api::Provider, limit(PROVIDER_PER_MINUTE, MINUTE_MS, 0.25)),
+        ])
+    }
 }
+
+/// Whoami calls a minute to one provider's host. Their limits are of many shapes, by app, by user
+/// and by method, and no figure holds for all; whoami is asked a few times an hour at most, so this
+/// only bounds what a defect could do. A provider's 429 shuts its host for as long as it says.
+const PROVIDER_PER_MINUTE: u32 = 120;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -307,6 +357,8 @@ pub enum PolicyError {
     Version { found: u32 },
     #[error("`{key}` is {found} and must be {expected}")]
     Range { key: &'static str, found: String, expected: &'static str },
+    #[error("`{key}` names `{id}`, which is no criterion; known are {}", crate::domain::criteria::CRITERIA.join(", "))]
+    Criterion { key: &'static str, id: String },
     #[error("`{text}` is not a pattern such as `kahuna:*:default`: {reason}")]
     Pattern { text: String, reason: String },
     #[error("two decisions about `{triplet}`")]
@@ -333,6 +385,9 @@ impl Policy {
         let range = |ok: bool, key, found: String, expected| {
             if ok { Ok(()) } else { Err(PolicyError::Range { key, found, expected }) }
         };
+        if let Some((key, id)) = self.criteria.unknown_criterion() {
+            return Err(PolicyError::Criterion { key, id: id.to_owned() });
+        }
         let w = &self.waves;
         range(w.size_max >= 1, "waves.size_max", w.size_max.to_string(), "at least 1")?;
         range(

@@ -13,10 +13,11 @@ use crate::clients::{
     ProviderEndpoint,
 };
 use crate::domain::criteria::Verdict;
-use crate::domain::secret::{Secret, hmac_sha256};
+use crate::domain::secret::Secret;
 use crate::domain::time::{DAY_MS, HOUR_MS, SECOND_MS, Timestamp};
 use crate::engine::{Engine, EngineError, EngineResult, GateReport, Progress};
-use crate::plan::{Plan, Route};
+use crate::plan::Plan;
+use crate::report::Facts;
 use crate::sandbox::{Sandbox, TokenLife, World, WorldConfig};
 use crate::shim::{Shim, ShimConfig};
 use crate::store::{Durability, Store, Vault};
@@ -39,6 +40,7 @@ pub(super) struct Driver {
     phases: Vec<Phase>,
     phase: (&'static str, Timestamp),
     crashes: u64,
+    gate_passes: u64,
 }
 
 impl Driver {
@@ -127,6 +129,7 @@ impl Driver {
             phases: Vec::new(),
             phase: ("apply", START),
             crashes: 0,
+            gate_passes: 0,
         })
     }
 
@@ -175,7 +178,7 @@ impl Driver {
         let gate = self.gate().await?;
         self.end_phase(gate.verdict.name().to_owned());
         if gate.verdict != Verdict::Pass {
-            let reason = format!("the gate does not pass: {}", failed(&gate));
+            let reason = format!("the gate does not pass: {}", gate.reason());
             return Ok((Some(gate), reason));
         }
 
@@ -193,7 +196,7 @@ impl Driver {
         let gate = self.gate().await?;
         if gate.verdict != Verdict::Pass {
             self.end_phase(gate.verdict.name().to_owned());
-            let reason = format!("the gate does not pass any more: {}", failed(&gate));
+            let reason = format!("the gate does not pass any more: {}", gate.reason());
             return Ok((Some(gate), reason));
         }
         self.until_done(progress, async |engine, now| engine.retire_do_alarms(now).await).await?;
@@ -218,7 +221,8 @@ impl Driver {
         loop {
             self.run_until(end, progress).await?;
             let evidence = self.step(async |engine, now| engine.evidence(now).await).await?;
-            let missing = days - evidence.soaked_ms.unwrap_or(0);
+            // A restart after a breach is not waited for: the gate shall see the breach.
+            let missing = days - evidence.watched_ms();
             if missing <= 0 || self.now().since(START) > 2 * days + DAY_MS {
                 return Ok(());
             }
@@ -227,12 +231,15 @@ impl Driver {
     }
 
     async fn gate(&mut self) -> Result<GateReport, RehearsalError> {
-        self.step(async |engine, now| {
-            let gate = engine.gate(now).await?;
-            engine.record_gate(&gate).await?;
-            Ok(gate)
-        })
-        .await
+        let gate = self
+            .step(async |engine, now| {
+                let gate = engine.gate(now).await?;
+                engine.record_gate(&gate).await?;
+                Ok(gate)
+            })
+            .await?;
+        self.gate_passes += u64::from(gate.verdict == Verdict::Pass);
+        Ok(gate)
     }
 
     /// Runs the duties, and nothing else, up to `end`.
@@ -289,8 +296,7 @@ impl Driver {
         if let Some(engine) = self.shim.engine() {
             return Ok(engine);
         }
-        // The same key on every start, as a key file would give.
-        let master = hmac_sha256(&self.rehearsal.seed.to_be_bytes(), &[b"rehearsal key"]);
+        let master = self.rehearsal.state_key();
         let path = self.rehearsal.directory.join("cutover.db");
         let store = Store::open(&path, Durability::ProcessCrash, Vault::from_master(&master))
             .await
@@ -360,12 +366,7 @@ impl Driver {
         let rows = self.step(async |engine, _| Ok(engine.store().load_triplets().await?)).await?;
         let mut stages = BTreeMap::new();
         for row in rows {
-            let name = match row.custody.route {
-                Route::Retain => "retained",
-                _ if row.custody.held.is_some() => "held",
-                _ => row.custody.stage.name(),
-            };
-            *stages.entry(name.to_owned()).or_insert(0) += 1;
+            *stages.entry(row.standing().to_owned()).or_insert(0) += 1;
         }
         Ok(stages)
     }
@@ -385,7 +386,8 @@ impl Driver {
             (world.ledger(), world.fault_notes().to_vec())
         };
         let verdict = if completed { gate.verdict } else { gate.verdict.max(Verdict::Fail) };
-        let outcome = Outcome { verdict, reason, phases: self.phases, crashes: self.crashes, stages };
+        let phases = std::mem::take(&mut self.phases);
+        let outcome = Outcome { verdict, reason, phases, crashes: self.crashes, stages };
         let written = Written {
             rehearsal: &self.rehearsal,
             plan: &self.plan,
@@ -397,9 +399,11 @@ impl Driver {
                 .filter_map(|t| t.custody.held.map(|reason| (t.triplet.to_string(), reason)))
                 .collect(),
             journal_entries: journal,
+            gate_passes: self.gate_passes,
             ended_at: Timestamp::from_millis(self.clock.load(Ordering::Relaxed)),
         };
-        let report = Report::write(written, outcome);
+        let mut report = Report::write(written, outcome);
+        report.account = self.account(&report).await?;
         self.shim.set_engine(None);
         self.shim_server.abort();
         self.sandbox.stop().await;
@@ -407,14 +411,20 @@ impl Driver {
     }
 }
 
-fn failed(gate: &GateReport) -> String {
-    let bad: Vec<String> = gate
-        .criteria
-        .iter()
-        .filter(|c| c.verdict == gate.verdict)
-        .map(|c| format!("{} ({})", c.id, c.reason))
-        .collect();
-    bad.join("; ")
+impl Driver {
+    /// The account of the soak, when it was asked for.
+    async fn account(&mut self, report: &Report) -> Result<Option<Facts>, RehearsalError> {
+        if !self.rehearsal.account {
+            return Ok(None);
+        }
+        let rehearsed = report.rehearsed();
+        let account = self
+            .step(async |engine, now| {
+                Facts::collect(engine.store(), &engine.config().policy, now, Some(rehearsed.clone())).await
+            })
+            .await?;
+        Ok(Some(account))
+    }
 }
 
 fn lock(sandbox: &Sandbox) -> std::sync::MutexGuard<'_, World> {

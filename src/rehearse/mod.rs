@@ -4,6 +4,7 @@
 //! disk. It only owns the clock, which it moves to whatever is due next, and it asks the world,
 //! not the engine, what was lost.
 
+pub mod campaign;
 mod driver;
 mod grow;
 pub mod report;
@@ -14,12 +15,14 @@ use std::path::PathBuf;
 use crate::catalogue::Catalogue;
 use crate::domain::criteria::Verdict;
 use crate::domain::duration::Millis;
+use crate::domain::secret::hmac_sha256;
 use crate::domain::time::{DAY_MS, HOUR_MS, Timestamp};
 use crate::engine::{EngineConfig, EngineError};
 use crate::inventory::Inventory;
 use crate::plan::{Plan, Policy, Route};
 use crate::sandbox::Fault;
 
+pub use campaign::Campaign;
 pub use grow::grow;
 pub use report::Report;
 
@@ -43,6 +46,8 @@ pub struct Rehearsal {
     /// Days of soak, at least 1.
     pub days: u32,
     pub faults: Vec<Fault>,
+    /// Gather the account for `--report` too.
+    pub account: bool,
     /// Where the state database goes. Made by the caller, removed by the caller.
     pub directory: PathBuf,
 }
@@ -88,11 +93,25 @@ impl Rehearsal {
         driver::Driver::start(self, plan).await?.run(progress).await
     }
 
+    /// The key that encrypts the state: the same on every start, as a key file would give.
+    pub fn state_key(&self) -> [u8; 32] {
+        hmac_sha256(&self.seed.to_be_bytes(), &[b"rehearsal key"])
+    }
+
+    /// The policy that the plan of the rehearsal is made with.
+    pub fn fitted_policy(&self) -> Policy {
+        let mut fitted = self.clone();
+        fitted.fit_policy();
+        fitted.policy
+    }
+
     /// The criteria as the policy has them, but for what the length of this rehearsal decides.
     fn fit_policy(&mut self) {
         let rotations = self.inventory.rows.len() as u32 * self.days * 20;
         let criteria = &mut self.policy.criteria;
         criteria.soak_days = self.days;
+        // A fault anywhere in the run shall be seen at its end.
+        criteria.window = Millis(i64::from(self.days + 20) * DAY_MS).max(criteria.window);
         criteria.delivery_samples_min = criteria.delivery_samples_min.min(rotations / 2);
         criteria.lag_samples_min = criteria.lag_samples_min.min(rotations / 2);
         criteria.smoke_samples_min = criteria.smoke_samples_min.min(self.days * 20);
@@ -121,7 +140,9 @@ impl Rehearsal {
     }
 
     fn engine_config(&self) -> EngineConfig {
-        EngineConfig::new(self.policy.clone())
+        // One read after the other: what is under way at the same time has no order, and the same
+        // seed must give the same bytes.
+        EngineConfig { reads_at_once: 1, ..EngineConfig::new(self.policy.clone()) }
     }
 }
 

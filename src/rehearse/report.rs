@@ -14,6 +14,7 @@ use crate::domain::time::{MINUTE_MS, SECOND_MS, Timestamp, format_duration_ms};
 use crate::engine::GateReport;
 use crate::exit;
 use crate::plan::{Plan, Route};
+use crate::report::{Facts, Mark, MarkKind, Rehearsed};
 use crate::sandbox::{FaultNote, Incident, LedgerSummary};
 
 /// A phase that is shorter than this is shown as an instant.
@@ -28,6 +29,7 @@ pub(super) struct Written<'a> {
     pub faults_hit: Vec<FaultNote>,
     pub held: Vec<(String, String)>,
     pub journal_entries: u64,
+    pub gate_passes: u64,
     pub ended_at: Timestamp,
 }
 
@@ -64,6 +66,8 @@ pub struct Report {
     pub journal_entries: u64,
     /// Times that the engine was killed and built again from its store.
     pub crashes: u64,
+    /// Runs of the gate that passed.
+    pub gate_passes: u64,
     pub requests: BTreeMap<&'static str, BTreeMap<String, u64>>,
     /// Triplets per stage at the end.
     pub stages: BTreeMap<String, u64>,
@@ -82,6 +86,9 @@ pub struct Report {
     /// Filled by the command, not by the rehearsal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub elapsed_wall_s: Option<f64>,
+    /// The account for `--report`, when it was asked for.
+    #[serde(skip)]
+    pub account: Option<Facts>,
 }
 
 impl Report {
@@ -115,6 +122,7 @@ impl Report {
             audit_rows: ledger.audit_rows,
             journal_entries: w.journal_entries,
             crashes: outcome.crashes,
+            gate_passes: w.gate_passes,
             requests: ledger.requests,
             stages: outcome.stages,
             phases: outcome.phases,
@@ -135,6 +143,7 @@ impl Report {
             elapsed_virtual_s: w.ended_at.since(START) / SECOND_MS,
             digest: String::new(),
             elapsed_wall_s: None,
+            account: None,
         };
         let bytes = serde_json::to_vec(&report).expect("a report is plain data");
         report.digest = format!("sha256:{}", hex(&Sha256::digest(&bytes)));
@@ -146,6 +155,31 @@ impl Report {
         let mut text = serde_json::to_string_pretty(self).expect("a report is plain data");
         text.push('\n');
         text
+    }
+
+    /// What the account of the soak says about the rehearsal around it.
+    pub(super) fn rehearsed(&self) -> Rehearsed {
+        let fault = |n: &FaultNote| {
+            let subject = n.triplet.as_ref().map_or_else(|| n.fault.to_owned(), ToString::to_string);
+            Mark::once(MarkKind::Fault, n.at, None, &subject, format!("{}: {}", n.fault, n.what))
+        };
+        Rehearsed {
+            seed: self.seed,
+            days: self.days,
+            faults: self.faults.clone(),
+            verdict: self.verdict,
+            reason: self.reason.clone(),
+            world: [
+                ("lost", self.lost),
+                ("stale_reads", self.stale_reads),
+                ("regressions", self.regressions),
+                ("double_refreshes", self.double_refreshes),
+                ("foreign_writes", self.foreign_writes),
+                ("crashes", self.crashes),
+            ]
+            .into(),
+            marks: self.faults_hit.iter().map(fault).collect(),
+        }
     }
 
     /// The account for people, at most 100 columns.

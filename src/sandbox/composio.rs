@@ -8,6 +8,7 @@ mod configs;
 mod consent;
 mod hooks;
 mod http;
+mod proxy;
 mod settings;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

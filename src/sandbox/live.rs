@@ -6,8 +6,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::composio::ComposioSettings;
 use super::faults::Fault;
 use super::http::{Call, Reply};
+use super::nango::NangoSettings;
 use super::serve::Sandbox;
 use super::world::World;
 
@@ -51,6 +53,13 @@ pub(super) fn control(world: &mut World, call: &Call) -> Option<Reply> {
             Ok(()) => Reply::json(200, &json!({"ok": true})),
             Err(error) => bad(error.to_string()),
         },
+        ("POST", ["settings"]) => match serde_json::from_slice::<Settings>(&call.body) {
+            Ok(Settings { nango, composio }) => {
+                world.set_settings(nango, composio);
+                Reply::json(200, &json!({"ok": true}))
+            }
+            Err(error) => bad(error.to_string()),
+        },
         ("POST", ["keys"]) => match serde_json::from_slice::<NewKey>(&call.body) {
             Ok(NewKey::Nango { scopes }) => Reply::json(200, &json!({"key": world.add_nango_key(scopes)})),
             Ok(NewKey::Composio { areas }) => Reply::json(200, &json!({"key": world.add_composio_key(areas)})),
@@ -69,6 +78,15 @@ enum NewKey {
     Nango { scopes: Vec<String> },
     /// Areas with `:read` or `:write`, such as `connected_accounts:write`.
     Composio { areas: Vec<String> },
+}
+
+/// Settings of two systems, as `POST /_sandbox/settings` sets them. What a part leaves out goes
+/// back to its default.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    nango: Option<NangoSettings>,
+    composio: Option<ComposioSettings>,
 }
 
 /// Takes a script for an API or for a token endpoint.

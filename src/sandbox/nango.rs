@@ -384,6 +384,11 @@ impl World {
         let secret = own("client_secret").unwrap_or(&integration.client_secret);
         let provider = self.providers.find_integration(&integration.provider).ok_or(PROVIDER_REFUSED)?;
         let form = refresh_form(refresh_token, id, secret);
+        if self.scripts.take_slow(&self.providers.integrations[provider].0) {
+            // The lock ended before the answer came. The other process's answer is written first and
+            // lost under this one's, whatever that is.
+            let _lost = self.nango_ask_provider(provider, form.clone());
+        }
         self.nango_ask_provider(provider, form)
     }
 

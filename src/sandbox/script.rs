@@ -54,6 +54,9 @@ pub enum TokenTwist {
     KeepRefreshToken,
     /// A new refresh token, the old one is spent.
     Rotate,
+    /// The answer takes longer than Nango's lock of 10 s, so another of its processes asks as well
+    /// (nango.md §6.2). No other custodian has such a lock.
+    Slow,
 }
 
 /// One entry of `POST /_sandbox/script`.
@@ -117,9 +120,21 @@ impl Scripts {
         Some(answer)
     }
 
-    /// The twist of this provider's next token answer.
+    /// The twist of this provider's next token answer; slowness is asked for apart.
     pub fn take_token(&mut self, integration: &str) -> Option<TokenTwist> {
-        let place = self.tokens.iter().position(|script| script.times > 0 && script.integration == integration)?;
+        self.take_token_if(integration, |answer| answer != TokenTwist::Slow)
+    }
+
+    /// Whether this provider's next token answer is slow.
+    pub fn take_slow(&mut self, integration: &str) -> bool {
+        self.take_token_if(integration, |answer| answer == TokenTwist::Slow).is_some()
+    }
+
+    fn take_token_if(&mut self, integration: &str, wanted: fn(TokenTwist) -> bool) -> Option<TokenTwist> {
+        let place = self
+            .tokens
+            .iter()
+            .position(|script| script.times > 0 && script.integration == integration && wanted(script.token_answer))?;
         let script = &mut self.tokens[place];
         script.times -= 1;
         let answer = script.token_answer;
@@ -173,7 +188,7 @@ impl World {
 
     fn failed(&self, api: Api) -> Reply {
         let body = match api {
-            Api::Nango => json!({"error": {"code": "server_error", "message": "Internal server error"}}),
+            Api::Nango => return self.nango_incident(),
             Api::Composio => return self.composio_refuse(&Refused::new(500, "HTTP_InternalServerError", "Failed")),
             Api::Cloudflare => envelope(10001, "Service temporarily unavailable"),
             Api::Gateway | Api::Provider => json!({"error": "server_error"}),

@@ -399,6 +399,16 @@ impl World {
         self.keys.clone()
     }
 
+    /// Sets Nango's environment and Composio's switches anew; a part that is not given stays.
+    pub fn set_settings(&mut self, nango: Option<NangoSettings>, composio: Option<ComposioSettings>) {
+        if let Some(nango) = nango {
+            self.options.nango = nango;
+        }
+        if let Some(composio) = composio {
+            self.options.composio = composio;
+        }
+    }
+
     pub(super) fn keys_ref(&self) -> &SandboxKeys {
         &self.keys
     }

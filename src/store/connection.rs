@@ -61,7 +61,9 @@ macro_rules! claim {
     ($skip:literal) => {
         concat!(
             "UPDATE connection SET claim = claim + 1, poll_at = $3 WHERE id IN (
-               SELECT id FROM connection WHERE poll_at <= $1 ORDER BY poll_at, id LIMIT $2",
+               SELECT id FROM connection
+               WHERE poll_at <= $1 AND COALESCE(expires_at, 9223372036854775807) <= $4
+               ORDER BY expires_at IS NULL, expires_at, id LIMIT $2",
             $skip,
             ") RETURNING ",
             columns!()
@@ -70,20 +72,33 @@ macro_rules! claim {
 }
 
 impl Store {
-    /// Takes connections whose read is due, earliest first, at most `limit`. Until `until` no other
+    /// Takes connections whose read is due, those whose token ends first before others, at most
+    /// `limit`. Until `until` no other
     /// machine reads them; after that they are due again. A read says by [`Store::append_captures`]
     /// or [`Store::record_poll_failure`] when the next one is due. `poll_at` of the answer is `until`.
     pub async fn claim_polls(&self, now: Timestamp, limit: u32, until: Timestamp) -> StoreResult<Vec<ConnectionRow>> {
+        self.claim_ending_polls(now, limit, until, Timestamp::from_millis(i64::MAX)).await
+    }
+
+    /// As [`Store::claim_polls`], but only those whose token ends at `ending_by` or before.
+    pub async fn claim_ending_polls(
+        &self,
+        now: Timestamp,
+        limit: u32,
+        until: Timestamp,
+        ending_by: Timestamp,
+    ) -> StoreResult<Vec<ConnectionRow>> {
         let sql = if self.is_shared() { claim!(" FOR UPDATE SKIP LOCKED") } else { claim!("") };
         let rows = query(sql)
             .bind(now.millis())
             .bind(limit)
             .bind(until.millis())
+            .bind(ending_by.millis())
             .fetch_all(&mut self.lock().await)
             .await
             .during("claim due connections")?;
         let mut claimed: Vec<ConnectionRow> = rows.iter().map(row).collect::<StoreResult<_>>()?;
-        claimed.sort_by_key(|c| c.id);
+        claimed.sort_by_key(|c| (c.expires_at.is_none(), c.expires_at, c.id));
         Ok(claimed)
     }
 
@@ -132,15 +147,19 @@ impl Store {
         tx.commit().await.during("commit")
     }
 
-    /// Brings the read of a connection forward to `at`, if it is read at all and later than that.
-    pub async fn advance_poll(&self, integration_key: &str, connection_id: &str, at: Timestamp) -> StoreResult<()> {
-        query("UPDATE connection SET poll_at = $1 WHERE integration_key = $2 AND connection_id = $3 AND poll_at > $1")
-            .bind(at.millis())
-            .bind(integration_key)
-            .bind(connection_id)
-            .execute(&mut self.lock().await)
-            .await
-            .during("bring a read forward")?;
+    /// Brings reads forward, in one commit: each names an integration key, a connection id and a
+    /// time. One that is not read at all, or sooner, stays as it is.
+    pub async fn advance_polls(&self, reads: &[(&str, &str, Timestamp)]) -> StoreResult<()> {
+        let reads: Vec<_> = reads.iter().map(|(key, id, at)| serde_json::json!([key, id, at.millis()])).collect();
+        query(
+            "UPDATE connection SET poll_at = CAST(j.value->>2 AS BIGINT) FROM json_each($1) AS j
+             WHERE connection.integration_key = j.value->>0 AND connection.connection_id = j.value->>1
+               AND connection.poll_at > CAST(j.value->>2 AS BIGINT)",
+        )
+        .bind(serde_json::json!(reads).to_string())
+        .execute(&mut self.lock().await)
+        .await
+        .during("bring reads forward")?;
         Ok(())
     }
 

@@ -159,8 +159,10 @@ pub(super) enum Lock {
     Rows,
     /// The journal with its chain, and the deliveries.
     Journal,
-    /// The audit trail with its chain.
+    /// The audit trail and the gate runs with their chains.
     Events,
+    /// Looks and samples.
+    History,
 }
 
 /// `cutover` in ASCII, then room for a number.
@@ -168,7 +170,7 @@ const CUTOVER: i64 = 0x63_75_74_6f_76_65_72_00;
 
 impl Lock {
     /// Held by the one process that carries out operations, for as long as it lives.
-    pub const OPERATIONS: i64 = CUTOVER + 3;
+    pub const OPERATIONS: i64 = CUTOVER + 4;
 
     /// Key of the advisory lock.
     const fn key(self) -> Option<i64> {
@@ -176,6 +178,7 @@ impl Lock {
             Self::Rows => None,
             Self::Journal => Some(CUTOVER + 1),
             Self::Events => Some(CUTOVER + 2),
+            Self::History => Some(CUTOVER + 3),
         }
     }
 }

@@ -81,9 +81,9 @@ macro_rules! claim {
         concat!(
             "UPDATE delivery SET claim = claim + 1, claimed_until = $4, next_at = $4 WHERE (triplet, sink) IN (
                SELECT d.triplet, d.sink FROM delivery d JOIN triplet t ON t.key = d.triplet
-               WHERE d.next_at <= $1 AND (d.delivered_at IS NULL OR d.delivered_at <= $1 - 1000) AND d.sink IN (SELECT value->>0 FROM json_each($2))
+               WHERE d.next_at <= $1 AND (d.delivered_at IS NULL OR d.delivered_at <= $1 - 1000) AND d.sink = $2
                  AND (d.sink <> 'composio' OR t.mirror_account IS NOT NULL)
-               ORDER BY d.captured_at, d.triplet, d.sink LIMIT $3",
+               ORDER BY d.next_at, d.triplet LIMIT $3",
             $skip,
             ") RETURNING triplet, sink"
         )
@@ -91,13 +91,13 @@ macro_rules! claim {
 }
 
 impl Store {
-    /// Takes deliveries to `sinks` that are due, oldest capture first, at most `limit` in all. Until
-    /// `until` nobody else delivers to the same sink for the same triplet, whatever is captured
+    /// Takes deliveries to `sink` that are due, longest due first, at most `limit`. Until `until`
+    /// nobody else delivers to the same sink for the same triplet, whatever is captured
     /// meanwhile; so a request of a worker that died is over before another one is made. What
     /// is meant for Composio waits until `apply` has made the account.
     pub async fn claim_deliveries(
         &self,
-        sinks: &[Sink],
+        sink: Sink,
         now: Timestamp,
         limit: u32,
         until: Timestamp,
@@ -107,7 +107,7 @@ impl Store {
         let mut tx = connection.begin(Lock::Rows).await.during("begin")?;
         let claimed: Vec<(String, String)> = query(sql)
             .bind(now.millis())
-            .bind(json!(sinks.iter().map(|s| [s.name()]).collect::<Vec<_>>()).to_string())
+            .bind(sink.name())
             .bind(limit)
             .bind(until.millis())
             .fetch_all(&mut tx)

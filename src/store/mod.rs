@@ -10,6 +10,8 @@ mod db;
 mod delivery;
 mod event;
 mod evidence;
+mod gate;
+mod history;
 mod intake;
 mod journal;
 mod lease;
@@ -20,6 +22,8 @@ mod schema;
 mod status;
 mod triplet;
 mod vault;
+mod verification;
+mod watermark;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -39,6 +43,8 @@ pub use connection::{ConnectionRow, PollFailure};
 pub use delivery::{Delivered, PendingDelivery, Sink, SinkState};
 pub use event::{EventRow, IntentState};
 pub use evidence::LAG_BOUNDS_S;
+pub use gate::{GateRun, StateIdentity};
+pub use history::Look;
 pub use intake::{Intake, IntakeKind, Segment, Settled};
 pub use journal::{Capture, NewVersion};
 pub use lease::Lead;
@@ -46,6 +52,8 @@ pub use place::{Place, PlaceError};
 pub use status::BacklogRow;
 pub use triplet::{NewTriplet, TripletRow};
 pub use vault::{KeyProblem, Vault, VaultError};
+pub use verification::{JournalHead, Verification};
+pub use watermark::{Checked, DueKeys};
 
 /// Connections to PostgreSQL: the duties run one after the other and the intake has one writer, so
 /// these are for short commands and for reads beside them.
@@ -123,6 +131,8 @@ pub enum StoreError {
     Corrupt { what: &'static str, detail: String },
     #[error(transparent)]
     Vault(#[from] VaultError),
+    #[error("the database `{place}` does not keep what it commits: `{setting}` is off")]
+    Volatile { place: Place, setting: String },
     #[error("the state `{0}` was made with other keys than these")]
     OtherKeys(Place),
     /// Whoever sent it must not be told that it is safe.
@@ -194,7 +204,11 @@ impl Store {
             }
             Place::Postgres(url) => {
                 let options = place::postgres_options(url).map_err(open)?.disable_statement_logging();
-                schema::migrate_postgres(&mut PgConnection::connect_with(&options).await.map_err(open)?).await?;
+                let mut connection = PgConnection::connect_with(&options).await.map_err(open)?;
+                if durability == Durability::PowerLoss {
+                    refuse_volatile(&mut connection, place).await?;
+                }
+                schema::migrate_postgres(&mut connection).await?;
                 Backend::Postgres(open_postgres(options, durability).await.map_err(open)?)
             }
         };
@@ -347,6 +361,20 @@ async fn open_sqlite(path: &Path, durability: Durability) -> sqlx::Result<Sqlite
     SqliteConnection::connect_with(&options).await
 }
 
+/// What the server says is committed must be on its disk.
+async fn refuse_volatile(connection: &mut PgConnection, place: &Place) -> StoreResult<()> {
+    let off: Option<String> = sqlx::query_scalar(
+        "SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off' ORDER BY name LIMIT 1",
+    )
+    .fetch_optional(connection)
+    .await
+    .during("read the settings")?;
+    match off {
+        Some(setting) => Err(StoreError::Volatile { place: place.clone(), setting }),
+        None => Ok(()),
+    }
+}
+
 async fn open_postgres(options: PgConnectOptions, durability: Durability) -> sqlx::Result<PgPool> {
     let commit = match durability {
         Durability::PowerLoss => "on",
@@ -359,6 +387,9 @@ async fn open_postgres(options: PgConnectOptions, durability: Durability) -> sql
     PgPoolOptions::new()
         .max_connections(POSTGRES_CONNECTIONS_MAX)
         .acquire_timeout(WAIT_MAX)
+        // A connection that broke shows it at its next statement, which fails and is tried again by
+        // whoever asked. Testing each before it is used would double the trips.
+        .test_before_acquire(false)
         .after_connect(|connection, _| Box::pin(procedure::create_postgres(connection)))
         .connect_with(options)
         .await

@@ -62,6 +62,15 @@ impl TripletRow {
     pub fn moves(&self) -> bool {
         matches!(self.custody.route, Route::Reconsent | Route::Static)
     }
+
+    /// Its stage, or that it is held or stays, in one word.
+    pub fn standing(&self) -> &'static str {
+        match self.custody.route {
+            Route::Retain => "retained",
+            _ if self.custody.held.is_some() => "held",
+            _ => self.custody.stage.name(),
+        }
+    }
 }
 
 impl Store {

@@ -26,12 +26,16 @@ pub struct Vault {
     ring: RwLock<Ring>,
     fingerprints: FingerprintKey,
     digests: Key,
-    /// Read again when a payload names a key that another process added.
+    /// Read again when it changed: another process may have added a key or dropped one.
     file: Option<PathBuf>,
 }
 
+/// How a file looked when it was read: when it was changed, and its length.
+type Stamp = Option<(std::time::SystemTime, u64)>;
+
 /// The keys by number, and the one behind fingerprints and digests.
 struct Ring {
+    stamp: Stamp,
     stable: Key,
     masters: BTreeMap<u32, Key>,
     ciphers: BTreeMap<u32, XChaCha20Poly1305>,
@@ -79,7 +83,7 @@ impl Ring {
                 (number, XChaCha20Poly1305::new((&*payload).into()))
             })
             .collect();
-        Self { stable, masters, ciphers }
+        Self { stamp: None, stable, masters, ciphers }
     }
 
     /// A key file: 32 bytes, or text.
@@ -167,7 +171,7 @@ impl Vault {
                 let mut options = OpenOptions::new();
                 options.create_new(true);
                 write_private(path, &mut options, ring.to_text().as_bytes())?;
-                ring
+                Ring { stamp: stamp(path), ..ring }
             }
         };
         Ok(Self::new(ring, Some(path.to_owned())))
@@ -228,6 +232,12 @@ impl Vault {
     pub fn seal(&self, place: &str, clear: &[u8]) -> Result<Vec<u8>, VaultError> {
         let mut nonce = [0u8; NONCE_BYTES];
         getrandom::fill(&mut nonce).map_err(|_| VaultError::Random)?;
+        // What an old key encrypts after that key was dropped could never be opened again. A file
+        // that is gone says nothing.
+        let changed = self.file.as_deref().map_or(Stamp::None, stamp).filter(|stamp| self.ring().stamp != Some(*stamp));
+        if changed.is_some() {
+            self.reload()?;
+        }
         let ring = self.ring();
         let number = ring.newest();
         let sealed = ring.ciphers[&number]
@@ -288,13 +298,21 @@ fn unhex(digits: &str) -> Option<Key> {
 
 /// The keys of a file; `None` when there is no file.
 fn read_ring(path: &Path) -> Result<Option<Ring>, VaultError> {
+    // Taken before the content: what is written in between is noticed the next time.
+    let stamp = stamp(path);
     let mut bytes = Zeroizing::new(Vec::new());
     match std::fs::File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)) {
         Ok(_) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(VaultError::Read { path: path.to_owned(), source }),
     }
-    Ring::parse(&bytes).map(Some).map_err(|problem| VaultError::Format { path: path.to_owned(), problem })
+    let ring = Ring::parse(&bytes).map_err(|problem| VaultError::Format { path: path.to_owned(), problem })?;
+    Ok(Some(Ring { stamp, ..ring }))
+}
+
+fn stamp(path: &Path) -> Stamp {
+    let about = std::fs::metadata(path).ok()?;
+    Some((about.modified().ok()?, about.len()))
 }
 
 fn existing_ring(path: &Path) -> Result<Ring, VaultError> {
@@ -387,15 +405,16 @@ mod tests {
         let path = dir.path().join("cutover.key");
         std::fs::write(&path, [7; 32]).unwrap();
         let running = Vault::load_or_create(&path).unwrap();
+        let sealing = Vault::load_or_create(&path).unwrap();
         let old = running.seal("p", b"old").unwrap();
         assert_eq!(Vault::add_key(&path).unwrap(), 2);
         let rotated = Vault::load_or_create(&path).unwrap();
         let new = rotated.seal("p", b"new").unwrap();
         assert_eq!((Vault::key_of(&old), Vault::key_of(&new)), (Some(1), Some(2)));
         assert_eq!(&**rotated.open("p", &old).unwrap(), b"old");
-        // The one that runs finds the new key by itself, and encrypts with it from then on.
+        // The one that runs takes up the new key by itself, whether it opens or seals.
         assert_eq!(&**running.open("p", &new).unwrap(), b"new");
-        assert_eq!(running.newest_key(), 2);
+        assert_eq!(Vault::key_of(&sealing.seal("p", b"x").unwrap()), Some(2));
         let token = Secret::new("at-1");
         assert_eq!(running.fingerprints().fingerprint(&token), rotated.fingerprints().fingerprint(&token));
         assert_eq!(Vault::drop_old_keys(&path).unwrap(), 1);

@@ -9,6 +9,8 @@ use super::facts::{Facts, Field, Hidden, SecretFact, fingerprint, seconds};
 use super::finding::{Change, Class, Rung};
 use super::json::{canonical, same_json};
 use super::rules::{Place, Rules};
+use crate::catalogue::IdentityRule;
+use crate::catalogue::identity::Identity;
 use crate::domain::secret::{Fingerprint, FingerprintKey, Secret, same_secret};
 use crate::domain::time::Timestamp;
 
@@ -36,6 +38,11 @@ impl Keys {
         let mut digest = [0; 16];
         digest.copy_from_slice(&mac.finalize().into_bytes()[..16]);
         digest
+    }
+
+    /// A keyed digest that may be written down: it tells no more than that two are the same.
+    pub(super) fn print(&self, text: &[u8]) -> Fingerprint {
+        Fingerprint::from_digest(&self.digest(text))
     }
 
     pub(super) fn digest_hidden(&self, hidden: &Hidden<'_>) -> [u8; 16] {
@@ -69,6 +76,14 @@ impl Keys {
     }
 }
 
+/// The upstream account of a credential, as a side states it in `identity`.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub(super) struct UpstreamIdentity {
+    /// How the new one must relate to the old one.
+    pub rule: IdentityRule,
+    pub identity: Identity,
+}
+
 /// What comparing two entries of one key gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Compared {
@@ -86,6 +101,9 @@ pub(super) fn compare(left: &Facts<'_>, right: &Facts<'_>, rules: &Rules, keys: 
     let secret = compare_secrets(left, right, keys);
     if let Secrets::Differ(field) = secret {
         changes.push(Change::new(Class::Token, field));
+    }
+    if left.is_custodian() || right.is_custodian() {
+        return compare_custody(left, right, changes, &secret);
     }
     let tolerance = rules.expiry_tolerance_ms;
     let apart = |a: Option<Timestamp>, b: Option<Timestamp>| match (a, b) {
@@ -115,6 +133,10 @@ pub(super) fn compare(left: &Facts<'_>, right: &Facts<'_>, rules: &Rules, keys: 
     }
     for (a, b) in pairs(&left.fields, &right.fields) {
         let place = a.or(b).map_or(Place::Entry, |field| field.place);
+        // What only one side knows of a credential is no difference.
+        if (a.is_none() || b.is_none()) && a.or(b).is_some_and(is_facet) {
+            continue;
+        }
         if place == Place::Value && !both_values {
             continue;
         }
@@ -122,11 +144,54 @@ pub(super) fn compare(left: &Facts<'_>, right: &Facts<'_>, rules: &Rules, keys: 
             changes.push(change);
         }
     }
-    let (rung, unverifiable) = match secret {
-        Secrets::Same | Secrets::Differ(_) => (Rung::Fingerprint, None),
-        Secrets::Unknown(why) => (lower_rung(left, right), Some(why)),
-    };
+    let (rung, unverifiable) = stated(left, right, &secret);
     Compared { changes, rung, unverifiable }
+}
+
+fn stated(left: &Facts<'_>, right: &Facts<'_>, secret: &Secrets) -> (Rung, Option<&'static str>) {
+    match secret {
+        Secrets::Same | Secrets::Differ(_) => (Rung::Fingerprint, None),
+        Secrets::Unknown(why) => (lower_rung(left, right), Some(*why)),
+    }
+}
+
+/// Compares what a custodian says of a credential with another side: everything that both know.
+fn compare_custody(left: &Facts<'_>, right: &Facts<'_>, mut changes: Vec<Change>, secret: &Secrets) -> Compared {
+    if left.scope.is_some() && right.scope.is_some() {
+        compare_scopes(left.scope.as_deref(), right.scope.as_deref(), &mut changes);
+    }
+    for (a, b) in pairs(&left.fields, &right.fields) {
+        let (Some(a), Some(b)) = (a, b) else { continue };
+        if a.place != Place::Entry || a.name.as_ref() == b"custodian" {
+            continue;
+        }
+        let same = match (&a.content, &b.content) {
+            (Hidden::Clear(old), Hidden::Clear(new)) if a.name.as_ref() == b"identity" => same_identity(old, new),
+            (Hidden::Clear(x), Hidden::Clear(y)) => same_json(x, y),
+            (Hidden::Digest(x), Hidden::Digest(y)) => x == y,
+            _ => false,
+        };
+        if !same {
+            changes.push(Change::of_field(class_of(a), Place::Entry, &a.name));
+        }
+    }
+    changes.sort_by_key(|change| change.class);
+    let (rung, unverifiable) = stated(left, right, secret);
+    Compared { changes, rung, unverifiable }
+}
+
+/// Whether a field tells of the credential rather than being part of the entry.
+fn is_facet(field: &Field<'_>) -> bool {
+    field.place == Place::Entry && matches!(field.name.as_ref(), b"identity" | b"live" | b"status" | b"connection")
+}
+
+/// Whether the new grant is of the upstream account of the old one, by the rule of its provider.
+fn same_identity(old: &[u8], new: &[u8]) -> bool {
+    let read = |text: &[u8]| serde_json::from_slice::<UpstreamIdentity>(text).ok();
+    match (read(old), read(new)) {
+        (Some(old), Some(new)) => new.identity.continues(&old.identity, old.rule),
+        _ => same_json(old, new),
+    }
 }
 
 enum Secrets {
@@ -181,7 +246,7 @@ fn print_of(secret: &SecretFact<'_>, keys: &Keys) -> Option<Fingerprint> {
 /// The strongest rung below the fingerprint on which both sides say something.
 fn lower_rung(left: &Facts<'_>, right: &Facts<'_>) -> Rung {
     let both = |place, name| left.find(place, name).is_some() && right.find(place, name).is_some();
-    if both(Place::Metadata, "v") && both(Place::Metadata, "ep") {
+    if (both(Place::Metadata, "v") && both(Place::Metadata, "ep")) || both(Place::Entry, "connection") {
         Rung::Lineage
     } else if both(Place::Entry, "identity") {
         Rung::Identity
@@ -247,13 +312,17 @@ fn compare_fields(
             return apart(at(x), at(y)).then(|| Change::new(Class::Expiry, "metadata.exp"));
         }
     }
-    let class = match (field.place, field.name.as_ref()) {
+    let class = if expiry { Class::Expiry } else { class_of(field) };
+    Some(Change::of_field(class, field.place, &field.name))
+}
+
+fn class_of(field: &Field<'_>) -> Class {
+    match (field.place, field.name.as_ref()) {
         (Place::Entry, b"identity") => Class::Identity,
-        (Place::Metadata, _) if expiry => Class::Expiry,
+        (Place::Entry, b"live" | b"status") => Class::Status,
         (Place::Metadata, _) => Class::Metadata,
         _ => Class::Field,
-    };
-    Some(Change::of_field(class, field.place, &field.name))
+    }
 }
 
 #[cfg(test)]

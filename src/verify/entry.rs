@@ -9,8 +9,11 @@
 //! `name` may stand for `key`, as in the answers of Cloudflare's list call. `value` is the text of
 //! the value, or the value itself when that is an object; without one only the metadata speaks.
 //! `base64: true` says that the text is base64, as in a bulk put. A side that knows more says it
-//! in `fingerprint` (of the secret, under the installation's key), `identity` (keyed digest of the
-//! upstream account), `live` (a boolean) and `status`. Any other member is compared too.
+//! in `fingerprint` (of the secret, under the installation's key), `identity` (keyed digests of the
+//! upstream account, and the rule by which they are compared), `live` (a boolean), `status` and
+//! `connection` (which one feeds the triplet); what only one side knows of these is no difference.
+//! `custodian` says that the row tells how a credential is and does not show the entry: then only
+//! what both sides know is compared. Any other member is compared too.
 
 use std::borrow::Cow;
 use std::fmt;

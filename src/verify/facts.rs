@@ -305,6 +305,11 @@ impl<'a> Facts<'a> {
         Ok(())
     }
 
+    /// Whether a custodian tells this: it says how a credential is, and does not show the entry.
+    pub fn is_custodian(&self) -> bool {
+        self.find(Place::Entry, "custodian").is_some()
+    }
+
     pub fn find(&self, place: Place, name: &str) -> Option<&Field<'a>> {
         self.fields.iter().find(|field| field.place == place && field.name.as_ref() == name.as_bytes())
     }

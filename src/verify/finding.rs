@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::rules::Place;
+use crate::domain::secret::Fingerprint;
 
 /// How strong a comparison was. Always stated; a weaker rung never cancels a difference that was
 /// found on a stronger one.
@@ -87,6 +88,11 @@ impl Outcome {
         }
     }
 
+    /// Whether the two sides are known to differ.
+    pub fn is_difference(self) -> bool {
+        matches!(self, Self::Missing | Self::Extra | Self::Changed | Self::Foreign)
+    }
+
     /// The mark in a combined report: those of `rclone check`, and `~` for settling.
     pub fn symbol(self) -> char {
         match self {
@@ -120,6 +126,8 @@ pub enum Class {
     ScopeRegression,
     Field,
     Metadata,
+    /// Two custodians say different things of the state of the credential.
+    Status,
 }
 
 impl Class {
@@ -132,6 +140,7 @@ impl Class {
             Self::ScopeRegression => "scope-regression",
             Self::Field => "field",
             Self::Metadata => "metadata",
+            Self::Status => "status",
         }
     }
 }
@@ -220,6 +229,19 @@ pub struct Finding {
     /// Unified diff of the redacted entries.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub diff: Option<String>,
+    /// What each side said when it was looked at, while that is not final: see [`super::settle`].
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(super) seen: Option<Seen>,
+}
+
+/// Keyed digests of what the left and the right side said of a key; `None`: nothing.
+pub(super) type Seen = [Option<Fingerprint>; 2];
+
+impl Finding {
+    /// Whether the credential of the right side belongs to another upstream account.
+    pub fn is_of_another_account(&self) -> bool {
+        self.outcome == Outcome::Changed && self.changes.iter().any(|change| change.class == Class::Identity)
+    }
 }
 
 /// Keys per outcome and rung.
@@ -241,6 +263,20 @@ impl Counts {
         }
     }
 
+    pub(super) fn of_entries(entries: [u64; 2]) -> Self {
+        Self { entries, ..Self::default() }
+    }
+
+    /// Takes back one that was added.
+    pub(super) fn take(&mut self, outcome: Outcome, rung: Rung) {
+        let Some(rungs) = self.by.get_mut(&outcome) else { return };
+        if let Some(n) = rungs.get_mut(&rung) {
+            *n = n.saturating_sub(1);
+        }
+        rungs.retain(|_, n| *n > 0);
+        self.by.retain(|_, rungs| !rungs.is_empty());
+    }
+
     pub(super) fn merge(&mut self, other: &Self) {
         for (outcome, rungs) in &other.by {
             rungs.iter().for_each(|(rung, n)| self.add(*outcome, *rung, *n));
@@ -249,6 +285,22 @@ impl Counts {
         self.entries[1] += other.entries[1];
         self.repeated += other.repeated;
         self.not_compared += other.not_compared;
+    }
+
+    /// Keys that a report lists: all but the matches, or all.
+    pub(super) fn listed(&self, all: bool) -> u64 {
+        let listed = Outcome::ALL.into_iter().filter(|outcome| all || *outcome != Outcome::Match);
+        listed.map(|outcome| self.of(outcome)).sum()
+    }
+
+    /// Keys that are known to differ.
+    pub fn differing(&self) -> u64 {
+        Outcome::ALL.into_iter().filter(|outcome| outcome.is_difference()).map(|outcome| self.of(outcome)).sum()
+    }
+
+    /// Keys that were compared, whatever came of it.
+    pub fn compared(&self) -> u64 {
+        self.listed(true)
     }
 
     pub fn of(&self, outcome: Outcome) -> u64 {

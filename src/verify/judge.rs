@@ -3,7 +3,9 @@
 use super::compare::{Compared, Keys, compare};
 use super::facts::{Facts, Hidden, SecretFact};
 use super::finding::{Change, Finding, Hand, Outcome, Rung, shown};
+use super::pack::pack;
 use super::rules::{Place, Rules};
+use crate::domain::secret::Fingerprint;
 
 /// What one side says about a key.
 pub(super) enum Said<'a> {
@@ -29,12 +31,13 @@ pub(super) fn judge(key: &[u8], left: &Said<'_>, right: &Said<'_>, rules: &Rules
         foreign: Vec::new(),
         reason: None,
         diff: None,
+        seen: None,
     };
     let mut may_settle = false;
     for (hand, said) in Hand::BOTH.into_iter().zip([left, right]) {
         if let Said::Entry(facts) = said {
             may_settle |= rules.may_settle(facts.written_at);
-            if rules.expect_ours && !facts.ours {
+            if rules.expect_ours && !facts.ours && !facts.is_custodian() {
                 finding.foreign.push(hand);
             }
         }
@@ -64,6 +67,9 @@ pub(super) fn judge(key: &[u8], left: &Said<'_>, right: &Said<'_>, rules: &Rules
         finding.reason = Some(format!("{}, but written within the propagation window", finding.outcome));
         finding.outcome = Outcome::Settling;
     }
+    if rules.look_again_ms.is_some() {
+        finding.seen = Some([said_digest(left, keys), said_digest(right, keys)]);
+    }
     if rules.diff {
         let text = |said: &Said<'_>, hand| match said {
             Said::Entry(facts) => redacted(facts, hand, &finding.changes, keys),
@@ -74,6 +80,18 @@ pub(super) fn judge(key: &[u8], left: &Said<'_>, right: &Said<'_>, rules: &Rules
         finding.diff = Some(diff.unified_diff().context_radius(2).header("left", "right").to_string());
     }
     Judged::Finding(Box::new(finding))
+}
+
+/// What one side says as a keyed digest, to be compared with what it says later.
+fn said_digest(said: &Said<'_>, keys: &Keys) -> Option<Fingerprint> {
+    match said {
+        Said::Nothing | Said::Broken => None,
+        Said::Entry(facts) => {
+            let mut packed = Vec::new();
+            pack(facts, keys, &mut packed);
+            Some(keys.print(&packed))
+        }
+    }
 }
 
 fn damaged(finding: Finding, hand: Hand) -> Judged {
@@ -91,6 +109,7 @@ pub(super) fn conflicting(key: &[u8], hand: Hand) -> Finding {
         foreign: Vec::new(),
         reason: Some(format!("the {} has several entries with this key and different content", hand.as_str())),
         diff: None,
+        seen: None,
     }
 }
 
@@ -155,12 +174,18 @@ fn redacted(facts: &Facts<'_>, hand: Hand, changes: &[Change], keys: &Keys) -> S
     out
 }
 
-/// Whether a field's JSON can hold no secret: the numbers and the fingerprint of our metadata.
+/// Whether a field's JSON can hold no secret: the numbers and the fingerprint of our metadata, and
+/// a custodian's word for the state of a credential.
 pub(super) fn is_harmless(place: Place, name: &[u8], value: &[u8]) -> bool {
-    place == Place::Metadata
-        && match name {
-            b"v" | b"ep" | b"exp" => value.len() <= 20 && value.iter().all(u8::is_ascii_digit),
-            b"fp" => super::facts::print(value).is_some(),
-            _ => false,
-        }
+    match (place, name) {
+        (Place::Metadata, b"v" | b"ep" | b"exp") => value.len() <= 20 && value.iter().all(u8::is_ascii_digit),
+        (Place::Metadata, b"fp") => super::facts::print(value).is_some(),
+        (Place::Entry, b"live") => matches!(value, b"true" | b"false"),
+        (Place::Entry, b"status") => STATUS_WORDS.iter().any(|word| value == format!("\"{word}\"").as_bytes()),
+        _ => false,
+    }
 }
+
+/// The words in which custodians state the condition of a credential.
+pub(super) const STATUS_WORDS: [&str; 8] =
+    ["active", "expired", "auth-error", "initiated", "failed", "inactive", "revoked", "other"];

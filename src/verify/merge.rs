@@ -344,5 +344,6 @@ pub(super) fn matched(key: &[u8], rung: Rung) -> Finding {
         foreign: Vec::new(),
         reason: None,
         diff: None,
+        seen: None,
     }
 }

@@ -16,6 +16,7 @@
 
 mod compact;
 mod compare;
+mod continuous;
 mod dump;
 mod entry;
 mod facts;
@@ -23,23 +24,29 @@ mod finding;
 mod join;
 mod json;
 mod judge;
+pub mod live;
 mod mask;
 mod merge;
 mod pack;
 mod reader;
+mod repair;
 mod rules;
 mod run;
 mod runfile;
+mod settle;
 mod shape;
 mod side;
 mod spill;
 mod spool;
 
 pub use compare::Keys;
+pub use continuous::{Continuous, Round, RoundError};
 pub use dump::Dump;
 pub use entry::{ENTRY_BYTES_MAX, KEY_BYTES_MAX};
 pub use finding::{Change, Class, Counts, Diagnostic, Diagnostics, Finding, Hand, Outcome, Rung};
+pub use repair::{RepairError, Repaired, repair_from};
 pub use rules::{Ignore, IgnoreError, Place, Rules, Settling, default_ignores};
 pub use run::{MEMORY_MIN, Meter, Options, Order, Report, VerifyError, verify};
 pub use runfile::{RunFile, RunFileError, Task};
-pub use side::{BLOCK_BYTES, Block, Halt, Lookup, Mark, Side, Source};
+pub use settle::Clock;
+pub use side::{BLOCK_BYTES, Block, Halt, LOOK_KEYS_MAX, Look, Lookup, Mark, Now, Side, Source};

@@ -231,13 +231,14 @@ impl Reader {
             message.push_str("; the file was cut short");
             self.ending = Some(Ending::BrokeOff);
         }
-        let offset = self.offset() + if self.block.starts.is_empty() { error.at as u64 } else { 0 };
-        self.report_at(self.number(), Some(offset), error.key.as_deref(), message);
+        let within = if self.block.starts.is_empty() { error.at as u64 } else { 0 };
+        self.report_at(self.number(), Some(self.offset() + within), error.key.as_deref(), message);
     }
 
     /// Reports something about an entry of this side.
     pub fn report_at(&mut self, entry: u64, offset: Option<u64>, key: Option<&[u8]>, message: String) {
         let key = key.map(shown);
+        let offset = offset.filter(|_| !self.block.placeless);
         self.add(Diagnostic { side: self.hand, source: self.name.clone(), entry: Some(entry), offset, key, message });
     }
 }

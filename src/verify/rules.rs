@@ -99,6 +99,9 @@ pub struct Rules {
     pub diff: bool,
     /// Matches are listed too.
     pub all: bool,
+    /// For live sides: a difference counts when both sides say the same for this long, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub look_again_ms: Option<i64>,
 }
 
 impl Default for Rules {
@@ -110,6 +113,7 @@ impl Default for Rules {
             settling: None,
             diff: false,
             all: false,
+            look_again_ms: None,
         }
     }
 }

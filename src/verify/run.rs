@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,7 @@ use super::merge::{Merge, Pass, Watcher};
 use super::reader::Reader;
 use super::rules::Rules;
 use super::runfile::{Progress, RunFile, Task};
+use super::settle::{Clock, Settled, Settler};
 use super::side::{Mark, Source};
 use super::spill::{self, Layout, Partitions, Writer};
 use super::spool::{Segment, Spool};
@@ -45,6 +46,8 @@ pub struct Options {
     pub memory: u64,
     /// Where partitions are written; the system's folder for temporary files if none.
     pub folder: Option<PathBuf>,
+    /// What time is for live sides; `None` when both are dumps.
+    pub clock: Option<Arc<dyn Clock>>,
 }
 
 /// How far a comparison has come, for whoever draws it.
@@ -55,6 +58,8 @@ pub struct Meter {
     /// Entries compared or put into partitions.
     pub entries: AtomicU64,
     pub findings: AtomicU64,
+    /// The pass is over, and what it found is looked at again.
+    pub settling: AtomicBool,
 }
 
 /// Why a comparison could not be done. What is wrong with the content of a side is not among
@@ -84,6 +89,10 @@ pub struct Report {
 }
 
 impl Report {
+    pub(super) fn of(counts: Counts, diagnostics: Diagnostics, spool: Spool, segments: Vec<Segment>) -> Self {
+        Self { counts, diagnostics, spool, segments }
+    }
+
     /// Hands out all findings, sorted by key.
     ///
     /// # Errors
@@ -95,7 +104,7 @@ impl Report {
     /// The exit code of the command, and why.
     pub fn verdict(&self) -> (u8, String) {
         let of = |outcome| self.counts.of(outcome);
-        let differences = of(Outcome::Missing) + of(Outcome::Extra) + of(Outcome::Changed) + of(Outcome::Foreign);
+        let differences = self.counts.differing();
         let unsure = of(Outcome::Unverifiable) + of(Outcome::Settling);
         if self.diagnostics.total > 0 || of(Outcome::Error) > 0 {
             let total = self.diagnostics.total;
@@ -142,7 +151,10 @@ pub fn verify(
         Some(Progress::Done { segments, counts, diagnostics, .. }) => {
             Ok(Report { counts, diagnostics, spool: job.spool, segments })
         }
-        Some(joining @ Progress::Joining { .. }) => job.join(Some(joining)),
+        Some(Progress::Compared { segments, counts, diagnostics, .. }) => {
+            job.finish(segments, counts, diagnostics, found)
+        }
+        Some(joining @ Progress::Joining { .. }) => job.join(Some(joining), found),
         merging => {
             let readable_once = sides.iter().any(|side| !side.can_reopen());
             let unsorted = match options.order {
@@ -151,7 +163,7 @@ pub fn verify(
                 Order::Unsorted => true,
             };
             if unsorted {
-                return job.join(None);
+                return job.join(None, found);
             }
             match job.merge(merging, found)? {
                 Ok(report) => Ok(report),
@@ -163,7 +175,7 @@ pub fn verify(
                     job.spool.clear().map_err(VerifyError::io("empty the file of findings"))?;
                     meter.entries.store(0, Ordering::Relaxed);
                     meter.findings.store(0, Ordering::Relaxed);
-                    job.join(None)
+                    job.join(None, found)
                 }
             }
         }
@@ -196,6 +208,17 @@ impl<'a> Job<'a, '_> {
         Reader::new(hand, source.name(), source.open(from, bytes))
     }
 
+    fn reader_behind(&self, hand: Hand, mark: Mark, last: &str) -> Reader {
+        let source = self.sides[hand as usize];
+        let bytes = Arc::clone(&self.meter.bytes[hand as usize]);
+        Reader::new(hand, source.name(), source.open_behind(mark, last.as_bytes(), bytes))
+    }
+
+    /// Whether what is found is looked at again.
+    fn settles(&self) -> Option<(&'a Arc<dyn Clock>, i64)> {
+        Some((self.options.clock.as_ref()?, self.options.rules.look_again_ms?))
+    }
+
     /// The sorted pass. The inner error is the entry that is out of order.
     fn merge(
         &mut self,
@@ -207,7 +230,7 @@ impl<'a> Job<'a, '_> {
                 let [left, right] = diagnostics;
                 let resume = |hand: Hand, diagnostics| {
                     let mut reader = match marks[hand as usize] {
-                        Some(mark) => self.reader(hand, mark),
+                        Some(mark) => self.reader_behind(hand, mark, &last[hand as usize]),
                         None => Reader::ended(hand, self.sides[hand as usize].name(), endings[hand as usize]),
                     };
                     reader.diagnostics = diagnostics;
@@ -221,9 +244,9 @@ impl<'a> Job<'a, '_> {
             }
         };
         let mut merge = Merge::new(readers, last, counts, &self.options.rules, self.keys);
-        let meter = self.meter;
-        let mut watch =
-            Watch { spool: &mut self.spool, run: self.run.as_deref_mut(), meter, found, saved_at: 0, calls: 0 };
+        let (meter, streams) = (self.meter, self.settles().is_none());
+        let (spool, run) = (&mut self.spool, self.run.as_deref_mut());
+        let mut watch = Watch { spool, run, meter, found, streams, saved_at: 0, calls: 0 };
         let pass = merge.run(&mut watch).map_err(VerifyError::io("keep the findings"))?;
         if let Pass::Disorder { hand, entry } = pass {
             return Ok(Err((hand, entry)));
@@ -232,11 +255,16 @@ impl<'a> Job<'a, '_> {
         let mut diagnostics = left.diagnostics;
         diagnostics.append(right.diagnostics);
         let segments = vec![Segment { start: 0, end: self.spool.length() }];
-        self.done(segments, merge.counts, diagnostics).map(Ok)
+        let counts = merge.counts;
+        self.finish(segments, counts, diagnostics, found).map(Ok)
     }
 
     /// By partitions.
-    fn join(&mut self, start: Option<Progress>) -> Result<Report, VerifyError> {
+    fn join(
+        &mut self,
+        start: Option<Progress>,
+        found: &mut dyn FnMut(Option<&Finding>),
+    ) -> Result<Report, VerifyError> {
         let size = self.sides.iter().try_fold(0, |sum, side| Some(sum + side.bytes()?));
         let mut layout = Layout::new(size, self.options.memory);
         let mut state = Joined::default();
@@ -295,7 +323,37 @@ impl<'a> Job<'a, '_> {
         for conflict in conflicts {
             diagnostics.add(self.told(conflict));
         }
-        self.done(segments, counts, diagnostics)
+        self.finish(segments, counts, diagnostics, found)
+    }
+
+    /// Both sides are compared; on live ones, what was found must prove to be more than lag.
+    fn finish(
+        &mut self,
+        segments: Vec<Segment>,
+        counts: Counts,
+        mut diagnostics: Diagnostics,
+        found: &mut dyn FnMut(Option<&Finding>),
+    ) -> Result<Report, VerifyError> {
+        let Some((clock, window_ms)) = self.settles() else { return self.done(segments, counts, diagnostics) };
+        let failed = "keep the findings";
+        if let Some(run) = &mut self.run {
+            self.spool.sync().map_err(VerifyError::io(failed))?;
+            let (segments, counts, diagnostics) = (segments.clone(), counts.clone(), diagnostics.clone());
+            let spooled = self.spool.length();
+            run.save(Progress::Compared { segments, counts, diagnostics, spooled })
+                .map_err(VerifyError::io("save the run file"))?;
+        }
+        self.meter.settling.store(true, Ordering::Relaxed);
+        let settler = Settler { sides: self.sides, rules: &self.options.rules, keys: self.keys, clock, window_ms };
+        let Settled { spool: mut finals, segments, counts } = settler
+            .settle(&mut self.spool, &segments, counts, &mut diagnostics, &mut |finding| found(Some(finding)))
+            .map_err(VerifyError::io(failed))?;
+        // Behind what the run file knows, so that a crash in here changes nothing.
+        let start = self.spool.length();
+        finals.replay(&segments, |finding| self.spool.add(&finding)).map_err(VerifyError::io(failed))?;
+        let end = self.spool.length();
+        self.meter.findings.store(counts.listed(self.options.rules.all), Ordering::Relaxed);
+        self.done(vec![Segment { start, end }], counts, diagnostics)
     }
 
     fn told(&self, conflict: Conflict) -> Diagnostic {
@@ -395,6 +453,8 @@ struct Watch<'w, 'f> {
     run: Option<&'w mut RunFile>,
     meter: &'w Meter,
     found: &'f mut dyn FnMut(Option<&Finding>),
+    /// What is found is final.
+    streams: bool,
     /// Bytes that were passed at the last save.
     saved_at: u64,
     calls: u64,
@@ -406,7 +466,9 @@ const LOOK_EVERY: u64 = 256;
 impl Watcher for Watch<'_, '_> {
     fn found(&mut self, finding: &Finding) -> io::Result<()> {
         self.meter.findings.fetch_add(1, Ordering::Relaxed);
-        (self.found)(Some(finding));
+        if self.streams {
+            (self.found)(Some(finding));
+        }
         self.spool.add(finding)
     }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::finding::{Counts, Diagnostics};
 use super::join::Conflict;
+use super::live::LiveTask;
 use super::reader::Ending;
 use super::rules::Rules;
 use super::run::Order;
@@ -30,6 +31,9 @@ pub struct Task {
     pub order: Order,
     /// Bytes of memory that partitions may take.
     pub memory: u64,
+    /// What a live side needs besides its name.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub live: Option<LiveTask>,
 }
 
 /// How far a run has come.
@@ -57,6 +61,13 @@ pub(super) enum Progress {
         conflicts: Vec<Conflict>,
         spooled: u64,
     },
+    /// Both sides were compared; what was found is not final yet.
+    Compared {
+        segments: Vec<Segment>,
+        counts: Counts,
+        diagnostics: Diagnostics,
+        spooled: u64,
+    },
     Done {
         segments: Vec<Segment>,
         counts: Counts,
@@ -68,7 +79,10 @@ pub(super) enum Progress {
 impl Progress {
     pub fn spooled(&self) -> u64 {
         match self {
-            Self::Merging { spooled, .. } | Self::Joining { spooled, .. } | Self::Done { spooled, .. } => *spooled,
+            Self::Merging { spooled, .. }
+            | Self::Joining { spooled, .. }
+            | Self::Compared { spooled, .. }
+            | Self::Done { spooled, .. } => *spooled,
         }
     }
 }

@@ -40,6 +40,8 @@ pub struct Block {
     pub(super) starts: Vec<u64>,
     /// Entries that were not taken over whole, by their place in the block from 0, and why.
     pub(super) faults: Vec<(u64, String)>,
+    /// Its entries stand at no byte of a file.
+    pub(super) placeless: bool,
     /// The bytes are those of an earlier use, kept because memory that is written over need not
     /// be cleared first.
     stale: bool,
@@ -66,6 +68,11 @@ impl Block {
     pub fn push_fault(&mut self, stub: &[u8], offset: u64, why: impl Into<String>) {
         self.faults.push((self.starts.len() as u64, why.into()));
         self.push(stub, offset);
+    }
+
+    /// Says that places in this side mean nothing to a person.
+    pub fn without_places(&mut self) {
+        self.placeless = true;
     }
 
     /// Whether the block holds as much as it should.
@@ -162,6 +169,23 @@ pub trait Source: Send + Sync {
     /// How many bytes `open` will count, if that is known.
     fn bytes(&self) -> Option<u64>;
 
+    /// Opens the side behind an entry of an earlier reading. `last` is the key before the mark, for
+    /// sides that are found by key rather than by place.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    fn open_behind(&self, mark: Mark, last: &[u8], read: Arc<AtomicU64>) -> Result<Box<dyn Side>, Halt> {
+        let _ = last;
+        self.open(mark, read)
+    }
+
+    /// Looks at single keys again, now, if what the side says can change while it is read.
+    /// `keys` is about how many that will be, in rising order.
+    fn look_again(&self, keys: u64) -> Option<Box<dyn Look>> {
+        let _ = keys;
+        None
+    }
+
     /// Reads single entries again by their offset, if the side can do that quickly.
     ///
     /// # Errors
@@ -178,6 +202,29 @@ pub trait Lookup: Send {
     /// # Errors
     /// When it cannot be read.
     fn entry(&mut self, offset: u64) -> std::io::Result<Vec<u8>>;
+}
+
+/// What a side says of a key now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Now {
+    Absent,
+    /// The entry, as JSON on one line.
+    Entry(Vec<u8>),
+    /// It is there and cannot be used.
+    Broken,
+}
+
+/// The most keys of one [`Look::look`].
+pub const LOOK_KEYS_MAX: usize = 100;
+
+/// Looks at keys of a live side again.
+pub trait Look: Send {
+    /// What the side says of these keys now, in their order: at most [`LOOK_KEYS_MAX`] in rising
+    /// order, and none before the last one of the call before.
+    ///
+    /// # Errors
+    /// When the side does not answer.
+    fn look(&mut self, keys: &[String]) -> Result<Vec<Now>, Halt>;
 }
 
 enum Message {

@@ -201,6 +201,7 @@ mod tests {
             foreign: vec![],
             reason: Some("x".repeat(300)),
             diff: None,
+            seen: None,
         }
     }
 

@@ -12,8 +12,9 @@ use cutover::plan::Route;
 use cutover::ports::{
     AccountStatus, AlarmFire, AlarmMode, AlarmState, Api, ApiError, ApiErrorKind, ApiResult, AuditRow, AuditSink,
     AuthConfig, ConnectSession, ConnectedAccount, ConsentLink, GatewayAdmin, GatewayRead, KvKey, KvPage, KvPut, KvRead,
-    KvWrite, Namespace, Outside, ProviderCall, ProviderRead, ProxyAnswer, SmokeResult, SourceConnection,
-    SourceCredential, SourceCustody, SourceIntegration, SourceRead, TargetCustody, TargetRead, TargetScheme, Traffic,
+    KvWrite, Namespace, Outside, ProviderAnswer, ProviderCall, ProviderRead, ProxyAnswer, SmokeResult,
+    SourceConnection, SourceCredential, SourceCustody, SourceIntegration, SourceRead, TargetCustody, TargetRead,
+    TargetScheme, Traffic,
 };
 use cutover::store::{Durability, NewTriplet, Sink, Store, Vault};
 use serde_json::Value;
@@ -216,6 +217,9 @@ impl KvWrite for Fake {
     async fn put(&self, _: Namespace, _: &KvPut) -> ApiResult<()> {
         silent(Api::Cloudflare)
     }
+    async fn put_until(&self, _: Namespace, _: &KvPut, _: Timestamp) -> ApiResult<()> {
+        silent(Api::Cloudflare)
+    }
     async fn delete(&self, _: Namespace, _: &str) -> ApiResult<()> {
         silent(Api::Cloudflare)
     }
@@ -250,6 +254,9 @@ impl GatewayAdmin for Fake {
 
 impl ProviderRead for Fake {
     async fn whoami(&self, _: &Secret, _: &ProviderCall) -> ApiResult<Value> {
+        silent(Api::Provider)
+    }
+    async fn ask(&self, _: &Secret, _: &ProviderCall) -> ApiResult<ProviderAnswer> {
         silent(Api::Provider)
     }
 }

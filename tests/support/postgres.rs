@@ -1,5 +1,6 @@
 //! A PostgreSQL of our own for one test binary: started when it is first asked for, gone with the
 //! process, however that ends.
+#![allow(dead_code, reason = "each test binary uses its part of this")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};

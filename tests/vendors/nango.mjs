@@ -104,6 +104,12 @@ export async function nango(sandbox) {
     ok('and another key', !other.verifyIncomingWebhookRequest(hook.body, hook.headers));
   }
 
+  // What later servers tell: a recovery, and a deletion.
+  await sandbox.control('settings', { nango: { version: '0.71.6', on_connection_deletion: true } });
+  await client.getConnection(KEY, connectionId, true);
+  const recovery = await sandbox.webhook((b) => b.operation === 'refresh' && b.success === true);
+  same('a recovery is told', JSON.parse(recovery.body).connectionId, connectionId);
+
   // Keys with few scopes, and the limiter.
   const { key } = await sandbox.control('keys', { api: 'nango', scopes: ['connections:list', 'connections:read'] });
   const reader = new Nango({ host, apiKey: key });
@@ -113,4 +119,7 @@ export async function nango(sandbox) {
   await sandbox.control('script', { api: 'nango', answer: 'rate-limited' });
   const limited = await refused('a call over the limit', () => client.listConnections());
   contractShape('nango#/$defs/limited', limited.response?.data);
+  await client.deleteConnection(KEY, connectionId);
+  const deletion = await sandbox.webhook((b) => b.operation === 'deletion');
+  ok('a deletion is told', client.verifyIncomingWebhookRequest(deletion.body, deletion.headers));
 }

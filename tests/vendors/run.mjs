@@ -17,5 +17,6 @@ try {
   sandbox.stop();
 }
 const found = result();
-console.log(JSON.stringify(found, null, 1));
+console.log(JSON.stringify(found));
+found.failures.forEach((failure) => console.error(failure));
 process.exitCode = found.failures.length === 0 ? 0 : 1;

@@ -1,7 +1,7 @@
 //! Workers KV. A listing carries metadata, so the verifier reads no secret; values come and go
 //! in bulk where they can, because one token shares 1,200 requests per 5 minutes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use reqwest::Method;
 use reqwest::multipart::Form;
@@ -11,14 +11,15 @@ use serde_json::{Value, json};
 use super::CloudflareClient;
 use crate::clients::http::{BULK_BODY_BYTES_MAX, Payload, Request, judged, segment};
 use crate::clients::reply::{contract, refused};
+use crate::domain::time::Timestamp;
 use crate::domain::token::{KvEntry, KvEntryError, KvMetadata};
 use crate::ports::{ApiErrorKind, ApiResult, KvKey, KvPage, KvPut, KvRead, KvWrite, Namespace};
 
 /// Keys in one page of a listing, the most there is.
-const LIST_ROWS: usize = 1_000;
+pub(super) const LIST_ROWS: usize = 1_000;
 
 /// Keys in one bulk read.
-const BULK_GET_MAX: usize = 100;
+pub(super) const BULK_GET_MAX: usize = 100;
 
 /// Entries in one bulk write.
 const BULK_PUT_MAX: usize = 10_000;
@@ -30,16 +31,29 @@ const KEY_BYTES_MAX: usize = 512;
 const METADATA_BYTES_MAX: usize = 1_024;
 const VALUE_BYTES_MAX: usize = 25 * 1024 * 1024;
 
-const KEYS: &str = "/storage/kv/namespaces/{id}/keys";
+pub(super) const KEYS: &str = "/storage/kv/namespaces/{id}/keys";
 const VALUE: &str = "/storage/kv/namespaces/{id}/values/{key}";
 const BULK: &str = "/storage/kv/namespaces/{id}/bulk";
-const BULK_GET: &str = "/storage/kv/namespaces/{id}/bulk/get";
+pub(super) const BULK_GET: &str = "/storage/kv/namespaces/{id}/bulk/get";
 
 impl CloudflareClient {
     fn value_request(&self, method: Method, namespace: Namespace, key: &str) -> ApiResult<Request> {
         let line = self.kv_request(method.clone(), VALUE, namespace, "").line();
         let path = judged(&line, check_key(key).and_then(|()| segment(key)))?;
         Ok(self.kv_request(method, VALUE, namespace, &format!("/values/{path}")))
+    }
+
+    async fn put_with(&self, request: Request, namespace: Namespace, put: &KvPut) -> ApiResult<()> {
+        let line = request.line();
+        judged(&line, check_put(put).and_then(|()| self.pace.check(namespace, &put.key, self.http.now())))?;
+        // Metadata can travel only in a form; a put without it clears what was there.
+        let mut form = Form::new().text("value", put.value.expose().to_owned());
+        if let Some(metadata) = &put.metadata {
+            form = form.text("metadata", metadata.to_string());
+        }
+        self.call(Request { payload: Payload::Multipart(form), ..request }).await?;
+        self.pace.wrote(namespace, [put.key.as_str()], self.http.now());
+        Ok(())
     }
 }
 
@@ -95,40 +109,51 @@ impl KvRead for CloudflareClient {
 
 impl KvWrite for CloudflareClient {
     async fn bulk_put(&self, namespace: Namespace, puts: &[KvPut]) -> ApiResult<Vec<String>> {
-        let request = self.kv_request(Method::PUT, BULK, namespace, "/bulk");
+        let request = self.kv_request(Method::PUT, BULK, namespace, "/bulk").urgent();
         let line = request.line();
         if puts.is_empty() {
             return Ok(Vec::new());
         }
-        let body = judged(&line, bulk_body(puts))?;
-        let request = Request { payload: Payload::Json(body), ..request };
-        let envelope = self.call(request).await?;
-        if !envelope.has_result() {
-            return Ok(Vec::new());
+        judged(&line, check_unique(puts))?;
+        let now = self.http.now();
+        let (sent, held_back): (Vec<&KvPut>, Vec<&KvPut>) =
+            puts.iter().partition(|put| self.pace.wait_ms(namespace, &put.key, now).is_none());
+        let mut unwritten: Vec<String> = held_back.into_iter().map(|put| put.key.clone()).collect();
+        if sent.is_empty() {
+            return Ok(unwritten);
         }
-        let wire: WireBulkPut = judged(&line, envelope.result())?;
-        judged(&line, wire.unwritten(puts))
+        let body = judged(&line, bulk_body(&sent))?;
+        let envelope = self.call(Request { payload: Payload::Json(body), ..request }).await?;
+        let refused = match envelope.has_result() {
+            false => Vec::new(),
+            true => judged(&line, envelope.result::<WireBulkPut>().and_then(|wire| wire.unwritten(&sent)))?,
+        };
+        let written = sent.iter().map(|put| put.key.as_str()).filter(|key| !refused.iter().any(|r| r == key));
+        self.pace.wrote(namespace, written, self.http.now());
+        unwritten.extend(refused);
+        Ok(unwritten)
     }
 
     async fn put(&self, namespace: Namespace, put: &KvPut) -> ApiResult<()> {
-        let request = self.value_request(Method::PUT, namespace, &put.key)?;
-        let line = request.line();
-        judged(&line, check_put(put))?;
-        // Metadata can travel only in a form; a put without it clears what was there.
-        let mut form = Form::new().text("value", put.value.expose().to_owned());
-        if let Some(metadata) = &put.metadata {
-            form = form.text("metadata", metadata.to_string());
-        }
-        self.call(Request { payload: Payload::Multipart(form), ..request }).await.map(|_| ())
+        let request = self.value_request(Method::PUT, namespace, &put.key)?.urgent();
+        self.put_with(request, namespace, put).await
     }
 
+    async fn put_until(&self, namespace: Namespace, put: &KvPut, expires_at: Timestamp) -> ApiResult<()> {
+        let request = self.value_request(Method::PUT, namespace, &put.key)?.urgent();
+        let expiration = expires_at.secs().to_string();
+        self.put_with(request.query("expiration", &expiration), namespace, put).await
+    }
     async fn delete(&self, namespace: Namespace, key: &str) -> ApiResult<()> {
         let request = self.value_request(Method::DELETE, namespace, key)?;
+        judged(&request.line(), self.pace.check(namespace, key, self.http.now()))?;
         match self.call(request).await {
             // 10009 is the key that is already gone; an absent namespace (10013) is an error.
-            Err(error) if error.kind == (ApiErrorKind::NotFound { code: "10009".to_owned() }) => Ok(()),
-            other => other.map(|_| ()),
+            Err(error) if error.kind == (ApiErrorKind::NotFound { code: "10009".to_owned() }) => {}
+            other => drop(other?),
         }
+        self.pace.wrote(namespace, [key], self.http.now());
+        Ok(())
     }
 }
 
@@ -148,7 +173,13 @@ fn check_put(put: &KvPut) -> Result<(), ApiErrorKind> {
     Ok(())
 }
 
-fn bulk_body(puts: &[KvPut]) -> Result<Vec<u8>, ApiErrorKind> {
+/// Two values for one key in one write would leave the order to chance.
+fn check_unique(puts: &[KvPut]) -> Result<(), ApiErrorKind> {
+    let mut seen = HashSet::with_capacity(puts.len());
+    if puts.iter().all(|put| seen.insert(put.key.as_str())) { Ok(()) } else { Err(refused("repeated_key")) }
+}
+
+fn bulk_body(puts: &[&KvPut]) -> Result<Vec<u8>, ApiErrorKind> {
     if puts.len() > BULK_PUT_MAX {
         return Err(refused("too_many_entries"));
     }
@@ -198,7 +229,7 @@ impl WireBulkPut {
     ///
     /// # Errors
     /// When the counts do not add up: then nobody knows which keys are written.
-    fn unwritten(self, puts: &[KvPut]) -> Result<Vec<String>, ApiErrorKind> {
+    fn unwritten(self, puts: &[&KvPut]) -> Result<Vec<String>, ApiErrorKind> {
         let unwritten = self.unsuccessful_keys.unwrap_or_default();
         let keys: std::collections::BTreeSet<&str> = puts.iter().map(|put| put.key.as_str()).collect();
         if unwritten.iter().any(|key| !keys.contains(key.as_str())) {
@@ -251,16 +282,18 @@ mod tests {
             (put("..", None), "unusable_id"),
             (put("k", Some(json!("m".repeat(1_024)))), "metadata_too_large"),
         ] {
-            assert_eq!(bulk_body(&[bad]).unwrap_err(), refused(code));
+            assert_eq!(bulk_body(&[&bad]).unwrap_err(), refused(code));
         }
-        assert_eq!(bulk_body(&vec![put("k", None); BULK_PUT_MAX + 1]).unwrap_err(), refused("too_many_entries"));
-        let body: Value = serde_json::from_slice(&bulk_body(&[put("k", Some(json!({"v": 1})))]).unwrap()).unwrap();
+        assert_eq!(bulk_body(&vec![&put("k", None); BULK_PUT_MAX + 1]).unwrap_err(), refused("too_many_entries"));
+        let body: Value = serde_json::from_slice(&bulk_body(&[&put("k", Some(json!({"v": 1})))]).unwrap()).unwrap();
         assert_eq!(body, json!([{"key": "k", "value": "canary", "metadata": {"v": 1}}]));
     }
 
     #[test]
     fn a_partial_bulk_put_names_what_to_send_again() {
-        let puts = [put("a", None), put("b", None)];
+        let (a, b) = (put("a", None), put("b", None));
+        let puts = [&a, &b];
+        assert_eq!(check_unique(&[put("a", None), put("a", None)]), Err(refused("repeated_key")));
         let answer = |value: Value| serde_json::from_value::<WireBulkPut>(value).unwrap().unwritten(&puts);
         assert_eq!(answer(json!({"successful_key_count": 1, "unsuccessful_keys": ["b"]})), Ok(vec!["b".to_owned()]));
         assert_eq!(answer(json!({})), Ok(vec![]));

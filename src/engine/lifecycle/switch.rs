@@ -4,17 +4,13 @@
 use super::super::{Engine, EngineError, EngineResult};
 use super::{ACTOR, Progress, retry_at};
 use crate::domain::api::Api;
-use crate::domain::criteria::{Note, Verdict};
+use crate::domain::criteria::Note;
 use crate::domain::custody::{Effect, Event, ReadAuthority, Stage};
 use crate::domain::secret::Secret;
-use crate::domain::time::{HOUR_MS, MINUTE_MS, SECOND_MS, Timestamp};
+use crate::domain::time::{MINUTE_MS, SECOND_MS, Timestamp};
 use crate::domain::triplet::Triplet;
-use crate::engine::evidence::GateReport;
 use crate::ports::{AccountStatus, GatewayRead, KvPut, KvWrite, Namespace, Outside, TargetCustody, TargetRead};
 use crate::store::{StoreError, TripletRow};
-
-/// A gate pass older than this does not open anything.
-const GATE_FRESH_MS: i64 = 24 * HOUR_MS;
 
 /// How long a read-authority record may take to reach the gateway before that is a failure.
 const VISIBLE_WITHIN_MS: i64 = 10 * MINUTE_MS;
@@ -29,37 +25,6 @@ enum Reads {
 }
 
 impl<O: Outside> Engine<O> {
-    /// Remembers a gate's verdict, so that `switch` and `retire` can demand a fresh pass.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub async fn record_gate(&self, report: &GateReport) -> EngineResult<()> {
-        let value = format!("{} {}", report.verdict.name(), report.evaluated_at.millis());
-        self.store.save_meta("gate", &value).await?;
-        let json = serde_json::json!({"event": "gate", "verdict": report.verdict}).to_string();
-        Ok(self.store.record_action(ACTOR, "gate", &json, report.evaluated_at).await?)
-    }
-
-    /// # Errors
-    /// `Refused` unless the gate passed within the last 24 hours.
-    pub(super) async fn demand_gate(&self, now: Timestamp, what: &str) -> EngineResult<()> {
-        let gate = self.store.load_meta("gate").await?.unwrap_or_default();
-        let (verdict, at) = gate.split_once(' ').unwrap_or(("absent", "0"));
-        let at = Timestamp::from_millis(at.parse().unwrap_or(0));
-        if verdict != Verdict::Pass.name() {
-            return Err(EngineError::Refused(format!(
-                "{what} needs a gate that passed; the last verdict is `{verdict}`"
-            )));
-        }
-        if now.since(at) > GATE_FRESH_MS {
-            return Err(EngineError::Refused(format!(
-                "{what} needs a fresh gate; the last pass is of {}",
-                at.to_minute()
-            )));
-        }
-        Ok(())
-    }
-
     /// The waves of the applied plan, in order.
     ///
     /// # Errors

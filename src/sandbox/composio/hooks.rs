@@ -176,9 +176,11 @@ impl World {
         let headers: Vec<_> = headers.into_iter().map(|(n, v)| (n.to_owned(), v)).collect();
         let settings = self.options().composio.clone();
         let copies = if settings.duplicate_webhooks { 2 } else { 1 };
-        for _ in 0..copies {
+        for copy in 0..copies {
             let waits = settings.webhook_retry_schedule_ms.clone();
-            self.enqueue_webhook(subscription.url.clone(), headers.clone(), body.clone(), waits);
+            let labels = ["webhook-delay", self.composio.accounts[place].id.as_str()];
+            let delay_ms = draw::between(self.seed(), &labels, copy, 0, settings.webhook_delay_max_ms);
+            self.enqueue_webhook(subscription.url.clone(), headers.clone(), body.clone(), waits, delay_ms);
         }
     }
 

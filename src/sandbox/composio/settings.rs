@@ -1,9 +1,12 @@
 //! How Composio behaves where its contract leaves a choice, or could not be established.
 
+use serde::Deserialize;
+
 use crate::domain::time::SECOND_MS;
 
 /// How secrets of custom auth configs are shown (composio.md §3.2). Managed ones are always redacted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Masking {
     /// The first four characters and `...`.
     #[default]
@@ -14,7 +17,8 @@ pub enum Masking {
 }
 
 /// What becomes of an OAuth2 token that is imported into a custom auth config (composio.md §4).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Oauth2Import {
     /// 400.
     Reject,
@@ -28,7 +32,8 @@ pub enum Oauth2Import {
 }
 
 /// Whether a query parameter that the contract does not name is ignored or refused.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum UnknownQuery {
     #[default]
     Ignore,
@@ -36,13 +41,14 @@ pub enum UnknownQuery {
 }
 
 /// One switch for each point that composio.md marks UNCONFIRMED, and the dated changes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct ComposioSettings {
     pub masking: Masking,
     pub oauth2_import: Oauth2Import,
     /// Before 2026-07-03: OAuth accounts can be created directly on a managed auth config.
     pub managed_direct_create: bool,
-    /// A new token lifts an EXPIRED account to ACTIVE.
+    /// A new token lifts an EXPIRED or INACTIVE account to ACTIVE.
     pub patch_reactivates_expired: bool,
     /// The provider is asked before a patched token is stored.
     pub patch_validates: bool,
@@ -63,6 +69,8 @@ pub struct ComposioSettings {
     pub failures_before_expired: u32,
     /// Each webhook is delivered twice.
     pub duplicate_webhooks: bool,
+    /// Webhooks leave up to this much later, each on its own, so that they overtake each other, ms.
+    pub webhook_delay_max_ms: i64,
     /// The project has a verifier: consent waits for `complete_auth`, and this address gets the browser.
     pub verifier_url: Option<String>,
 }
@@ -84,6 +92,7 @@ impl Default for ComposioSettings {
             write_lease_ms: 0,
             failures_before_expired: 1,
             duplicate_webhooks: false,
+            webhook_delay_max_ms: 0,
             verifier_url: None,
         }
     }

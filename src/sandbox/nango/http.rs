@@ -100,6 +100,11 @@ impl World {
         if self.options().nango.dashboard {
             return Reply::html(200, "<!doctype html><html><head><title>Nango</title></head><body></body></html>");
         }
+        self.nango_incident()
+    }
+
+    /// A failure of Nango's own: the id is all that it tells.
+    pub(in crate::sandbox) fn nango_incident(&self) -> Reply {
         let id = draw::uuid(self.seed(), &["incident"], self.request_number());
         let message = format!("An error occurred. Please contact support with this unique id: \"{id}\"");
         Reply::json(500, &json!({"error": {"message": message, "code": "generic_error_support", "payload": id}}))
@@ -210,14 +215,14 @@ impl World {
     }
 
     fn nango_list(&mut self, call: &Call) -> Reply {
-        let number = |name: &str, min: usize, max: usize| match call.param(name) {
+        let number = |name: &str, min: u32, max: u32| match call.param(name) {
             None => Ok(None),
-            Some(text) => match text.parse::<usize>() {
-                Ok(n) if n > max => {
+            Some(text) => match text.parse::<i64>() {
+                Ok(n) if n > i64::from(max) => {
                     let message = format!("Too big: expected number to be <={max}");
                     Err(invalid("invalid_query_params", "too_big", &message, &[name]))
                 }
-                Ok(n) if n >= min => Ok(Some(n)),
+                Ok(n) if n >= i64::from(min) => Ok(usize::try_from(n).ok()),
                 Ok(_) => {
                     let message = format!("Too small: expected number to be >={min}");
                     Err(invalid("invalid_query_params", "too_small", &message, &[name]))
@@ -237,7 +242,7 @@ impl World {
             let message = format!("Unrecognized key: \"{name}\"");
             return invalid("invalid_query_params", "unrecognized_keys", &message, &[]);
         }
-        let (limit, page) = match (number("limit", 1, 2_000), number("page", 0, usize::MAX / 10_000)) {
+        let (limit, page) = match (number("limit", 1, 2_000), number("page", 0, 1_000_000_000)) {
             (Ok(limit), Ok(page)) => (limit.unwrap_or(LIST_DEFAULT), page.unwrap_or(0)),
             (Err(reply), _) | (_, Err(reply)) => return reply,
         };
@@ -283,7 +288,8 @@ impl World {
             let message = "Invalid input: expected string, received undefined";
             return Err(invalid("invalid_query_params", "invalid_type", message, &["provider_config_key"]));
         };
-        if id.is_empty() || id.len() > 255 {
+        let readable = |c: char| c.is_ascii_alphanumeric() || ",.;:=+~[]|@${}\"'\\/_ -".contains(c);
+        if id.is_empty() || id.len() > 255 || !id.chars().all(readable) {
             return Err(invalid("invalid_uri_params", "invalid_string", "Invalid connection id", &["connectionId"]));
         }
         self.nango.find(key, id).ok_or_else(|| {

@@ -162,7 +162,8 @@ impl World {
     /// Exchanges the code: the row that the new grant stands for, and the credential. A failure
     /// is told in the words that the webhook carries.
     fn nango_exchange(&mut self, flow: &Flow, code: &str) -> Result<(Option<usize>, Credential), String> {
-        let failed = || json!({"name": "Error"}).to_string();
+        // What Nango makes of an error without a message: indented JSON.
+        let failed = || "{\n  \"name\": \"Error\"\n}".to_owned();
         let integration = self.nango.integrations.get(&flow.integration_key).ok_or_else(failed)?;
         let provider = self.providers.find_integration(&integration.provider).ok_or_else(failed)?;
         let form = form_urlencoded::Serializer::new(String::new())

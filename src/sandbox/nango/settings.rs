@@ -1,13 +1,18 @@
 //! What an environment of Nango is set to, and which server answers.
 
+use serde::Deserialize;
+
 /// Which server answers. Later ones send webhooks that earlier ones do not (nango.md §5.2).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub enum NangoVersion {
     #[default]
+    #[serde(rename = "0.71.4")]
     V0_71_4,
     /// A `refresh` webhook when a refresh succeeds after a recorded failure.
+    #[serde(rename = "0.71.5")]
     V0_71_5,
     /// A `deletion` webhook, where switched on; API keys may be 4,096 characters long.
+    #[serde(rename = "0.71.6")]
     V0_71_6,
 }
 
@@ -23,7 +28,8 @@ impl NangoVersion {
 }
 
 /// An environment's settings (nango.md §5.2), which Nango keeps on its dashboard.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct NangoSettings {
     pub version: NangoVersion,
     /// The environment's name, as webhooks tell it.

@@ -171,37 +171,33 @@ impl World {
             ("x-nango-hmac-sha256", hmac),
         ];
         let headers = headers.into_iter().map(|(n, v)| (n.to_owned(), v)).collect();
-        self.nango_put_underway(url, headers, body, RETRY_AFTER_MS.to_vec(), secondary);
+        let webhook = OutboundWebhook { id: 0, url, headers, body, attempt: 1 };
+        self.nango_put_underway(Underway { webhook, waits: RETRY_AFTER_MS.to_vec(), secondary }, 0);
     }
 
-    /// Puts a signed webhook on its way. `waits`: before each further attempt, ms.
+    /// Puts a webhook on its way, `delay_ms` from now. `waits`: before each further attempt, ms.
     pub(in crate::sandbox) fn enqueue_webhook(
         &mut self,
         url: String,
         headers: Vec<(String, String)>,
         body: Vec<u8>,
         waits: Vec<i64>,
+        delay_ms: i64,
     ) {
-        self.nango_put_underway(url, headers, body, waits, None);
+        let webhook = OutboundWebhook { id: 0, url, headers, body, attempt: 1 };
+        self.nango_put_underway(Underway { webhook, waits, secondary: None }, delay_ms);
     }
 
-    fn nango_put_underway(
-        &mut self,
-        url: String,
-        headers: Vec<(String, String)>,
-        body: Vec<u8>,
-        waits: Vec<i64>,
-        secondary: Option<String>,
-    ) {
+    fn nango_put_underway(&mut self, mut entry: Underway, delay_ms: i64) {
         let queue = &mut self.nango.webhooks;
         queue.next_id += 1;
         let id = queue.next_id;
-        let webhook = OutboundWebhook { id, url, headers, body, attempt: 1 };
-        queue.open.insert(id, Underway { webhook, waits, secondary });
+        entry.webhook.id = id;
+        queue.open.insert(id, entry);
         if queue.open.len() > IN_FLIGHT_MAX {
             queue.open.pop_first();
         }
-        self.schedule(self.now(), Event::Webhook { id });
+        self.schedule(self.now().plus_ms(delay_ms), Event::Webhook { id });
     }
 
     pub(in crate::sandbox) fn nango_take_outbound(&mut self) -> Vec<OutboundWebhook> {
@@ -229,7 +225,8 @@ impl World {
             }
             None => {
                 if let Some(Underway { webhook, waits, secondary: Some(url) }) = self.nango.webhooks.open.remove(&id) {
-                    self.nango_put_underway(url, webhook.headers, webhook.body, waits, None);
+                    let webhook = OutboundWebhook { url, attempt: 1, ..webhook };
+                    self.nango_put_underway(Underway { webhook, waits, secondary: None }, 0);
                 }
             }
         }

@@ -9,6 +9,7 @@ mod ledger;
 mod nango;
 mod provider;
 mod recordings;
+mod switches;
 
 use std::collections::BTreeSet;
 

@@ -195,6 +195,12 @@ fn lists_page_and_filter_and_unknown_ids_have_their_codes() {
     assert!(numbers(&client.nango("GET", "/connections?integrationId=google,slack")).is_empty());
     let too_big = client.nango("GET", "/connections?limit=2001").value();
     assert_eq!(too_big["error"]["errors"][0]["code"], "too_big");
+    for (wrong, kind) in
+        [("limit=0", "too_small"), ("page=-1", "too_small"), ("limit=x", "invalid_type"), ("x=1", "unrecognized_keys")]
+    {
+        let refused = client.nango("GET", &format!("/connections?{wrong}")).value();
+        assert_eq!(refused["error"]["errors"][0]["code"], kind, "{wrong}");
+    }
     let code = |client: &mut Client, method, target| {
         let reply = client.nango(method, target);
         (reply.status, reply.value()["error"]["code"].as_str().unwrap_or_default().to_owned())
@@ -208,6 +214,10 @@ fn lists_page_and_filter_and_unknown_ids_have_their_codes() {
     assert_eq!(
         code(&mut client, "DELETE", "/connections/none?provider_config_key=hubspot"),
         (400, "unknown_connection".into())
+    );
+    assert_eq!(
+        code(&mut client, "GET", "/connections/bad%23id?provider_config_key=hubspot"),
+        (400, "invalid_uri_params".into())
     );
     assert_eq!(code(&mut client, "GET", "/nope"), (500, "generic_error_support".into()));
     assert_eq!(client.nango("GET", "/health").value(), json!({"result": "ok"}));

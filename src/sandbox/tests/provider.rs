@@ -144,3 +144,91 @@ fn integrations_that_the_catalogue_does_not_know_work_too() {
     let call = Call::new("GET", "/acme-crm.example/whoami").with_header("authorization", &bearer);
     assert_eq!(client.ask(Api::Provider, &call).status, 200);
 }
+
+/// What a second use of a refresh token does.
+#[derive(Debug, PartialEq)]
+enum Second {
+    Works,
+    /// Within the grace period only.
+    WorksForAMinute,
+    KillsTheGrant,
+}
+
+/// providers.md §2: per integration, whether a refresh rotates (with the client's setting on), what
+/// a second use of the old token does then, and how many grants of one user live side by side.
+const BEHAVIOURS: [(&str, Option<bool>, Second, usize); 10] = [
+    ("google", Some(false), Second::Works, 100),
+    ("salesforce", Some(true), Second::KillsTheGrant, 5),
+    ("hubspot", Some(false), Second::Works, 1),
+    ("linkedin", Some(false), Second::Works, 1),
+    ("microsoft", Some(true), Second::Works, usize::MAX),
+    ("microsoft-ads", Some(true), Second::Works, usize::MAX),
+    ("gong-oauth", Some(true), Second::KillsTheGrant, 1),
+    ("slack", Some(true), Second::WorksForAMinute, 1),
+    ("aws", Some(true), Second::WorksForAMinute, usize::MAX),
+    ("github", None, Second::Works, 10),
+];
+
+#[test]
+fn every_provider_rotates_forgives_and_caps_as_its_contract_says() {
+    for (key, rotates, second, cap) in BEHAVIOURS {
+        let options = WorldOptions { optional_rotation: true, ..WorldOptions::default() };
+        let mut client = Client::new(World::with_options(config(vec![row("kahuna", key, &["p"])]), options));
+        let app = client.world.keys().legacy_clients[key].clone();
+        let url = Catalogue::built_in().integration(key).unwrap().token_url.clone();
+        let url = url.replace("{subdomain}", "kahuna").replace("{region}", "us-west-2");
+        let token = format!("/{}", url.strip_prefix("https://").unwrap());
+        let consent = |client: &mut Client| {
+            let query = form_urlencoded::Serializer::new(String::new())
+                .extend_pairs([("client_id", app.client_id.as_str()), ("redirect_uri", "https://x.example/cb")])
+                .extend_pairs([("response_type", "code"), ("scope", "a")])
+                .finish();
+            let back = client.call(Api::Provider, "GET", &format!("/x.example/authorize?{query}"));
+            let code = back.header("location").unwrap().split("code=").nth(1).unwrap().to_owned();
+            client.advance(1);
+            let pairs =
+                [("grant_type", "authorization_code"), ("code", &code), ("redirect_uri", "https://x.example/cb")];
+            let pairs = [&pairs[..], &[("client_id", &app.client_id), ("client_secret", &app.client_secret)]].concat();
+            let answer = form(client, &token, &pairs).value();
+            assert!(answer["access_token"].is_string(), "{key}: {answer}");
+            answer
+        };
+        let refresh = |client: &mut Client, refresh_token: &Value| {
+            let pairs =
+                [("grant_type", "refresh_token"), ("refresh_token", refresh_token.as_str().unwrap_or_default())];
+            let pairs = [&pairs[..], &[("client_id", &app.client_id), ("client_secret", &app.client_secret)]].concat();
+            form(client, &token, &pairs).value()
+        };
+
+        let first = consent(&mut client)["refresh_token"].clone();
+        assert_eq!(first.is_null(), rotates.is_none(), "{key}");
+        if let Some(rotates) = rotates {
+            let next = refresh(&mut client, &first)["refresh_token"].clone();
+            assert_eq!(!next.is_null(), rotates, "{key}");
+            let again = refresh(&mut client, &first);
+            let works = again["access_token"].is_string();
+            assert_eq!(works, second != Second::KillsTheGrant, "{key}: {again}");
+            if rotates {
+                client.advance(2 * MINUTE_MS);
+                let late = refresh(&mut client, &first)["access_token"].is_string();
+                assert_eq!(late, second == Second::Works, "{key}");
+                let newest = if second == Second::WorksForAMinute { again["refresh_token"].clone() } else { next };
+                let alive = refresh(&mut client, &newest)["access_token"].is_string();
+                assert_eq!(alive, second != Second::KillsTheGrant, "{key}");
+            }
+        }
+
+        // Grants of one user and client: the oldest dies when one too many comes.
+        let user = client.world.rows[0].user;
+        let live = |client: &Client| {
+            client.world.providers.grants.iter().filter(|g| g.user == user && g.revoked_at.is_none()).count()
+        };
+        for _ in 0..cap.min(101) {
+            consent(&mut client);
+        }
+        let before = live(&client);
+        consent(&mut client);
+        let expected = if cap == usize::MAX { before + 1 } else { cap };
+        assert_eq!(live(&client), expected, "{key}");
+    }
+}

@@ -1,0 +1,134 @@
+//! `cutover keys`: changes the keys that the state is encrypted with, while everything runs.
+
+use super::apply::StateArgs;
+use super::plan::wall_clock;
+use super::{CommandError, CommandResult, Ui};
+use crate::exit;
+use crate::store::{Store, StoreError, Vault};
+
+/// Who the audit trail says did it.
+const ACTOR: &str = "operator";
+
+/// Change the keys that the state is encrypted with
+///
+/// Tokens are encrypted with the newest key of the key file and opened with any of them. Fingerprints
+/// and digests have a key of their own, which stays, so that what was compared before still compares.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cutover keys rotate
+  cutover keys rotate --state postgres://cutover@db/cutover --key-file /etc/cutover/keys
+  cutover keys drop-old --format json
+
+On several machines: `rotate --add-only`, copy the key file to all of them, then `rotate --reencrypt-only`,
+then `drop-old` and copy once more.")]
+pub struct KeysArgs {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Action {
+    Rotate(RotateArgs),
+    DropOld(DropOldArgs),
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum KeysFormat {
+    Text,
+    Json,
+}
+
+/// Add a key and encrypt everything with it
+///
+/// A shim that runs on this machine takes the new key up by itself.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Examples:\n  cutover keys rotate\n  cutover keys rotate --add-only")]
+struct RotateArgs {
+    #[command(flatten)]
+    state: StateArgs,
+    /// Only add the key to the key file
+    #[arg(long, conflicts_with = "reencrypt_only")]
+    add_only: bool,
+    /// Only encrypt with the newest key what older ones encrypted
+    #[arg(long)]
+    reencrypt_only: bool,
+    #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
+    format: KeysFormat,
+}
+
+/// Take all keys but the newest out of the key file
+///
+/// Encrypts with the newest key first whatever still needs an older one.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Examples:\n  cutover keys drop-old\n  cutover keys drop-old --key-file /etc/cutover/keys")]
+struct DropOldArgs {
+    #[command(flatten)]
+    state: StateArgs,
+    #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
+    format: KeysFormat,
+}
+
+/// # Errors
+/// Exit code 2 when there is no key file or the keys come from the environment, 1 when the state
+/// cannot be opened or changed.
+pub fn run(args: &KeysArgs, ui: &Ui) -> CommandResult {
+    super::runtime()?.block_on(async {
+        match &args.action {
+            Action::Rotate(args) => rotate(args, ui).await,
+            Action::DropOld(args) => drop_old(args, ui).await,
+        }
+    })
+}
+
+async fn rotate(args: &RotateArgs, ui: &Ui) -> CommandResult {
+    if !args.reencrypt_only {
+        let file = args.state.key_file()?;
+        let number = Vault::add_key(file).map_err(|error| keys_failed(&error))?;
+        if args.add_only {
+            return report(ui, args.format, number, 0, 0);
+        }
+    }
+    let store = args.state.open_beside().await?;
+    let changed = store.rotate().await.map_err(|error| state_failed(&error))?;
+    let newest = store.vault().newest_key();
+    record(&store, &serde_json::json!({"newest": newest, "encrypted": changed})).await?;
+    store.close().await.map_err(|error| state_failed(&error))?;
+    report(ui, args.format, newest, changed, 0)
+}
+
+async fn drop_old(args: &DropOldArgs, ui: &Ui) -> CommandResult {
+    let file = args.state.key_file()?;
+    let store = args.state.open_beside().await?;
+    let changed = store.rotate().await.map_err(|error| state_failed(&error))?;
+    let newest = store.vault().newest_key();
+    let dropped = Vault::drop_old_keys(file).map_err(|error| keys_failed(&error))?;
+    record(&store, &serde_json::json!({"newest": newest, "encrypted": changed, "dropped": dropped})).await?;
+    store.close().await.map_err(|error| state_failed(&error))?;
+    report(ui, args.format, newest, changed, dropped)
+}
+
+async fn record(store: &Store, what: &serde_json::Value) -> Result<(), CommandError> {
+    let json = what.to_string();
+    store.record_action(ACTOR, "keys", &json, wall_clock()).await.map_err(|error| state_failed(&error))
+}
+
+fn report(ui: &Ui, format: KeysFormat, newest: u32, changed: u64, dropped: usize) -> CommandResult {
+    if format == KeysFormat::Json {
+        let report = serde_json::json!({
+            "exit_code": exit::OK, "reason": "done", "newest_key": newest, "encrypted_anew": changed, "dropped_keys": dropped,
+        });
+        ui.print(&format!("{report:#}\n"));
+    } else {
+        ui.print(&format!("key {newest} encrypts; {changed} payloads encrypted anew, {dropped} old keys dropped\n"));
+    }
+    Ok(exit::OK)
+}
+
+fn keys_failed(error: &dyn std::error::Error) -> CommandError {
+    CommandError::usage("the key file cannot be changed").because(error)
+}
+
+fn state_failed(error: &StoreError) -> CommandError {
+    CommandError::failed("the state cannot be changed").because(error)
+}
