@@ -155,6 +155,11 @@ impl StateArgs {
         }
     }
 
+    /// Where the state is.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// Whether there may be a state: a file that is there, or any database.
     pub fn exists(&self) -> bool {
         self.place.file().is_none_or(Path::exists)
@@ -316,7 +321,7 @@ async fn carry_out(engine: &Engine<HttpOutside>, plan: &Plan, clock: &Clock, ui:
     }
 }
 
-fn explain(error: EngineError) -> CommandError {
+pub(super) fn explain(error: EngineError) -> CommandError {
     match &error {
         EngineError::Refused(reason) => CommandError::new(exit::REFUSED, reason.clone()),
         EngineError::Store(StoreError::OtherPlan { .. }) => CommandError::new(exit::REFUSED, error.to_string())

@@ -14,7 +14,6 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::apply::{StateArgs, explain};
 use super::config::Config;
-use super::operate::OutputFormat;
 use super::plan::{Inputs, wall_clock};
 use super::{CommandError, CommandResult, Ui};
 use crate::domain::duration::Millis;
@@ -71,6 +70,14 @@ pub struct SoakArgs {
     /// Shape of the still
     #[arg(long, value_enum, default_value_t, requires = "once")]
     format: OutputFormat,
+}
+
+/// The shape of a still
+#[derive(clap::ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OutputFormat {
+    #[default]
+    Text,
+    Json,
 }
 
 fn interval(text: &str) -> Result<Millis, String> {
@@ -158,7 +165,7 @@ async fn origin(args: &SoakArgs, ui: &Ui) -> Result<(String, Origin), CommandErr
     if store.load_plan_id().await.map_err(|error| explain(error.into()))?.is_none() {
         return Err(not_applied());
     }
-    Ok((args.state.to_string(), Origin::State { store: Box::new(store), policy: Box::new(policy) }))
+    Ok((args.state.place().to_string(), Origin::State { store: Box::new(store), policy: Box::new(policy) }))
 }
 
 impl Origin {

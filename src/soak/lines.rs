@@ -19,7 +19,7 @@ impl Lines {
         let mut text = String::new();
         let pending: u64 = p.sinks.iter().map(|s| s.pending).sum();
         let oldest = p.sinks.iter().map(|s| s.oldest_ms).max().unwrap_or(0);
-        let passed = p.criteria.iter().filter(|c| c.judged.verdict == Verdict::Pass).count();
+        let passed = p.criteria.iter().filter(|c| c.verdict == Verdict::Pass).count();
         text.push_str(&format!(
             "{} {} {} criteria={passed}/{} triplets={} pending={pending} oldest={} dead={}\n",
             p.at.to_rfc3339(),
@@ -31,11 +31,11 @@ impl Lines {
             p.dead_letters.len(),
         ));
         for c in &p.criteria {
-            let now = c.judged.verdict;
-            if let Some(before) = self.verdicts.insert(c.judged.id.clone(), now)
+            let now = c.verdict;
+            if let Some(before) = self.verdicts.insert(c.id.clone(), now)
                 && before != now
             {
-                let (id, reason) = (&c.judged.id, &c.judged.reason);
+                let (id, reason) = (&c.id, &c.reason);
                 text.push_str(&format!("  {id}: {} -> {}: {reason}\n", before.name(), now.name()));
             }
         }
@@ -61,7 +61,7 @@ mod tests {
         let mut picture = sample::picture(12);
         assert_eq!(lines.of(&picture).lines().count(), 1, "the first picture is no news");
         assert_eq!(lines.of(&picture).lines().count(), 1);
-        picture.criteria[1].judged.verdict = Verdict::Fail;
+        picture.criteria[1].verdict = Verdict::Fail;
         picture.events.push(super::super::picture::EventLine {
             at: picture.at.plus_ms(1),
             subject: "acme:slack:2".to_owned(),

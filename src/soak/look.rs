@@ -4,13 +4,11 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::picture::{
-    BudgetLine, CriterionLine, DeadLetterLine, EventLine, Picture, SinkCell, SinkLine, TripletLine, VerifyMark,
-};
-use crate::domain::criteria::Note;
+use super::picture::{BudgetLine, DeadLetterLine, EventLine, Picture, SinkCell, SinkLine, TripletLine, VerifyMark};
+use crate::domain::criteria::{EvidenceSource, LookOutcome, Note};
 use crate::domain::custody::Stage;
 use crate::domain::time::{DAY_MS, Timestamp};
-use crate::engine::{EngineResult, gate::judge_state};
+use crate::engine::{EngineResult, judge_state};
 use crate::plan::Policy;
 use crate::status::Snapshot;
 use crate::store::{EventRow, Sink, SinkState, Store, TripletRow};
@@ -27,19 +25,23 @@ pub async fn look(store: &Store, policy: &Policy, snapshot: &Snapshot, now: Time
         let states = store.load_sink(sink).await?;
         by_sink.push(states.into_iter().map(|s| (s.triplet.to_string(), s)).collect());
     }
-    let counters = &snapshot.header.counters;
-    let compared = counters.get("parity_runs").copied().unwrap_or(0) > 0;
-    let clean = counters.get("parity_clean").copied().unwrap_or(0) > 0;
-    let findings = if clean { Vec::new() } else { store.load_notes("parity").await? };
-    let marks = VerifyMarks { compared, findings, since: now.plus_ms(-policy.criteria.verify_every.0 * 3 / 2) };
+    // What the last comparisons found; a clean one clears all.
+    let since = now.plus_ms(-policy.criteria.verify_every.0 * 3 / 2);
+    let looks = store.load_looks(since).await?.remove(&EvidenceSource::Verify).unwrap_or_default();
+    let last = looks.iter().rev().map(|l| l.outcome).find(|o| matches!(o, LookOutcome::Clean | LookOutcome::Finding));
+    let findings = match last {
+        Some(LookOutcome::Finding) => store.load_notes_since("parity", since, FINDINGS_MAX).await?,
+        _ => Vec::new(),
+    };
+    let marks = VerifyMarks { compared: last.is_some(), findings };
     let triplets = store.load_triplets().await?;
     Ok(Picture {
         at: now,
         plan: snapshot.header.plan.clone(),
-        soaked_ms: judged.clock.counted_ms,
-        gap_ms: judged.gaps.iter().map(|gap| gap.ms()).sum(),
+        soaked_ms: judged.clock.first_refresh_at.map(|_| judged.clock.soaked_ms),
+        gap_ms: judged.clock.paused_ms,
         needed_ms: i64::from(policy.criteria.soak_days) * DAY_MS,
-        criteria: judged.criteria.into_iter().map(criterion).collect(),
+        criteria: judged.criteria,
         triplets: triplets.iter().map(|t| line(t, &by_sink, &marks)).collect(),
         sinks: snapshot
             .sinks
@@ -79,19 +81,15 @@ pub async fn look(store: &Store, policy: &Policy, snapshot: &Snapshot, now: Time
 struct VerifyMarks {
     compared: bool,
     findings: Vec<Note>,
-    since: Timestamp,
 }
 
-fn criterion(judged: crate::domain::criteria::Judged) -> CriterionLine {
-    let waiver = judged.waived.then(|| judged.waivers.first()).flatten();
-    let waiver = waiver.map(|w| format!("{} until {}", w.by, w.until.to_minute()));
-    CriterionLine { judged, waiver }
-}
+/// Differences that are shown at their triplets.
+const FINDINGS_MAX: u32 = 10_000;
 
 fn line(t: &TripletRow, by_sink: &[BTreeMap<String, SinkState>], marks: &VerifyMarks) -> TripletLine {
     let name = t.triplet.to_string();
     let cells: Vec<Option<&SinkState>> = by_sink.iter().map(|sink| sink.get(&name)).collect();
-    let found = marks.findings.iter().rev().find(|n| n.subject == name && n.at >= marks.since);
+    let found = marks.findings.iter().rev().find(|n| n.subject == name);
     let moves = t.moves();
     TripletLine {
         route: t.custody.route.name().to_owned(),
@@ -116,7 +114,11 @@ fn line(t: &TripletRow, by_sink: &[BTreeMap<String, SinkState>], marks: &VerifyM
 }
 
 fn cell(s: &SinkState) -> SinkCell {
-    SinkCell { delivered_at: s.delivered_at, pending: s.dead.is_none() && s.version > s.delivered, dead: s.dead.is_some() }
+    SinkCell {
+        delivered_at: s.delivered_at,
+        pending: s.dead.is_none() && s.version > s.delivered,
+        dead: s.dead.is_some(),
+    }
 }
 
 /// The name of an authority, as its JSON has it.

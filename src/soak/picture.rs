@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::criteria::{Judged, Verdict};
+use crate::domain::criteria::{Judged, Verdict, overall};
 use crate::domain::time::{Timestamp, format_duration_ms};
 
 /// The soak at one instant.
@@ -19,21 +19,13 @@ pub struct Picture {
     pub gap_ms: i64,
     /// How long the policy asks the soak to be, ms.
     pub needed_ms: i64,
-    pub criteria: Vec<CriterionLine>,
+    pub criteria: Vec<Judged>,
     pub triplets: Vec<TripletLine>,
     pub sinks: Vec<SinkLine>,
     pub budgets: Vec<BudgetLine>,
     /// Oldest first.
     pub events: Vec<EventLine>,
     pub dead_letters: Vec<DeadLetterLine>,
-}
-
-/// One exit criterion.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct CriterionLine {
-    pub judged: Judged,
-    /// Who waived it, until when.
-    pub waiver: Option<String>,
 }
 
 /// One triplet.
@@ -114,10 +106,9 @@ pub struct DeadLetterLine {
 }
 
 impl Picture {
-    /// What the gate would say: the worst of what is not waived.
+    /// What the gate would say.
     pub fn verdict(&self) -> Verdict {
-        let judged = self.criteria.iter().filter(|c| c.waiver.is_none()).map(|c| c.judged.verdict);
-        judged.max().unwrap_or(Verdict::Inconclusive)
+        overall(&self.criteria)
     }
 
     /// The earliest end of the soak: when its clock is full, if nothing stops it.
@@ -198,8 +189,8 @@ impl History {
             return;
         }
         for c in &picture.criteria {
-            if let Some(observed) = c.judged.observed {
-                keep(self.observed.entry(c.judged.id.clone()).or_default(), observed);
+            if let Some(observed) = c.observed {
+                keep(self.observed.entry(c.id.clone()).or_default(), observed);
             }
         }
         let delivered = picture.delivered();
@@ -211,8 +202,8 @@ impl History {
     }
 
     /// The trend of a criterion over the pictures that are kept.
-    pub fn trend(&self, line: &CriterionLine) -> Trend {
-        let seen = self.observed.get(&line.judged.id);
+    pub fn trend(&self, judged: &Judged) -> Trend {
+        let seen = self.observed.get(&judged.id);
         let (Some(first), Some(last)) = (seen.and_then(|s| s.front()), seen.and_then(|s| s.back())) else {
             return Trend::Same;
         };
@@ -220,7 +211,7 @@ impl History {
             std::cmp::Ordering::Equal => Trend::Same,
             order => {
                 let up = order == std::cmp::Ordering::Greater;
-                if up == at_least(&line.judged.id) { Trend::Better } else { Trend::Worse }
+                if up == at_least(&judged.id) { Trend::Better } else { Trend::Worse }
             }
         }
     }
@@ -242,18 +233,10 @@ pub fn at_least(criterion: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn criterion(id: &str, observed: f64) -> CriterionLine {
-        let judged = Judged {
-            id: id.to_owned(),
-            verdict: Verdict::Inconclusive,
-            observed: Some(observed),
-            threshold: 10.0,
-            unit: "d".to_owned(),
-            expected_samples: 1,
-            samples: 1,
-            reason: String::new(),
-        };
-        CriterionLine { judged, waiver: None }
+    fn criterion(id: &str, observed: f64) -> Judged {
+        let mut criterion = super::super::sample::picture(0).criteria.remove(0);
+        (criterion.id, criterion.observed) = (id.to_owned(), Some(observed));
+        criterion
     }
 
     fn picture(at: i64, id: &str, observed: f64, delivered: u64) -> Picture {
@@ -292,10 +275,10 @@ mod tests {
     #[test]
     fn a_waived_criterion_does_not_decide_the_verdict() {
         let mut picture = picture(1, "outage", 20.0, 0);
-        picture.criteria[0].judged.verdict = Verdict::Fail;
+        picture.criteria[0].verdict = Verdict::Fail;
         assert_eq!(picture.verdict(), Verdict::Fail);
         picture.criteria.push(criterion("parity", 3.0));
-        picture.criteria[0].waiver = Some("ana until 2026-06-01".to_owned());
+        picture.criteria[0].waived = true;
         assert_eq!(picture.verdict(), Verdict::Inconclusive);
     }
 

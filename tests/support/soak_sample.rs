@@ -1,9 +1,9 @@
 //! A made-up soak of any size: every stage, every kind of trouble, the same on every call.
 
-use super::domain::criteria::{CRITERIA, Judged, Verdict};
+use super::domain::criteria::{CRITERIA, Judged, Verdict, WaiverMark};
 use super::domain::time::{DAY_MS, HOUR_MS, MINUTE_MS, Timestamp};
 use super::picture::{
-    BudgetLine, CriterionLine, DeadLetterLine, EventLine, Picture, SinkCell, SinkLine, TripletLine, VerifyMark, at_least,
+    BudgetLine, DeadLetterLine, EventLine, Picture, SinkCell, SinkLine, TripletLine, VerifyMark, at_least,
 };
 
 /// The instant of the picture.
@@ -22,17 +22,21 @@ pub fn picture(n: usize) -> Picture {
         needed_ms: 30 * DAY_MS,
         criteria: CRITERIA.iter().enumerate().map(|(i, id)| criterion(i, id)).collect(),
         triplets: (0..n).map(|i| triplet(i, at)).collect(),
-        sinks: [("kv.source", 0, 0, None), ("kv.target", 3, 0, None), ("composio", 41, 1, Some("429 Too Many Requests"))]
-            .into_iter()
-            .map(|(name, pending, dead, trouble)| SinkLine {
-                name: name.to_owned(),
-                delivered: 18_230 - pending,
-                pending,
-                dead,
-                oldest_ms: pending as i64 * 7_000,
-                trouble: trouble.map(ToOwned::to_owned),
-            })
-            .collect(),
+        sinks: [
+            ("kv.source", 0, 0, None),
+            ("kv.target", 3, 0, None),
+            ("composio", 41, 1, Some("429 Too Many Requests")),
+        ]
+        .into_iter()
+        .map(|(name, pending, dead, trouble)| SinkLine {
+            name: name.to_owned(),
+            delivered: 18_230 - pending,
+            pending,
+            dead,
+            oldest_ms: pending as i64 * 7_000,
+            trouble: trouble.map(ToOwned::to_owned),
+        })
+        .collect(),
         budgets: [
             ("nango", 412, 1_000, 60_000),
             ("composio", 1_890, 2_000, 60_000),
@@ -56,7 +60,7 @@ pub fn picture(n: usize) -> Picture {
     }
 }
 
-fn criterion(i: usize, id: &str) -> CriterionLine {
+fn criterion(i: usize, id: &str) -> Judged {
     let (verdict, observed) = match i {
         0 => (Verdict::Inconclusive, Some(3.2)),
         4 => (Verdict::Fail, Some(22.0)),
@@ -64,7 +68,20 @@ fn criterion(i: usize, id: &str) -> CriterionLine {
         _ if at_least(id) => (Verdict::Pass, Some(15.0)),
         _ => (Verdict::Pass, Some(0.0)),
     };
-    let judged = Judged {
+    let waiver = WaiverMark {
+        id: "w-1".to_owned(),
+        by: "ana".to_owned(),
+        reason: "price list is old".to_owned(),
+        until: at().plus_ms(23 * DAY_MS),
+        scope: "*".to_owned(),
+        covered: 0,
+    };
+    Judged {
+        waived: i == 6,
+        waivers: if i == 6 { vec![waiver] } else { Vec::new() },
+        since: None,
+        findings: Vec::new(),
+        findings_total: 0,
         id: id.to_owned(),
         verdict,
         observed,
@@ -78,8 +95,7 @@ fn criterion(i: usize, id: &str) -> CriterionLine {
             Verdict::Fail => "nango was out of reach, first at 2026-05-08 03:10: 22m",
         }
         .to_owned(),
-    };
-    CriterionLine { judged, waiver: (i == 6).then(|| "ana until 2026-06-01: price list is old".to_owned()) }
+    }
 }
 
 fn triplet(i: usize, at: Timestamp) -> TripletLine {

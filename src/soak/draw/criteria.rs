@@ -9,14 +9,14 @@ use super::theme::{Theme, word};
 use super::{fit, panel};
 use crate::domain::criteria::{Judged, Verdict};
 use crate::soak::dashboard::Dashboard;
-use crate::soak::picture::{CriterionLine, Trend, at_least};
+use crate::soak::picture::{Trend, at_least};
 
 /// Columns of a meter.
 const METER: usize = 8;
 
 /// One criterion a line with its reason; with `roomy` a second line for the samples.
 pub(super) fn list(frame: &mut Frame<'_>, area: Rect, d: &Dashboard, theme: Theme, roomy: bool) {
-    let passed = d.picture.criteria.iter().filter(|c| c.judged.verdict == Verdict::Pass).count();
+    let passed = d.picture.criteria.iter().filter(|c| c.verdict == Verdict::Pass).count();
     let block = panel(format!("criteria {passed}/{}", d.picture.criteria.len()), theme);
     let inner = block.inner(area);
     let roomy = roomy && usize::from(inner.height) >= d.picture.criteria.len() * 2;
@@ -24,14 +24,14 @@ pub(super) fn list(frame: &mut Frame<'_>, area: Rect, d: &Dashboard, theme: Them
     for c in &d.picture.criteria {
         let mut spans = front(c, d, theme);
         let used: usize = spans.iter().map(Span::width).sum();
-        let reason = match &c.waiver {
-            Some(waiver) => format!("waived by {waiver}"),
-            None => c.judged.reason.clone(),
+        let reason = match c.waivers.first().filter(|_| c.waived) {
+            Some(w) => format!("waived by {} until {}: {}", w.by, w.until.to_minute(), w.reason),
+            None => c.reason.clone(),
         };
         spans.push(Span::raw(fit(&reason, usize::from(inner.width).saturating_sub(used))));
         lines.push(Line::from(spans));
         if roomy {
-            let samples = format!("     {} of {} samples", c.judged.samples, c.judged.expected_samples);
+            let samples = format!("     {} of {} samples", c.samples, c.expected_samples);
             lines.push(Line::styled(samples, theme.quiet()));
         }
     }
@@ -57,10 +57,9 @@ pub(super) fn compact(frame: &mut Frame<'_>, area: Rect, d: &Dashboard, theme: T
 }
 
 /// ` pass soak-duration     ██████░░░░ ↑ 3.2/30 `
-fn front<'a>(c: &CriterionLine, d: &Dashboard, theme: Theme) -> Vec<Span<'a>> {
-    let j = &c.judged;
-    let style = if c.waiver.is_some() { theme.quiet() } else { theme.verdict(j.verdict) };
-    let (mark, trend_style) = match d.history.trend(c) {
+fn front<'a>(j: &Judged, d: &Dashboard, theme: Theme) -> Vec<Span<'a>> {
+    let style = if j.waived { theme.quiet() } else { theme.verdict(j.verdict) };
+    let (mark, trend_style) = match d.history.trend(j) {
         Trend::Better => ("↗", theme.good()),
         Trend::Same => (" ", theme.quiet()),
         Trend::Worse => ("↘", theme.bad()),
@@ -68,7 +67,7 @@ fn front<'a>(c: &CriterionLine, d: &Dashboard, theme: Theme) -> Vec<Span<'a>> {
     let observed = j.observed.map_or_else(|| "?".to_owned(), number);
     let sign = if at_least(&j.id) { "/" } else { "≤" };
     vec![
-        Span::styled(format!(" {} ", if c.waiver.is_some() { "wvd " } else { word(j.verdict) }), style),
+        Span::styled(format!(" {} ", if j.waived { "wvd " } else { word(j.verdict) }), style),
         Span::raw(fit(&j.id, 18)),
         Span::styled(meter(j), style),
         Span::styled(mark, trend_style),
