@@ -3,6 +3,7 @@
 //! Start with `docs/architecture.md`.
 
 pub mod alert;
+pub mod assess;
 pub mod catalogue;
 pub mod cli;
 pub mod clients;

@@ -200,6 +200,14 @@ pub trait SourceCustody: SourceRead {
     ) -> impl Future<Output = ApiResult<ConnectSession>> + Send;
 }
 
+/// A webhook subscription at Composio (`ws_…`), without its secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WebhookSubscription {
+    pub id: String,
+    /// Without query and fragment, which may hold a key.
+    pub url: String,
+}
+
 /// How an auth config at Composio authenticates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TargetScheme {
@@ -304,6 +312,8 @@ pub trait TargetRead: Send + Sync {
     /// Accounts of one user (all statuses).
     fn list_accounts_of(&self, user_id: &str) -> impl Future<Output = ApiResult<Vec<ConnectedAccount>>> + Send;
     fn get_account(&self, account_id: &str) -> impl Future<Output = ApiResult<ConnectedAccount>> + Send;
+    /// The project's webhook subscriptions, wherever they point.
+    fn list_webhook_subscriptions(&self) -> impl Future<Output = ApiResult<Vec<WebhookSubscription>>> + Send;
     /// Whether the toolkit exists.
     fn find_toolkit(&self, slug: &str) -> impl Future<Output = ApiResult<bool>> + Send;
     /// A call through the account at the provider (whoami).
@@ -554,6 +564,19 @@ pub trait ProviderRead: Send + Sync {
     /// The same call, and the answer as it is: only the catalogue knows what a provider's refusals mean.
     /// An error means that none came: an outage, a limit.
     fn ask(&self, token: &Secret, call: &ProviderCall) -> impl Future<Output = ApiResult<ProviderAnswer>> + Send;
+}
+
+/// The reading halves of the outside world, and nothing else.
+pub trait OutsideRead: Send + Sync + 'static {
+    type Source: SourceRead;
+    type Target: TargetRead;
+    type Cloudflare: KvRead;
+    type Gateway: GatewayRead;
+
+    fn read_source(&self) -> &Self::Source;
+    fn read_target(&self) -> &Self::Target;
+    fn read_cloudflare(&self) -> &Self::Cloudflare;
+    fn read_gateway(&self) -> &Self::Gateway;
 }
 
 /// Everything the engine talks to, and the wall clock skew that each API's `Date` header showed.

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::domain::budget::BudgetState;
 use crate::domain::custody::ReadAuthority;
 use crate::domain::time::Timestamp;
 use crate::domain::triplet::Triplet;
@@ -128,12 +129,30 @@ impl Classes {
 #[derive(Clone, Debug, Serialize)]
 pub struct BudgetStatus {
     pub api: &'static str,
-    /// Requests that may go now.
-    pub left: u64,
-    pub limit: u64,
+    /// The provider's host where each has a budget of its own.
+    pub host: Option<String>,
+    /// Requests that may go now, in the ordinary share and in all.
+    pub left: u32,
+    pub left_urgent: u32,
+    /// What the vendor allows in a window.
+    pub limit: u32,
     pub window_ms: i64,
-    /// No request before then.
+    /// No request before then, not even an urgent one.
     pub closed_until: Option<Timestamp>,
+}
+
+impl From<BudgetState> for BudgetStatus {
+    fn from(state: BudgetState) -> Self {
+        Self {
+            api: state.api.name(),
+            host: state.host,
+            left: state.ordinary.now,
+            left_urgent: state.urgent.now,
+            limit: state.limit,
+            window_ms: state.window_ms,
+            closed_until: (state.urgent.now == 0).then_some(state.urgent.next_at),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -165,7 +184,7 @@ pub async fn snapshot(store: &Store, policy: &Policy, now: Timestamp) -> StoreRe
         ready: false,
         soak_from,
         soaked_ms: soak_from.map(|from| now.since(from) - count("gap_ms")),
-        soak_wanted_ms: i64::from(policy.criteria.soak_days) * crate::domain::time::DAY_MS,
+        soak_wanted_ms: policy.criteria.soak_ms(),
         triplets: stages.values().sum(),
         stages,
         poll_at: due.poll_at,
@@ -185,7 +204,7 @@ pub async fn snapshot(store: &Store, policy: &Policy, now: Timestamp) -> StoreRe
         classes.count(!lacks(Sink::KvSource), !lacks(Sink::KvTarget) && !lacks(Sink::Composio));
     }
     // Whatever waits for nothing is on both sides.
-    classes.both = store.count_delivering().await?.saturating_sub(behind.len() as u64) + classes.both;
+    classes.both += store.count_delivering().await?.saturating_sub(behind.len() as u64);
     let sinks = Sink::ALL
         .into_iter()
         .map(|sink| {

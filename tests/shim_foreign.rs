@@ -1,7 +1,6 @@
 //! The DO alarm that writes to KV behind our back: noticed within one scan, named, counted, and
 //! never answered by putting an older token back. And webhooks: losing all of them loses nothing.
 
-#[allow(dead_code, reason = "each test uses its part of it")]
 #[path = "support/fake.rs"]
 mod fake;
 

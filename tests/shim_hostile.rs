@@ -1,7 +1,6 @@
 //! Bad input: every hostile request gets its documented status, nothing of it reaches the journal,
 //! and the shim goes on serving.
 
-#[allow(dead_code, reason = "each test uses its part of it")]
 #[path = "support/fake.rs"]
 mod fake;
 

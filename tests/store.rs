@@ -5,13 +5,15 @@ mod postgres_server;
 
 use std::collections::BTreeSet;
 
+use cutover::domain::criteria::{CriteriaPolicy, Evidence, EvidenceSource, LookOutcome, Verdict, Waiver, judge};
 use cutover::domain::custody::{Event, Refusal, Route, Stage};
 use cutover::domain::secret::Secret;
 use cutover::domain::time::Timestamp;
 use cutover::domain::token::{KvEntry, Writer};
 use cutover::domain::triplet::Triplet;
+use cutover::engine::{GateReport, NoFreshPass, fresh_pass, record};
 use cutover::store::{
-    Capture, Delivered, Durability, Intake, IntentState, Lead, NewTriplet, NewVersion, PendingDelivery, Place,
+    Capture, Delivered, Durability, Intake, IntentState, Lead, Look, NewTriplet, NewVersion, PendingDelivery, Place,
     PollFailure, Sink, Store, StoreError, Vault,
 };
 use proptest::prelude::*;
@@ -118,6 +120,11 @@ contract! {
     a_changed_intake_is_found
     of_several_callers_one_creates_and_one_takes
     keys_rotate_under_a_running_store
+    looks_with_one_outcome_are_one_row_and_a_silence_is_a_gap
+    looks_without_an_answer_do_not_end_a_gap
+    samples_grow_thin_with_age_and_do_not_stay_for_ever
+    gate_runs_chain_and_a_pass_opens_only_what_it_was_given_for
+    a_waiver_is_kept_once_and_revoked_once
 }
 
 async fn plan(store: &Store, triplets: &[Triplet]) {
@@ -280,7 +287,10 @@ async fn a_changed_row_breaks_the_chain_and_is_named(state: State) {
 
 async fn a_refused_event_is_not_recorded_and_the_audit_trail_is_chained(state: State) {
     let store = state.planned().await;
-    let error = store.record_custody(&triplet(), &Event::Retired, "test", at(1)).await.unwrap_err();
+    let error = store
+        .record_custody(&triplet(), &Event::Retired { at: at(1), passed_at: at(1) }, "test", at(1))
+        .await
+        .unwrap_err();
     assert!(matches!(error, StoreError::Refused { refusal: Refusal::Illegal { .. }, .. }), "{error}");
     store.record_custody(&triplet(), &Event::BackfillDelivered, "test", at(2)).await.unwrap();
     store.record_action("alice", "gate", "{}", at(3)).await.unwrap();
@@ -559,6 +569,122 @@ async fn of_several_callers_one_creates_and_one_takes(state: State) {
     assert!(!b.create_meta("down:nango", "2").await.unwrap());
     assert_eq!(b.take_meta("down:nango").await.unwrap().as_deref(), Some("1"));
     assert_eq!(a.take_meta("down:nango").await.unwrap(), None);
+}
+
+fn look(s: i64, outcome: LookOutcome) -> Look {
+    Look { source: EvidenceSource::Scan, at: at(s), outcome, samples: 10, every_ms: 600_000, slack_ms: 60_000 }
+}
+
+async fn looks_with_one_outcome_are_one_row_and_a_silence_is_a_gap(state: State) {
+    let store = state.open().await;
+    for s in [0, 600, 1_200] {
+        store.record_look(&look(s, LookOutcome::Clean)).await.unwrap();
+    }
+    // One more than interval and slack later.
+    store.record_look(&look(1_200 + 661, LookOutcome::Finding)).await.unwrap();
+    let looks = store.load_looks(at(0)).await.unwrap().remove(&EvidenceSource::Scan).unwrap();
+    let rows: Vec<_> = looks.iter().map(|l| (l.outcome, l.runs, l.samples, l.until)).collect();
+    assert_eq!(rows, [(LookOutcome::Clean, 3, 30, at(1_200)), (LookOutcome::Finding, 1, 10, at(1_861))]);
+    let gaps = store.load_gaps().await.unwrap();
+    assert_eq!((gaps.len(), gaps[0].from, gaps[0].until), (1, at(1_800), at(1_861)));
+    // A day ends a row.
+    store.record_look(&look(86_400 - 1, LookOutcome::Clean)).await.unwrap();
+    store.record_look(&look(86_400, LookOutcome::Clean)).await.unwrap();
+    assert_eq!(store.load_looks(at(0)).await.unwrap()[&EvidenceSource::Scan].len(), 4);
+    assert_eq!(store.load_looks(at(86_400)).await.unwrap()[&EvidenceSource::Scan].len(), 1);
+}
+
+async fn looks_without_an_answer_do_not_end_a_gap(state: State) {
+    let store = state.open().await;
+    store.record_look(&look(0, LookOutcome::Clean)).await.unwrap();
+    for s in [600, 660, 720, 1_400] {
+        store.record_look(&look(s, LookOutcome::Error)).await.unwrap();
+    }
+    assert_eq!(store.load_gaps().await.unwrap(), []);
+    assert_eq!(store.load_last_looks().await.unwrap()[&EvidenceSource::Scan], at(0));
+    store.record_look(&look(2_000, LookOutcome::Clean)).await.unwrap();
+    let gaps = store.load_gaps().await.unwrap();
+    assert_eq!((gaps.len(), gaps[0].from, gaps[0].until), (1, at(600), at(2_000)));
+}
+
+async fn samples_grow_thin_with_age_and_do_not_stay_for_ever(state: State) {
+    let store = state.open().await;
+    let hours = |n: i64| at(n * 3_600);
+    for n in 0..60 * 24 {
+        store.save_sample(hours(n), "{}").await.unwrap();
+    }
+    let kept = store.load_samples(at(0)).await.unwrap();
+    let old = kept.iter().filter(|(at, _)| *at < hours(14 * 24)).count();
+    assert!((14..=28).contains(&old), "{old} samples of the first two weeks");
+    assert!(kept.len() - old >= 45 * 24, "{} samples of the last weeks", kept.len() - old);
+    assert_eq!(store.load_sample_before(hours(59 * 24)).await.unwrap().map(|s| s.0), Some(hours(59 * 24)));
+    store.save_sample(hours(600 * 24), "{}").await.unwrap();
+    assert_eq!(store.load_samples(at(0)).await.unwrap().len(), 1);
+}
+
+fn gate_report(s: i64, verdict: Verdict) -> GateReport {
+    let evidence = Evidence { now: at(s), ..Evidence::default() };
+    let judged = judge(&CriteriaPolicy::default(), &evidence, &[]);
+    GateReport {
+        verdict,
+        evaluated_at: at(s),
+        criteria: judged.criteria,
+        clock: judged.clock,
+        gaps: vec![],
+        waivers: vec![],
+        open_until: if verdict == Verdict::Pass { at(s + 100) } else { at(s) },
+    }
+}
+
+async fn gate_runs_chain_and_a_pass_opens_only_what_it_was_given_for(state: State) {
+    let store = state.planned().await;
+    let plan = store.load_plan_id().await.unwrap().unwrap();
+    let policy = cutover::plan::Policy::default();
+    let opens = async |plan: &str, s: i64| fresh_pass(&store, plan, at(s)).await.unwrap();
+    assert_eq!(opens(&plan, 0).await, Err(NoFreshPass::Never));
+
+    let first = record(&store, &gate_report(1_000, Verdict::Pass), &policy).await.unwrap();
+    assert_eq!(opens(&plan, 1_099).await.map(|run| run.digest), Ok(first.digest.clone()));
+    assert!(matches!(opens(&plan, 1_100).await, Err(NoFreshPass::Stale { .. })));
+    assert!(matches!(opens(&plan, 999).await, Err(NoFreshPass::Stale { .. })));
+    assert!(matches!(opens("p-000000000002", 1_050).await, Err(NoFreshPass::OtherPlan { .. })));
+
+    // The newest decides.
+    let second = record(&store, &gate_report(1_010, Verdict::Fail), &policy).await.unwrap();
+    assert_eq!((second.previous, second.sequence), (Some(first.digest), 2));
+    assert!(matches!(opens(&plan, 1_020).await, Err(NoFreshPass::NotPassed { verdict: Verdict::Fail, .. })));
+
+    // Nor does a pass outlive a waiver that it stands on.
+    let waiver = waiver();
+    store.save_waiver(&waiver).await.unwrap();
+    let mut leaning = gate_report(1_030, Verdict::Pass);
+    let evidence = Evidence { now: at(1_030), ..Evidence::default() };
+    leaning.criteria = judge(&CriteriaPolicy::default(), &evidence, std::slice::from_ref(&waiver)).criteria;
+    record(&store, &leaning, &policy).await.unwrap();
+    assert!(opens(&plan, 1_040).await.is_ok());
+    assert!(store.revoke_waiver(&waiver.id, "bob", at(1_050)).await.unwrap());
+    assert!(matches!(opens(&plan, 1_060).await, Err(NoFreshPass::Revoked { .. })));
+
+    // Each change of the verdict is told, and only the changes.
+    let told = store.load_notes("gate").await.unwrap();
+    let told: Vec<&str> = told.iter().map(|n| n.detail.split(':').next().unwrap()).collect();
+    assert_eq!(told, ["inconclusive to pass", "pass to fail", "fail to pass"]);
+}
+
+fn waiver() -> Waiver {
+    Waiver::new("outage", "*", "ann", "maintenance", at(1_000), at(9_000), 1 << 40).unwrap()
+}
+
+async fn a_waiver_is_kept_once_and_revoked_once(state: State) {
+    let store = state.open().await;
+    let waiver = waiver();
+    store.save_waiver(&waiver).await.unwrap();
+    store.save_waiver(&waiver).await.unwrap();
+    assert_eq!(store.load_waivers().await.unwrap(), [waiver.clone()]);
+    assert!(store.revoke_waiver(&waiver.id, "bob", at(2_000)).await.unwrap());
+    assert!(!store.revoke_waiver(&waiver.id, "carl", at(3_000)).await.unwrap());
+    let kept = store.load_waivers().await.unwrap().remove(0);
+    assert_eq!((kept.revoked_at, kept.revoked_by.as_deref()), (Some(at(2_000)), Some("bob")));
 }
 
 async fn keys_rotate_under_a_running_store(state: State) {

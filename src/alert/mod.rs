@@ -15,7 +15,7 @@ use serde_json::json;
 
 use crate::domain::criteria::Note;
 use crate::domain::time::{DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS, Timestamp};
-use crate::store::{AlertRow, Store, StoreResult};
+use crate::store::{AlertRow, Lead, Store, StoreResult};
 
 pub use quiet::{NotQuietHours, QuietHours};
 pub use slack::{SendError, Sent, Slack, SlackError};
@@ -31,6 +31,10 @@ const BATCH: u32 = 20;
 
 /// The longest time between looks.
 const LOOK_MS: i64 = 5 * SECOND_MS;
+
+/// The lease under which one machine sends for all, and its length: longer than a message takes.
+const LEAD: &str = "alerts";
+const LEAD_MS: i64 = MINUTE_MS;
 
 /// What alerts are about. The name is the kind of the note that makes one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +144,10 @@ impl Alerts {
     /// # Errors
     /// Only when the store fails.
     pub async fn run_due(&self, store: &Store, now: Timestamp) -> StoreResult<Timestamp> {
+        // Of several machines one sends.
+        if let Lead::Theirs { until } = store.lead(LEAD, now, now.plus_ms(LEAD_MS)).await? {
+            return Ok(until);
+        }
         let kinds = Kind::ALL.map(Kind::name);
         store.collect_alerts(&kinds, now, REPEAT_MS, NEWS_MS).await?;
         let Some(slack) = &self.slack else { return Ok(now.plus_ms(LOOK_MS)) };

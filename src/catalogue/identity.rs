@@ -10,7 +10,7 @@ use crate::domain::secret::{Fingerprint, FingerprintKey};
 
 /// What a whoami answer says of whose token it is, as keyed digests: per field path the set of
 /// values found. Account ids themselves are not kept.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity(BTreeMap<String, BTreeSet<Fingerprint>>);
 
 /// Why an answer proves nothing. An empty set or a missing field is not a match.

@@ -2,20 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::io::{BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
 
 use super::config::Config;
-use super::plan::{Inputs, load_plan, wall_clock};
+use super::operate::{Job, OperateArgs, OutputFormat, Session, agree, dry_run_on, scratch_store};
+use super::plan::{Inputs, load_plan};
 use super::{CommandError, CommandResult, Ui};
 use crate::catalogue::Catalogue;
-use crate::clients::{Clock, HttpOutside};
 use crate::domain::custody::Stage;
 use crate::domain::secret::Secret;
 use crate::domain::time::Timestamp;
-use crate::engine::{Engine, EngineConfig, EngineError, Progress};
+use crate::engine::{EngineConfig, EngineError};
 use crate::exit;
 use crate::plan::saved::{digest_of, staleness};
 use crate::plan::{Moved, Plan, PlanRow, Policy, Route};
@@ -45,9 +42,33 @@ pub struct ApplyArgs {
     /// Do not ask
     #[arg(long)]
     yes: bool,
-    /// Say what would be done, and do nothing
+    /// Say what would be done, by the same code and without writing
     #[arg(long)]
     dry_run: bool,
+    /// Do what can be done now, and exit with 4 when there is more to do later
+    #[arg(long, conflicts_with = "dry_run")]
+    no_wait: bool,
+    /// Folder with executables that are called before and after, see docs/switch.md
+    #[arg(long, value_name = "DIR")]
+    hooks: Option<PathBuf>,
+    /// Shape of the report on stdout
+    #[arg(long, value_enum, default_value_t)]
+    format: OutputFormat,
+}
+
+impl ApplyArgs {
+    fn operate(&self) -> OperateArgs {
+        OperateArgs {
+            state: self.state.clone(),
+            policy: self.inputs.policy.clone(),
+            catalogue: self.inputs.catalogue.clone(),
+            yes: self.yes,
+            dry_run: self.dry_run,
+            no_wait: self.no_wait,
+            hooks: self.hooks.clone(),
+            format: self.format,
+        }
+    }
 }
 
 /// Where the state is kept
@@ -82,12 +103,55 @@ impl StateArgs {
     /// Exit code 2 when there is a state and no key for it, 1 when either cannot be opened.
     pub async fn open_beside(&self) -> Result<Store, CommandError> {
         let cannot = || CommandError::failed(format!("cannot open the state `{}`", self.place));
-        let vault = match std::env::var(KEY_VARIABLE) {
-            Ok(text) if !text.is_empty() => Vault::from_text(&Secret::new(text))
-                .map_err(|problem| CommandError::usage(format!("`{KEY_VARIABLE}` holds no keys")).because(&problem))?,
-            _ => self.load_keys()?,
-        };
+        let vault = self.vault()?;
         Store::open_at(&self.place, Durability::PowerLoss, vault).await.map_err(|error| cannot().because(&error))
+    }
+
+    /// Opens the state beside whatever else works on it. The flag says whether nobody else runs the
+    /// duties: then they are the caller's, and nobody else's until its process ends.
+    ///
+    /// # Errors
+    /// As [`StateArgs::open_beside`].
+    pub async fn open_with_duties(&self) -> Result<(Store, bool), CommandError> {
+        let ours = match self.lock() {
+            Ok(()) => true,
+            Err(error) if error.code() == exit::REFUSED => false,
+            Err(error) => return Err(error),
+        };
+        Ok((self.open_beside().await?, ours))
+    }
+
+    /// Makes this process the one that carries out an operation on the state, until it ends.
+    ///
+    /// # Errors
+    /// Exit code 7 when another one does, 1 when that cannot be found out.
+    pub async fn lock_operation(&self, store: &Store) -> Result<(), CommandError> {
+        let busy = || {
+            CommandError::new(exit::REFUSED, format!("another process carries out an operation on `{}`", self.place))
+                .hint("wait until it has ended, or end it with `cutover ctl no --reason …`")
+        };
+        if !store.lock_operations().await.map_err(|error| explain(error.into()))? {
+            return Err(busy());
+        }
+        let Some(file) = self.place.file() else { return Ok(()) };
+        self.lock_file(file, ".operation", busy)
+    }
+
+    /// The keys of the state.
+    ///
+    /// # Errors
+    /// Exit code 2 when they are not there, 1 when they cannot be read.
+    pub fn vault(&self) -> Result<Vault, CommandError> {
+        match std::env::var(KEY_VARIABLE) {
+            Ok(text) if !text.is_empty() => Vault::from_text(&Secret::new(text))
+                .map_err(|problem| CommandError::usage(format!("`{KEY_VARIABLE}` holds no keys")).because(&problem)),
+            _ => self.load_keys(),
+        }
+    }
+
+    /// Where the state is, for people.
+    pub fn shown(&self) -> String {
+        self.place.to_string()
     }
 
     /// The key file, to be changed.
@@ -136,8 +200,15 @@ impl StateArgs {
     /// Takes the lock file beside the database, until the process ends however it ends.
     fn lock(&self) -> Result<(), CommandError> {
         let Some(file) = self.place.file() else { return Ok(()) };
+        self.lock_file(file, ".lock", || {
+            CommandError::new(exit::REFUSED, format!("another process works on the state `{}`", self.place))
+                .hint("stop that `cutover shim` or `cutover apply` first")
+        })
+    }
+
+    fn lock_file(&self, file: &Path, ending: &str, busy: impl FnOnce() -> CommandError) -> Result<(), CommandError> {
         let mut lock_path = file.to_owned().into_os_string();
-        lock_path.push(".lock");
+        lock_path.push(ending);
         let lock_path = PathBuf::from(lock_path);
         let cannot = || CommandError::failed(format!("cannot lock the state with `{}`", lock_path.display()));
         let file = std::fs::File::create(&lock_path).map_err(|error| cannot().because(&error))?;
@@ -147,10 +218,7 @@ impl StateArgs {
                 std::mem::forget(file);
                 Ok(())
             }
-            Err(std::fs::TryLockError::WouldBlock) => {
-                let message = format!("another process works on the state `{}`", self.place);
-                Err(CommandError::new(exit::REFUSED, message).hint("stop that `cutover shim` or `cutover apply` first"))
-            }
+            Err(std::fs::TryLockError::WouldBlock) => Err(busy()),
             Err(std::fs::TryLockError::Error(error)) => Err(cannot().because(&error)),
         }
     }
@@ -175,39 +243,72 @@ pub fn run(args: &ApplyArgs, ui: &Ui) -> CommandResult {
     let start = args.inputs.now()?;
     refuse_stale(&plan, &args.inputs, &policy, &catalogue, start, ui)?;
     refuse_blocked(&plan)?;
-    if args.dry_run {
-        ui.print(&dry_run(&plan, &catalogue));
-        return Ok(exit::OK);
-    }
-    let endpoints = Config::load(ui.config.as_deref())?.endpoints()?;
-    // Real time from here on, also when it was told to start at another time.
-    let ahead_ms = start.since(wall_clock());
-    let clock: Clock = Arc::new(move || wall_clock().plus_ms(ahead_ms));
-    let outside = HttpOutside::new(endpoints, Arc::clone(&clock))
-        .map_err(|error| CommandError::usage("cannot use the settings").because(&error))?;
+    let job = Job::Apply(Box::new(plan.clone()));
+    let config = EngineConfig::new(policy.clone());
     super::runtime()?.block_on(async {
+        if args.dry_run {
+            return dry_run(args, &plan, &job, catalogue, config, start, ui).await;
+        }
+        // Settings that are missing are named before anything is made or asked.
+        Config::load(ui.config.as_deref())?.endpoints()?;
         // A state that is not there yet is made only after somebody agreed.
         let store = if args.state.exists() { Some(args.state.open().await?) } else { None };
         if let Some(store) = &store {
             refuse_applied(&plan, store).await?;
         }
-        if !args.yes {
-            ask(&plan, ui)?;
-        }
+        agree(&format!("Plan {}: {}.", plan.id, Work::of(&plan).text()), args.yes, ui)?;
         let store = match store {
             Some(store) => store,
             None => args.state.open().await?,
         };
-        if !store.lock_operations().await.map_err(|e| explain(e.into()))? {
-            let message = format!("another process carries out a plan on the state `{}`", args.state.place);
-            return Err(CommandError::new(exit::REFUSED, message).hint("wait until that `cutover apply` has ended"));
-        }
-        let engine = Engine::new(store, outside, catalogue, EngineConfig::new(policy)).await.map_err(explain)?;
-        carry_out(&engine, &plan, &clock, ui).await?;
-        ui.print(&done(&engine, &plan, &args.state.place).await.map_err(|e| explain(e.into()))?);
-        engine.into_store().close().await.map_err(|error| explain(error.into()))?;
-        Ok(exit::OK)
+        let id = Some(plan.id.clone());
+        let session = Session::with(&args.operate(), store, true, id, policy, catalogue, start, ui).await?;
+        let outcome = session.run(&job, ui).await?;
+        ui.print(&match args.format {
+            OutputFormat::Json => outcome.json(&session, &job, serde_json::json!({})),
+            OutputFormat::Text if outcome.code != exit::OK => format!("{}\n", outcome.reason),
+            OutputFormat::Text => {
+                done(session.engine.store(), &plan, &args.state.place).await.map_err(|e| explain(e.into()))?
+            }
+        });
+        session.engine.into_store().close().await.map_err(|error| explain(error.into()))?;
+        Ok(outcome.code)
     })
+}
+
+/// The plan's rows, then the steps that the engine would take.
+async fn dry_run(
+    args: &ApplyArgs,
+    plan: &Plan,
+    job: &Job,
+    catalogue: Catalogue,
+    config: EngineConfig,
+    start: Timestamp,
+    ui: &Ui,
+) -> CommandResult {
+    let rows = rows_text(plan, &catalogue);
+    let outcome = if args.state.exists() {
+        let (store, ours) = args.state.open_with_duties().await?;
+        let id = Some(plan.id.clone());
+        let session = Session::with(&args.operate(), store, ours, id, config.policy, catalogue, start, ui).await?;
+        session.run(job, ui).await?
+    } else {
+        let folder = tempfile::tempdir()
+            .map_err(|error| CommandError::failed("cannot make a temporary folder").because(&error))?;
+        let store = scratch_store(folder.path()).await?;
+        dry_run_on(store, catalogue, config, job, start, ui.config.as_deref()).await?
+    };
+    ui.print(&match args.format {
+        OutputFormat::Text => format!("{rows}\n{}", outcome.text()),
+        OutputFormat::Json => {
+            let report = serde_json::json!({
+                "exit_code": outcome.code, "reason": outcome.reason, "operation": job.name(), "plan": plan.id,
+                "dry_run": true, "steps": outcome.steps,
+            });
+            format!("{report:#}\n")
+        }
+    });
+    Ok(outcome.code)
 }
 
 /// Without `--inventory` the inventory is not compared; policy and catalogue always are, since the
@@ -274,59 +375,15 @@ async fn refuse_applied(plan: &Plan, store: &Store) -> Result<(), CommandError> 
     }
 }
 
-fn ask(plan: &Plan, ui: &Ui) -> Result<(), CommandError> {
-    let refused = |message: &str| {
-        CommandError::new(exit::REFUSED, message)
-            .hint("look at the steps with `--dry-run`, then agree with `--yes` or on a terminal")
-    };
-    let stdin = std::io::stdin();
-    if !stdin.is_terminal() {
-        return Err(refused("nobody can be asked: standard input is not a terminal, and `--yes` was not given"));
-    }
-    let work = Work::of(plan);
-    ui.note(&format!("Plan {}: {}.\nCarry it out? Only `yes` does.", plan.id, work.text()));
-    let mut answer = String::new();
-    stdin.lock().read_line(&mut answer).map_err(|error| refused("the answer cannot be read").because(&error))?;
-    if answer.trim() == "yes" { Ok(()) } else { Err(refused("the answer was not `yes`")) }
-}
-
-/// Calls the engine until it is done, and waits in between.
-async fn carry_out(engine: &Engine<HttpOutside>, plan: &Plan, clock: &Clock, ui: &Ui) -> Result<(), CommandError> {
-    let mut told = None;
-    loop {
-        match engine.apply(plan, clock()).await.map_err(explain)? {
-            Progress::Done => return Ok(()),
-            Progress::Wait(until) => {
-                let down = engine.store().load_metas("down:").await.map_err(|error| explain(error.into()))?;
-                let down: Vec<String> = down.into_keys().collect();
-                let why = if down.is_empty() {
-                    "waiting to ask again".to_owned()
-                } else {
-                    format!("waiting for {}, out of reach", down.join(", "))
-                };
-                // Once for each reason: an outage may last for hours.
-                if told.as_ref() != Some(&why) {
-                    ui.note(&format!("{why}; next try at {}", until.to_rfc3339()));
-                    told = Some(why);
-                }
-                // The alarms stand by already: tokens are kept fresh while the rest takes its time.
-                // The duties may be due sooner than the API may be asked again.
-                while clock() < until {
-                    let due = engine.run_due(clock()).await.map_err(explain)?;
-                    let wait_ms = due.map_or(until, |due| due.min(until)).since(clock()).max(0);
-                    tokio::time::sleep(Duration::from_millis(wait_ms.unsigned_abs())).await;
-                }
-            }
-        }
-    }
-}
-
 pub(super) fn explain(error: EngineError) -> CommandError {
     match &error {
         EngineError::Refused(reason) => CommandError::new(exit::REFUSED, reason.clone()),
+        EngineError::Store(StoreError::Refused { .. }) => CommandError::new(exit::REFUSED, error.to_string()),
+        EngineError::Ambiguous { intent, question } => CommandError::new(exit::AMBIGUOUS, question.clone())
+            .hint(format!("look there yourself, then run `cutover ctl answer {intent} --is ID`, or `--not-done`")),
         EngineError::Store(StoreError::OtherPlan { .. }) => CommandError::new(exit::REFUSED, error.to_string())
             .hint("one state holds one plan; name another as `--state` only when the first one is over"),
-        _ => CommandError::failed("the plan could not be carried out")
+        _ => CommandError::failed("the operation could not be carried out")
             .because(&error)
             .hint("run the same command again: it goes on where it was"),
     }
@@ -365,10 +422,10 @@ impl Work {
     }
 }
 
-/// From the plan alone: no state is opened and nobody is asked.
-fn dry_run(plan: &Plan, catalogue: &Catalogue) -> String {
+/// What the plan says, row by row.
+fn rows_text(plan: &Plan, catalogue: &Catalogue) -> String {
     let mut out = format!(
-        "Plan {}, dry run: nothing was asked and nothing written.\n\
+        "Plan {}, dry run.\n\
          Triplet, mode of its alarm, toolkit of its mirror, connection to read:\n",
         plan.id
     );
@@ -396,8 +453,7 @@ fn dry_run(plan: &Plan, catalogue: &Catalogue) -> String {
 }
 
 /// What is so now, from the state.
-async fn done(engine: &Engine<HttpOutside>, plan: &Plan, state: &Place) -> Result<String, StoreError> {
-    let store = engine.store();
+async fn done(store: &Store, plan: &Plan, state: &Place) -> Result<String, StoreError> {
     let rows: Vec<TripletRow> = store.load_triplets().await?.into_iter().filter(TripletRow::moves).collect();
     let mut out = format!("Plan {} is applied.\n\n", plan.id);
     let mut waves: BTreeMap<u32, BTreeMap<&'static str, usize>> = BTreeMap::new();

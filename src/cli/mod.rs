@@ -3,24 +3,34 @@
 
 pub mod alert;
 pub mod apply;
+pub mod assess;
+pub mod audit;
 pub mod catalogue;
 pub mod completions;
 pub mod config;
+pub mod consent;
+pub mod ctl;
 mod error;
 pub mod gate;
+mod gateway;
 mod harden;
+mod hooks;
 pub mod inventory;
 pub mod keys;
 mod logging;
 mod oauth_apps;
+pub mod operate;
 pub mod plan;
 pub mod rehearse;
 pub mod repair;
 pub mod report;
+pub mod retire;
 pub mod sandbox;
 pub mod shim;
 pub mod show;
 pub mod soak;
+pub mod status;
+pub mod switch;
 mod ui;
 pub mod verify;
 pub mod waive;
@@ -71,9 +81,19 @@ pub enum Command {
     Catalogue(catalogue::CatalogueArgs),
     Plan(plan::PlanArgs),
     Show(show::ShowArgs),
+    #[command(alias = "doctor")]
+    Assess(Box<assess::AssessArgs>),
     Apply(apply::ApplyArgs),
     Shim(shim::ShimArgs),
     Soak(soak::SoakArgs),
+    Status(status::StatusArgs),
+    Ctl(ctl::CtlArgs),
+    Consent(Box<consent::ConsentArgs>),
+    Switch(Box<switch::SwitchArgs>),
+    Reverse(Box<switch::ReverseArgs>),
+    Settle(Box<switch::SettleArgs>),
+    Retire(Box<retire::RetireArgs>),
+    Audit(audit::AuditArgs),
     Repair(repair::RepairArgs),
     Alert(alert::AlertArgs),
     Verify(Box<verify::VerifyArgs>),
@@ -113,9 +133,18 @@ pub fn main() -> u8 {
         Command::Catalogue(args) => catalogue::run(args, &ui),
         Command::Plan(args) => plan::run(args, &ui),
         Command::Show(args) => show::run(&args, &ui),
+        Command::Assess(args) => assess::run(&args, &ui),
         Command::Apply(args) => apply::run(&args, &ui),
         Command::Shim(args) => shim::run(args, &ui),
         Command::Soak(args) => soak::run(args, &ui),
+        Command::Status(args) => status::run(&args, &ui),
+        Command::Ctl(args) => ctl::run(&args, &ui),
+        Command::Consent(args) => consent::run(&args, &ui),
+        Command::Switch(args) => switch::run(&args, &ui),
+        Command::Reverse(args) => switch::run_reverse(&args, &ui),
+        Command::Settle(args) => switch::run_settle(&args, &ui),
+        Command::Retire(args) => retire::run(&args, &ui),
+        Command::Audit(args) => audit::run(&args, &ui),
         Command::Repair(args) => repair::run(&args, &ui),
         Command::Alert(args) => alert::run(&args, &ui),
         Command::Verify(args) => verify::run(&args, &ui),

@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::apply::{StateArgs, explain};
 use super::config::Config;
+use super::operate::OutputFormat;
 use super::plan::{Inputs, wall_clock};
 use super::{CommandError, CommandResult, Ui};
 use crate::domain::duration::Millis;
@@ -70,14 +71,6 @@ pub struct SoakArgs {
     /// Shape of the still
     #[arg(long, value_enum, default_value_t, requires = "once")]
     format: OutputFormat,
-}
-
-/// The shape of a still
-#[derive(clap::ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OutputFormat {
-    #[default]
-    Text,
-    Json,
 }
 
 fn interval(text: &str) -> Result<Millis, String> {

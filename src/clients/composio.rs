@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use self::wire::{
     Page, WireAccount, WireAuthConfig, WireCreatedAccount, WireCreatedAuthConfig, WireDone, WireLink, WirePatched,
-    WireProxy, WireToolkit, judge, status_from,
+    WireProxy, WireSubscription, WireToolkit, judge, status_from,
 };
 use super::http::{Http, Request, RequestLine, join, judged, segment};
 use super::reply::{Failure, contract, refused};
@@ -25,7 +25,7 @@ use crate::domain::secret::Secret;
 use crate::domain::time::Timestamp;
 use crate::ports::{
     AccountStatus, Api, ApiErrorKind, ApiResult, AuthConfig, ConnectedAccount, ConsentLink, ProviderCall, ProxyAnswer,
-    TargetCustody, TargetRead, TargetScheme,
+    TargetCustody, TargetRead, TargetScheme, WebhookSubscription,
 };
 
 /// Where every route starts.
@@ -40,6 +40,9 @@ const ACCOUNT_ROWS: usize = 50;
 
 /// Rows per page of auth configs. Older deployments send 50 all the same.
 const AUTH_CONFIG_ROWS: usize = 200;
+
+/// Rows per page of webhook subscriptions, the most that the API gives.
+const SUBSCRIPTION_ROWS: usize = 50;
 
 /// Pages after which a listing is given up: 5 million accounts.
 const PAGES_MAX: usize = 100_000;
@@ -62,6 +65,7 @@ const ACCOUNT: &str = "/connected_accounts/{id}";
 const ACCOUNT_STATUS: &str = "/connected_accounts/{id}/status";
 const LINK: &str = "/connected_accounts/link";
 const TOOLKIT: &str = "/toolkits/{slug}";
+const SUBSCRIPTIONS: &str = "/webhook_subscriptions";
 const PROXY: &str = "/tools/execute/proxy";
 
 impl ComposioClient {
@@ -159,6 +163,12 @@ impl Row for WireAccount {
     }
 }
 
+impl Row for WireSubscription {
+    fn id(&self) -> &str {
+        &self.id
+    }
+}
+
 impl Row for WireAuthConfig {
     fn id(&self) -> &str {
         &self.id
@@ -174,6 +184,13 @@ impl TargetRead for ComposioClient {
         };
         let rows: Vec<WireAuthConfig> = self.list(first).await?;
         Ok(rows.into_iter().map(WireAuthConfig::into_auth_config).collect())
+    }
+
+    async fn list_webhook_subscriptions(&self) -> ApiResult<Vec<WebhookSubscription>> {
+        let first =
+            || self.request(Method::GET, SUBSCRIPTIONS, SUBSCRIPTIONS).query("limit", &SUBSCRIPTION_ROWS.to_string());
+        let rows: Vec<WireSubscription> = self.list(first).await?;
+        Ok(rows.into_iter().map(WireSubscription::into_subscription).collect())
     }
 
     async fn list_accounts(&self) -> ApiResult<Vec<ConnectedAccount>> {

@@ -31,7 +31,7 @@ pub use self::read_only::{kv_inspect, provider_read, target_read};
 use crate::domain::budget::{Allowance, BudgetState, Lane, Limit};
 use crate::domain::secret::Secret;
 use crate::domain::time::Timestamp;
-use crate::ports::{Api, Outside, SourceRead, Traffic};
+use crate::ports::{Api, Outside, OutsideRead, SourceRead, Traffic};
 
 /// Where the five systems are, and the keys for them.
 #[derive(Clone, Debug)]
@@ -241,6 +241,29 @@ pub fn source_read(endpoint: NangoEndpoint, clock: Clock) -> Result<impl SourceR
 impl fmt::Debug for HttpOutside {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HttpOutside").finish_non_exhaustive()
+    }
+}
+
+impl OutsideRead for HttpOutside {
+    type Source = NangoClient;
+    type Target = ComposioClient;
+    type Cloudflare = CloudflareClient;
+    type Gateway = GatewayClient;
+
+    fn read_source(&self) -> &NangoClient {
+        &self.nango
+    }
+
+    fn read_target(&self) -> &ComposioClient {
+        &self.composio
+    }
+
+    fn read_cloudflare(&self) -> &CloudflareClient {
+        &self.cloudflare
+    }
+
+    fn read_gateway(&self) -> &GatewayClient {
+        &self.gateway
     }
 }
 

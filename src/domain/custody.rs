@@ -1,14 +1,26 @@
 //! The life of one triplet's custody: one state, one `step`, a typed refusal for everything else.
 //!
 //! `step` is the only way forward; the store keeps the events and derives the state by replay.
-//! It decides, it does not act: the effects it returns are carried out by the executor, which
-//! writes its intent down first.
+//! It decides, it does not act: the effects it returns are carried out by the executor.
+//!
+//! A move of reads takes two events. The first one (`switch_begun`, `reverse_begun`) is the
+//! intent: it takes the guards, gives the move its epoch and is recorded before the outside world
+//! is touched. The second one says that the effect is known to have happened; no guard can refuse
+//! it any more, because what happened must be recordable, also when a person said no meanwhile.
+
+mod guard;
+#[cfg(test)]
+mod model;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::time::Timestamp;
+use super::time::{HOUR_MS, Timestamp};
+use guard::{Guard, Guards};
+
+/// A gate pass older than this opens nothing, in milliseconds.
+pub const PASS_FRESH_MS: i64 = 24 * HOUR_MS;
 
 /// How custody of one triplet moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -84,7 +96,7 @@ impl fmt::Display for Stage {
 }
 
 /// Where the gateway takes the credential from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReadAuthority {
     Source,
@@ -92,7 +104,7 @@ pub enum ReadAuthority {
 }
 
 /// Who may use the refresh token of the grant that serves reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RefreshAuthority {
     DoAlarm,
@@ -100,8 +112,48 @@ pub enum RefreshAuthority {
     Composio,
 }
 
+impl ReadAuthority {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Target => "target",
+        }
+    }
+}
+
+impl RefreshAuthority {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::DoAlarm => "do_alarm",
+            Self::Nango => "nango",
+            Self::Composio => "composio",
+        }
+    }
+}
+
+/// What lets reads move to the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Permit {
+    /// A drill: there and back again, before anything depends on it. Needs no gate and never settles.
+    Drill,
+    /// The gate passed at this time.
+    Pass { at: Timestamp },
+}
+
+/// A move of reads that was begun: its effect may or may not have happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Move {
+    pub to: ReadAuthority,
+    /// The epoch of the record that makes it so.
+    pub epoch: u64,
+    /// Until when it can be undone; `None` for a move back.
+    pub reverse_until: Option<Timestamp>,
+    pub drill: bool,
+}
+
 /// The custody of one triplet.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Custody {
     pub route: Route,
     pub stage: Stage,
@@ -114,6 +166,12 @@ pub struct Custody {
     pub reverse_until: Option<Timestamp>,
     /// Why a person or a guard stopped this triplet.
     pub held: Option<String>,
+    /// The move of reads that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving: Option<Move>,
+    /// Reads are at the target for a drill only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub drill: bool,
 }
 
 /// Something that happened, or that somebody wants to happen, to one triplet.
@@ -132,21 +190,34 @@ pub enum Event {
     },
     /// Upstream identity equal, scopes not smaller, whoami through the target succeeded.
     IdentityProven,
-    /// Reads move to the target.
-    Switched {
+    /// Reads are about to move to the target.
+    SwitchBegun {
         at: Timestamp,
         reverse_until: Timestamp,
+        permit: Permit,
     },
-    /// Reads move back to the source.
+    /// Reads are known to be at the target.
+    Switched {
+        at: Timestamp,
+    },
+    /// Reads are about to move back to the source, or a begun switch is called off.
+    ReverseBegun {
+        at: Timestamp,
+    },
+    /// Reads are known to be back at the source.
     Reversed {
         at: Timestamp,
     },
-    /// The reverse window is over and the criteria hold.
+    /// The reverse window is over and the criteria hold: the gate passed at `passed_at`.
     Settled {
         at: Timestamp,
+        passed_at: Timestamp,
     },
-    /// Nango neutralised, DO alarm disarmed and observed silent.
-    Retired,
+    /// Nango neutralised, DO alarm disarmed and observed silent, on a gate that passed at `passed_at`.
+    Retired {
+        at: Timestamp,
+        passed_at: Timestamp,
+    },
     Held {
         reason: String,
     },
@@ -175,8 +246,14 @@ pub enum Refusal {
     WindowClosed { closed_at: Timestamp },
     #[error("the reverse window is open until {open_until}")]
     WindowOpen { open_until: Timestamp },
-    #[error("its route is `{0:?}`, so its custody does not move")]
+    #[error("its route is `{}`, so its custody does not move", .0.name())]
     DoesNotMove(Route),
+    #[error("its reads are on the way to the {} (epoch {epoch}), which must end first", to.name())]
+    OnTheWay { to: ReadAuthority, epoch: u64 },
+    #[error("the gate passed at {passed_at}, more than 24 hours before")]
+    StalePass { passed_at: Timestamp },
+    #[error("its reads are at the target for a drill only, and must come back first")]
+    OnlyADrill,
 }
 
 impl Event {
@@ -186,10 +263,12 @@ impl Event {
             Self::ConsentCompleted { .. } => "consent_completed",
             Self::ConsentRejected { .. } => "consent_rejected",
             Self::IdentityProven => "identity_proven",
+            Self::SwitchBegun { .. } => "switch_begun",
             Self::Switched { .. } => "switched",
+            Self::ReverseBegun { .. } => "reverse_begun",
             Self::Reversed { .. } => "reversed",
             Self::Settled { .. } => "settled",
-            Self::Retired => "retired",
+            Self::Retired { .. } => "retired",
             Self::Held { .. } => "held",
             Self::Released => "released",
         }
@@ -207,6 +286,8 @@ impl Custody {
             account: None,
             reverse_until: None,
             held: None,
+            moving: None,
+            drill: false,
         }
     }
 
@@ -224,31 +305,32 @@ impl Custody {
     /// # Errors
     /// A [`Refusal`] when a guard forbids the event; the state is unchanged then.
     pub fn step(&self, event: &Event) -> Result<(Self, Vec<Effect>), Refusal> {
-        if matches!(self.route, Route::Retain | Route::Blocked) {
+        self.step_guarded(event, Guards::all())
+    }
+
+    fn step_guarded(&self, event: &Event, guards: Guards) -> Result<(Self, Vec<Effect>), Refusal> {
+        if !self.route.moves() {
             return Err(Refusal::DoesNotMove(self.route));
         }
         let mut next = self.clone();
         let mut effects = Vec::new();
         match (self.stage, event) {
-            (_, Event::Held { reason }) if self.stage != Stage::Retired => next.held = Some(reason.clone()),
+            (stage, Event::Held { reason }) if stage != Stage::Retired => next.held = Some(reason.clone()),
             (_, Event::Released) if self.held.is_some() => next.held = None,
-            // A "no" stops everything forward; going back is always allowed.
-            (Stage::Switched, Event::Reversed { at }) => {
-                let closed_at = self.reverse_until.unwrap_or(*at);
-                if *at > closed_at {
-                    return Err(Refusal::WindowClosed { closed_at });
-                }
-                next.stage = Stage::Verified;
-                next.epoch += 1;
-                next.read = ReadAuthority::Source;
-                next.reverse_until = None;
-                effects.push(Effect::SetReadAuthority { read: next.read, epoch: next.epoch });
+            // A "no" stops everything forward; going back is always allowed, and so is recording
+            // what happened.
+            (_, Event::ReverseBegun { at }) => effects.push(next.begin_reverse(*at)?),
+            (_, Event::Switched { .. }) if self.on_the_way_to(ReadAuthority::Target) => next.arrive(Stage::Switched),
+            (_, Event::Reversed { .. }) if self.on_the_way_to(ReadAuthority::Source) => next.arrive(Stage::Verified),
+            _ if self.moving.is_some() => {
+                let (to, epoch) = self.record();
+                return Err(Refusal::OnTheWay { to, epoch });
             }
-            (Stage::Consented, Event::ConsentRejected { .. }) => {
+            (Stage::Consented | Stage::Verified, Event::ConsentRejected { .. }) => {
                 next.stage = Stage::Mirroring;
                 next.account = None;
             }
-            _ if self.held.is_some() => {
+            _ if self.held.is_some() && guards.holds(Guard::Held) => {
                 return Err(Refusal::Held { reason: self.held.clone().unwrap_or_default() });
             }
             (Stage::Planned, Event::BackfillDelivered) => next.stage = Stage::Mirroring,
@@ -259,23 +341,27 @@ impl Custody {
             (Stage::Consented, Event::IdentityProven) => next.stage = Stage::Verified,
             // A copied secret needs no consent: the copy itself is verified.
             (Stage::Mirroring, Event::IdentityProven) if self.route == Route::Static => next.stage = Stage::Verified,
-            (Stage::Verified, Event::Switched { reverse_until, .. }) => {
-                next.stage = Stage::Switched;
-                next.epoch += 1;
-                next.read = ReadAuthority::Target;
-                next.reverse_until = Some(*reverse_until);
-                effects.push(Effect::SetReadAuthority { read: next.read, epoch: next.epoch });
+            (Stage::Verified, Event::SwitchBegun { at, reverse_until, permit }) => {
+                if let Permit::Pass { at: passed_at } = permit {
+                    demand_fresh(*passed_at, *at, guards)?;
+                }
+                effects.push(next.begin_move(ReadAuthority::Target, Some(*reverse_until), *permit == Permit::Drill));
             }
-            (Stage::Switched, Event::Settled { at }) => {
+            (Stage::Switched, Event::Settled { at, passed_at }) => {
+                if self.drill {
+                    return Err(Refusal::OnlyADrill);
+                }
                 let open_until = self.reverse_until.unwrap_or(*at);
-                if *at < open_until {
+                if *at < open_until && guards.holds(Guard::Window) {
                     return Err(Refusal::WindowOpen { open_until });
                 }
+                demand_fresh(*passed_at, *at, guards)?;
                 next.stage = Stage::Settled;
                 next.epoch += 1;
                 effects.push(Effect::EndMirror);
             }
-            (Stage::Settled, Event::Retired) => {
+            (Stage::Settled, Event::Retired { at, passed_at }) => {
+                demand_fresh(*passed_at, *at, guards)?;
                 next.stage = Stage::Retired;
                 effects.push(Effect::NeutraliseSource);
             }
@@ -283,6 +369,57 @@ impl Custody {
         }
         Ok((next, effects))
     }
+
+    /// The record that the gateway must find: where it reads, and of which epoch that is. A move
+    /// that was begun counts, since its record may be there already.
+    pub fn record(&self) -> (ReadAuthority, u64) {
+        self.moving.map_or((self.read, self.epoch), |m| (m.to, m.epoch))
+    }
+
+    fn on_the_way_to(&self, to: ReadAuthority) -> bool {
+        self.moving.is_some_and(|m| m.to == to)
+    }
+
+    fn begin_move(&mut self, to: ReadAuthority, reverse_until: Option<Timestamp>, drill: bool) -> Effect {
+        self.epoch += 1;
+        self.moving = Some(Move { to, epoch: self.epoch, reverse_until, drill });
+        Effect::SetReadAuthority { read: to, epoch: self.epoch }
+    }
+
+    fn begin_reverse(&mut self, at: Timestamp) -> Result<Effect, Refusal> {
+        match (self.stage, self.moving) {
+            (_, Some(Move { to: ReadAuthority::Source, epoch, .. })) => {
+                return Err(Refusal::OnTheWay { to: ReadAuthority::Source, epoch });
+            }
+            // Called off before it was known to have arrived: nothing was promised yet.
+            (Stage::Verified, Some(_)) => {}
+            (Stage::Switched, None) => {
+                let closed_at = self.reverse_until.unwrap_or(at);
+                // A drill must come back whenever that is: it can go nowhere else.
+                if at > closed_at && !self.drill {
+                    return Err(Refusal::WindowClosed { closed_at });
+                }
+            }
+            (stage, _) => return Err(Refusal::Illegal { stage, event: "reverse_begun" }),
+        }
+        Ok(self.begin_move(ReadAuthority::Source, None, false))
+    }
+
+    fn arrive(&mut self, stage: Stage) {
+        if let Some(Move { to, reverse_until, drill, .. }) = self.moving.take() {
+            self.stage = stage;
+            self.read = to;
+            self.reverse_until = reverse_until;
+            self.drill = drill;
+        }
+    }
+}
+
+fn demand_fresh(passed_at: Timestamp, at: Timestamp, guards: Guards) -> Result<(), Refusal> {
+    if at.since(passed_at) > PASS_FRESH_MS && guards.holds(Guard::FreshPass) {
+        return Err(Refusal::StalePass { passed_at });
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -303,19 +440,26 @@ mod tests {
             Event::BackfillDelivered,
             Event::ConsentCompleted { account: "ca_1".into() },
             Event::IdentityProven,
-            Event::Switched { at: at(10), reverse_until: at(100) },
+            Event::SwitchBegun { at: at(9), reverse_until: at(100), permit: Permit::Pass { at: at(0) } },
+            Event::Switched { at: at(10) },
         ]
+    }
+
+    fn settled(ms: i64) -> Event {
+        Event::Settled { at: at(ms), passed_at: at(0) }
     }
 
     #[test]
     fn reverse_goes_back_inside_its_window_and_not_after() {
         let switched = after(&to_switched());
         assert_eq!((switched.read, switched.epoch), (ReadAuthority::Target, 2));
-        let (back, effects) = switched.step(&Event::Reversed { at: at(50) }).unwrap();
-        assert_eq!((back.stage, back.read, back.epoch), (Stage::Verified, ReadAuthority::Source, 3));
+        let (going, effects) = switched.step(&Event::ReverseBegun { at: at(50) }).unwrap();
         assert_eq!(effects, [Effect::SetReadAuthority { read: ReadAuthority::Source, epoch: 3 }]);
+        assert_eq!((going.stage, going.record()), (Stage::Switched, (ReadAuthority::Source, 3)));
+        let (back, _) = going.step(&Event::Reversed { at: at(130) }).unwrap();
+        assert_eq!((back.stage, back.read, back.epoch), (Stage::Verified, ReadAuthority::Source, 3));
         assert_eq!(
-            switched.step(&Event::Reversed { at: at(101) }).unwrap_err(),
+            switched.step(&Event::ReverseBegun { at: at(101) }).unwrap_err(),
             Refusal::WindowClosed { closed_at: at(100) }
         );
     }
@@ -323,16 +467,40 @@ mod tests {
     #[test]
     fn nothing_settles_while_it_can_still_be_reversed() {
         let switched = after(&to_switched());
-        assert!(matches!(switched.step(&Event::Settled { at: at(99) }), Err(Refusal::WindowOpen { .. })));
-        assert_eq!(switched.step(&Event::Settled { at: at(100) }).unwrap().0.stage, Stage::Settled);
+        assert!(matches!(switched.step(&settled(99)), Err(Refusal::WindowOpen { .. })));
+        assert_eq!(switched.step(&settled(100)).unwrap().0.stage, Stage::Settled);
+        let late = Event::Settled { at: at(101 + PASS_FRESH_MS), passed_at: at(100) };
+        assert_eq!(switched.step(&late).unwrap_err(), Refusal::StalePass { passed_at: at(100) });
     }
 
     #[test]
     fn a_human_no_stops_forward_and_never_backward() {
         let switched = after(&to_switched());
         let (held, _) = switched.step(&Event::Held { reason: "closing week".into() }).unwrap();
-        assert!(matches!(held.step(&Event::Settled { at: at(200) }), Err(Refusal::Held { .. })));
-        assert!(held.step(&Event::Reversed { at: at(50) }).is_ok());
+        assert!(matches!(held.step(&settled(200)), Err(Refusal::Held { .. })));
+        assert!(held.step(&Event::ReverseBegun { at: at(50) }).is_ok());
+    }
+
+    #[test]
+    fn what_was_begun_before_a_no_can_be_recorded_and_called_off() {
+        let begun = after(&to_switched()[..4]);
+        let (held, _) = begun.step(&Event::Held { reason: "wait".into() }).unwrap();
+        let (switched, _) = held.step(&Event::Switched { at: at(11) }).unwrap();
+        assert_eq!((switched.stage, switched.held.is_some()), (Stage::Switched, true));
+        let (called_off, _) = held.step(&Event::ReverseBegun { at: at(11) }).unwrap();
+        assert_eq!(called_off.record(), (ReadAuthority::Source, 3));
+        assert!(matches!(called_off.step(&Event::Switched { at: at(12) }), Err(Refusal::OnTheWay { epoch: 3, .. })));
+    }
+
+    #[test]
+    fn a_drill_comes_back_and_never_settles() {
+        let drill = Event::SwitchBegun { at: at(9), reverse_until: at(10), permit: Permit::Drill };
+        let events = [&to_switched()[..3], &[drill, Event::Switched { at: at(9) }]].concat();
+        let there = after(&events);
+        assert_eq!(there.step(&settled(50)).unwrap_err(), Refusal::OnlyADrill);
+        let back =
+            after(&[&events[..], &[Event::ReverseBegun { at: at(10) }, Event::Reversed { at: at(10) }]].concat());
+        assert!(!back.drill && back.step(&to_switched()[3]).is_ok());
     }
 
     #[test]
@@ -348,10 +516,16 @@ mod tests {
             Just(Event::ConsentCompleted { account: "ca_1".into() }),
             Just(Event::ConsentRejected { reason: "wrong account".into() }),
             Just(Event::IdentityProven),
-            t.clone().prop_map(|t| Event::Switched { at: t, reverse_until: t.plus_ms(50) }),
+            (t.clone(), any::<bool>()).prop_map(|(t, drill)| Event::SwitchBegun {
+                at: t,
+                reverse_until: t.plus_ms(50),
+                permit: if drill { Permit::Drill } else { Permit::Pass { at: t } },
+            }),
+            t.clone().prop_map(|at| Event::Switched { at }),
+            t.clone().prop_map(|at| Event::ReverseBegun { at }),
             t.clone().prop_map(|at| Event::Reversed { at }),
-            t.prop_map(|at| Event::Settled { at }),
-            Just(Event::Retired),
+            t.clone().prop_map(|at| Event::Settled { at, passed_at: at }),
+            t.prop_map(|at| Event::Retired { at, passed_at: at }),
             Just(Event::Held { reason: "no".into() }),
             Just(Event::Released),
         ]
@@ -369,6 +543,9 @@ mod tests {
                 prop_assert_eq!(next.read == ReadAuthority::Target, next.stage >= Stage::Switched);
                 prop_assert!(next.stage != Stage::Retired || custody.stage >= Stage::Settled);
                 if next.read != custody.read {
+                    prop_assert_eq!(custody.record(), (next.read, next.epoch));
+                }
+                if next.record().0 != custody.record().0 {
                     prop_assert!(next.epoch > custody.epoch);
                 }
                 if next.stage >= Stage::Consented {

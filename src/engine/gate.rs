@@ -3,13 +3,16 @@
 
 use super::evidence::collect;
 use super::{Engine, EngineError, EngineResult};
-use crate::domain::criteria::{Evidence, Gap, Judged, SoakClock, Verdict, Waiver, judge, overall};
+use crate::domain::criteria::{Evidence, Gap, Judged, Note, SoakClock, Verdict, Waiver, judge, overall};
 use crate::domain::evidence_file::{EVIDENCE_VERSION, EvidenceFile, Window};
 use crate::domain::time::Timestamp;
 use crate::plan::Policy;
 use crate::plan::saved::digest_of;
 use crate::ports::Outside;
 use crate::store::{GateRun, Store};
+
+/// Where the verdict that people were told last is kept.
+const TOLD: &str = "gate_told";
 
 /// Who acts, in the audit trail.
 const ACTOR: &str = "cutover";
@@ -101,7 +104,7 @@ pub async fn record(store: &Store, report: &GateReport, policy: &Policy) -> Engi
         .load_identity()
         .await?
         .ok_or_else(|| EngineError::Refused("no plan is applied in this state, so there is nothing to judge".into()))?;
-    let window = Window::new(report.clock.clone(), policy.criteria.soak_days, &report.gaps, report.evaluated_at);
+    let window = Window::new(report.clock.clone(), policy.criteria.soak_ms(), &report.gaps, report.evaluated_at);
     let mut file = EvidenceFile {
         evidence_version: EVIDENCE_VERSION,
         verdict: report.verdict,
@@ -137,8 +140,25 @@ pub async fn record(store: &Store, report: &GateReport, policy: &Policy) -> Engi
         .await?;
     let action = serde_json::json!({"event": "gate", "verdict": run.verdict, "digest": run.digest}).to_string();
     store.record_action(ACTOR, "gate", &action, run.at).await?;
+    tell_change(store, report).await?;
     EvidenceFile::from_json(&run.json)
         .map_err(|e| crate::store::StoreError::Corrupt { what: "gate run", detail: e.to_string() }.into())
+}
+
+/// Makes an alert of a verdict that is not the one before: the note is what alerts are made of. A
+/// crash in between repeats it.
+///
+/// # Errors
+/// When the store fails.
+pub(super) async fn tell_change(store: &Store, report: &GateReport) -> EngineResult<()> {
+    let before = store.load_meta(TOLD).await?.as_deref().and_then(Verdict::parse).unwrap_or(Verdict::Inconclusive);
+    if before == report.verdict {
+        return Ok(());
+    }
+    let plan = store.load_plan_id().await?.unwrap_or_default();
+    let detail = format!("{} to {}: {}", before.name(), report.verdict.name(), report.reason());
+    store.add_note("gate", &Note { at: report.evaluated_at, subject: plan, detail }).await?;
+    Ok(store.save_meta(TOLD, report.verdict.name()).await?)
 }
 
 /// The gate pass that opens `switch` and `retire` for `plan` at `now`, or why there is none: the
@@ -196,12 +216,14 @@ impl<O: Outside> Engine<O> {
         record(&self.store, report, &self.config.policy).await
     }
 
+    /// When the gate passed.
+    ///
     /// # Errors
     /// `Refused` unless the newest run of the gate is a fresh pass of the applied plan.
-    pub(super) async fn demand_gate(&self, now: Timestamp, what: &str) -> EngineResult<()> {
+    pub(super) async fn demand_gate(&self, now: Timestamp, what: &str) -> EngineResult<Timestamp> {
         let plan = self.store.load_plan_id().await?.unwrap_or_default();
         match fresh_pass(&self.store, &plan, now).await? {
-            Ok(_) => Ok(()),
+            Ok(run) => Ok(run.at),
             Err(why) => Err(EngineError::Refused(format!("{what} needs a fresh gate pass: {why}"))),
         }
     }

@@ -5,19 +5,30 @@
 //! effects are written down as intents first and settled by looking.
 
 mod apply;
+mod campaign;
 mod consent;
+mod control;
 mod retire;
+mod reverse;
+mod sweep;
 mod switch;
 
 use sha2::{Digest, Sha256};
 
-use super::{Engine, EngineResult};
+use super::{Engine, EngineError, EngineResult};
 use crate::domain::api::Api;
+use crate::domain::criteria::Note;
 use crate::domain::secret::hex;
 use crate::domain::time::{SECOND_MS, Timestamp};
 use crate::domain::triplet::Triplet;
 use crate::ports::{ApiError, ApiResult, Outside};
 use crate::store::{IntentState, TripletRow};
+
+pub use campaign::{ConsentRow, ConsentStart};
+pub use control::Control;
+pub use retire::RetireStage;
+pub use reverse::{Reversal, SwitchPreview};
+pub use sweep::{Zombie, ZombieKind};
 
 /// Who acts, in the audit trail.
 const ACTOR: &str = "cutover";
@@ -48,24 +59,33 @@ enum Effected {
 
 impl<O: Outside> Engine<O> {
     /// Makes something true in the outside world exactly once: writes the intent down, looks
-    /// whether it is true already (a crash may have cut the answer off), acts if not.
+    /// whether it is true already (a crash may have cut the answer off), acts if not. `look` gives
+    /// everything that it finds: of several things nobody but a person can say which one counts.
     async fn once(
         &self,
         id: &str,
         action: &str,
         api: Api,
         now: Timestamp,
-        look: impl AsyncFnOnce() -> ApiResult<Option<String>>,
+        look: impl AsyncFnOnce() -> ApiResult<Vec<String>>,
         act: impl AsyncFnOnce() -> ApiResult<String>,
     ) -> EngineResult<Effected> {
-        if let Some(IntentState::Done(result)) = self.store.begin_intent(id, action, now).await? {
-            return Ok(Effected::Yes(result));
+        match self.store.begin_intent(id, action, now).await? {
+            Some(IntentState::Done(result)) => return Ok(Effected::Yes(result)),
+            Some(IntentState::Ambiguous(question)) => {
+                return Err(EngineError::Ambiguous { intent: id.to_owned(), question });
+            }
+            Some(IntentState::Started) | None => {}
         }
         let seen = look().await;
         self.observe(api, now, &seen).await?;
         let result = match seen {
-            Ok(Some(found)) => Ok(found),
-            Ok(None) => {
+            Ok(found) if found.len() > 1 => {
+                let question = format!("to {action}, one of {} must be it: which one?", found.join(", "));
+                return Err(self.ask_person(id, question, now).await?);
+            }
+            Ok(found) if !found.is_empty() => Ok(found.concat()),
+            Ok(_) => {
                 let acted = act().await;
                 self.observe(api, now, &acted).await?;
                 acted
@@ -82,10 +102,23 @@ impl<O: Outside> Engine<O> {
         }
     }
 
+    /// Looking found several things where one was to be made: which one counts is for a person to say.
+    async fn ask_person(&self, id: &str, question: String, now: Timestamp) -> EngineResult<EngineError> {
+        self.store.mark_ambiguous(id, &question).await?;
+        let note = Note { at: now, subject: id.to_owned(), detail: question.clone() };
+        self.store.add_note("ambiguous", &note).await?;
+        Ok(EngineError::Ambiguous { intent: id.to_owned(), question })
+    }
+
     /// The triplets whose custody moves.
     async fn moving(&self) -> EngineResult<Vec<TripletRow>> {
         Ok(self.store.load_triplets().await?.into_iter().filter(TripletRow::moves).collect())
     }
+}
+
+/// What a look found that can only be so or not.
+fn seen(is_so: bool) -> Vec<String> {
+    if is_so { vec![String::new()] } else { Vec::new() }
 }
 
 /// When to ask again after an error: what the server asked for; soon after a limit without a

@@ -15,6 +15,7 @@ mod mirror;
 mod onboard;
 mod poll;
 mod sample;
+pub mod steps;
 mod together;
 mod watch;
 
@@ -35,7 +36,9 @@ use crate::store::{Due, Lead, Sink, Store, StoreError};
 pub use evidence::{collect, lag_p99};
 pub use gate::{GateReport, NoFreshPass, fresh_pass, judge_state, record};
 pub use intake::Reported;
-pub use lifecycle::Progress;
+pub use lifecycle::{
+    ConsentRow, ConsentStart, Control, Progress, RetireStage, Reversal, SwitchPreview, Zombie, ZombieKind,
+};
 pub use onboard::{Newcomer, Onboarding, TargetLink};
 pub(crate) use poll::whoami_call;
 pub use sample::Sample;
@@ -149,6 +152,9 @@ pub enum EngineError {
     /// A guard refused the operation.
     #[error("{0}")]
     Refused(String),
+    /// What became of an effect cannot be told by looking; a person must decide.
+    #[error("ambiguous: {question}")]
+    Ambiguous { intent: String, question: String },
     /// An outside system did not answer; the operation goes on from here at `at`.
     #[error("{error}")]
     Later { at: Timestamp, error: crate::ports::ApiError },
@@ -216,6 +222,10 @@ impl<O: Outside> Engine<O> {
 
     pub fn config(&self) -> &EngineConfig {
         &self.config
+    }
+
+    pub fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
     }
 
     /// Ends this engine and gives the store back.
@@ -315,6 +325,7 @@ impl<O: Outside> Engine<O> {
     /// When the store cannot be read.
     pub async fn snapshot(&self, now: Timestamp) -> EngineResult<Snapshot> {
         let mut snapshot = snapshot(&self.store, &self.config.policy, now).await?;
+        snapshot.budgets = self.outside.budgets(now).into_iter().map(Into::into).collect();
         self.known(|known| {
             snapshot.results = known.mirroring.results();
             for (status, sink) in snapshot.sinks.iter_mut().zip(Sink::ALL) {

@@ -59,6 +59,7 @@ impl<O: Outside> Engine<O> {
         }
         self.record_traffic().await?;
         let report = gate::judge_state(&self.store, &self.config.policy, now).await?;
+        gate::tell_change(&self.store, &report).await?;
         let mut sample = Sample {
             counters: self.store.load_counters().await?,
             verdict: Some(report.verdict),

@@ -169,6 +169,7 @@ impl<O: Outside> Engine<O> {
             };
             done = chunk.last().cloned();
             tested += results.len() as u64;
+            self.guard_reads(&results, &moving, now).await?;
             for result in results {
                 if result.ok && !result.stale {
                     continue;

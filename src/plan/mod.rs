@@ -13,6 +13,7 @@ pub mod lint;
 pub mod planner;
 pub mod policy;
 mod reason;
+pub mod removal;
 pub mod render;
 mod row;
 pub mod saved;

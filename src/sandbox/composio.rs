@@ -107,7 +107,7 @@ pub(super) struct Account {
     pub triplets: Vec<usize>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Composio {
     pub configs: Vec<AuthConfig>,
     pub accounts: Vec<Account>,

@@ -95,7 +95,7 @@ struct Account {
 }
 
 /// The running books.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Ledger {
     pub counts: LedgerSummary,
     accounts: Vec<Account>,

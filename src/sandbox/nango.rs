@@ -120,7 +120,7 @@ const UNUSABLE: &str = "An unhandled error of type 'unhandled_refresh_token_pars
 const COOLING_DOWN: &str = "A recent refresh attempt failed. Backing off before retrying.";
 const EXHAUSTED: &str = "The refresh limit has been reached for this connection.";
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Nango {
     pub connections: Vec<Connection>,
     /// Live connections by integration key and id.

@@ -183,7 +183,7 @@ pub(super) enum Standing {
 }
 
 /// All providers of the world.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Providers {
     seed: u64,
     pub integrations: Vec<(Arc<str>, Integration)>,

@@ -90,7 +90,7 @@ const fn once() -> u32 {
     1
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Scripts {
     answers: Vec<Script>,
     tokens: Vec<TokenScript>,
@@ -143,15 +143,38 @@ impl Scripts {
     }
 }
 
+/// Why a script can never strike.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ScriptError {
+    #[error("no API is called `{0}`; there are nango, composio, cloudflare, gateway and provider")]
+    UnknownApi(String),
+    #[error("this world has no integration `{0}`")]
+    UnknownIntegration(String),
+}
+
 impl World {
     /// Tells what the next matching requests get.
-    pub fn add_script(&mut self, script: Script) {
+    ///
+    /// # Errors
+    /// When there is no such API.
+    pub fn add_script(&mut self, script: Script) -> Result<(), ScriptError> {
+        if !Api::ALL.iter().any(|api| api.name() == script.api) {
+            return Err(ScriptError::UnknownApi(script.api));
+        }
         self.scripts.add(script);
+        Ok(())
     }
 
     /// Tells what a provider's next token answers are.
-    pub fn add_token_script(&mut self, script: TokenScript) {
+    ///
+    /// # Errors
+    /// When the world has no such integration.
+    pub fn add_token_script(&mut self, script: TokenScript) -> Result<(), ScriptError> {
+        if self.providers.find_integration(&script.integration).is_none() {
+            return Err(ScriptError::UnknownIntegration(script.integration));
+        }
         self.scripts.add_token(script);
+        Ok(())
     }
 
     /// Answers a request, as told or as usual.

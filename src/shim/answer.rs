@@ -35,6 +35,7 @@ impl Refusal {
         tracing::error!("{what} failed: {error}");
         match error {
             EngineError::Refused(reason) => Self::new(StatusCode::CONFLICT, "refused", reason.clone()),
+            EngineError::Ambiguous { question, .. } => Self::new(StatusCode::CONFLICT, "ambiguous", question.clone()),
             EngineError::Later { error, .. } => Self::of_api(error),
             EngineError::Store(_) => Self::unavailable("the state cannot be written now; send it again"),
         }

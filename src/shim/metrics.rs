@@ -64,6 +64,7 @@ struct Shown {
     results: Gauges<NameLabels>,
     counters: Gauges<NameLabels>,
     down_s: Gauges<NameLabels>,
+    budgets: Gauges<NameLabels>,
     next_expiry_s: Gauge<i64, AtomicI64>,
     alerts_waiting: Gauge<i64, AtomicI64>,
     soak_s: Gauge<i64, AtomicI64>,
@@ -90,6 +91,11 @@ impl Default for Metrics {
         registry.register("mirror_results", help, shown.results.clone());
         registry.register("evidence", "The counters that the criteria are judged on", shown.counters.clone());
         registry.register_with_unit("outage", "How long an API is out of reach", Unit::Seconds, shown.down_s.clone());
+        registry.register(
+            "budget_left",
+            "Requests that may go to an API now, urgent ones included",
+            shown.budgets.clone(),
+        );
         let help = "Until the first token that KV serves ends; negative when one has ended";
         registry.register_with_unit("next_expiry", help, Unit::Seconds, shown.next_expiry_s.clone());
         registry.register("alerts_waiting", "Alerts that are not sent yet", shown.alerts_waiting.clone());
@@ -132,7 +138,7 @@ impl Metrics {
             family.get_or_create(&NameLabels { name: name.to_owned() }).set(value);
         };
         // What is no longer there must not go on showing its last value.
-        for family in [&shown.stages, &shown.down_s] {
+        for family in [&shown.stages, &shown.down_s, &shown.budgets] {
             family.clear();
         }
         snapshot.header.stages.iter().for_each(|(stage, n)| set(&shown.stages, stage, *n as i64));
@@ -140,6 +146,10 @@ impl Metrics {
         snapshot.header.counters.iter().for_each(|(name, n)| set(&shown.counters, name, *n));
         snapshot.classes.each().into_iter().for_each(|(class, n)| set(&shown.classes, class, n as i64));
         snapshot.results.each().into_iter().for_each(|(class, n)| set(&shown.results, class, n as i64));
+        for budget in &snapshot.budgets {
+            let name = budget.host.as_ref().map_or(budget.api.to_owned(), |host| format!("{}:{host}", budget.api));
+            set(&shown.budgets, &name, i64::from(budget.left_urgent));
+        }
         for sink in &snapshot.sinks {
             let labels = SinkLabels { sink: sink.name };
             shown.pending.get_or_create(&labels).set(sink.pending as i64);

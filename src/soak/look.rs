@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::picture::{BudgetLine, DeadLetterLine, EventLine, Picture, SinkCell, SinkLine, TripletLine, VerifyMark};
 use crate::domain::criteria::{EvidenceSource, LookOutcome, Note};
 use crate::domain::custody::Stage;
-use crate::domain::time::{DAY_MS, Timestamp};
+use crate::domain::time::Timestamp;
 use crate::engine::{EngineResult, judge_state};
 use crate::plan::Policy;
 use crate::status::Snapshot;
@@ -40,7 +40,7 @@ pub async fn look(store: &Store, policy: &Policy, snapshot: &Snapshot, now: Time
         plan: snapshot.header.plan.clone(),
         soaked_ms: judged.clock.first_refresh_at.map(|_| judged.clock.soaked_ms),
         gap_ms: judged.clock.paused_ms,
-        needed_ms: i64::from(policy.criteria.soak_days) * DAY_MS,
+        needed_ms: policy.criteria.soak_ms(),
         criteria: judged.criteria,
         triplets: triplets.iter().map(|t| line(t, &by_sink, &marks)).collect(),
         sinks: snapshot
@@ -59,9 +59,9 @@ pub async fn look(store: &Store, policy: &Policy, snapshot: &Snapshot, now: Time
             .budgets
             .iter()
             .map(|b| BudgetLine {
-                name: b.api.to_owned(),
-                used: b.limit.saturating_sub(b.left),
-                limit: b.limit,
+                name: b.host.clone().unwrap_or_else(|| b.api.to_owned()),
+                used: b.limit.saturating_sub(b.left_urgent).into(),
+                limit: b.limit.into(),
                 window_ms: b.window_ms,
             })
             .collect(),

@@ -24,6 +24,8 @@ pub enum IntentState {
     Started,
     /// It happened; this is what it gave (an id, usually).
     Done(String),
+    /// Looking could not tell; this is the question that a person must answer.
+    Ambiguous(String),
 }
 
 impl Store {
@@ -140,6 +142,7 @@ impl Store {
             .during("look for an intent")?;
         Ok(Some(match row.get::<String>(0).as_str() {
             "done" => IntentState::Done(row.get::<Option<String>>(1).unwrap_or_default()),
+            "ambiguous" => IntentState::Ambiguous(row.get::<Option<String>>(1).unwrap_or_default()),
             _ => IntentState::Started,
         }))
     }

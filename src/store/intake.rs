@@ -451,6 +451,47 @@ mod tests {
         assert!(!format!("{entries:?}").contains("one"));
     }
 
+    /// The journal's rule, one token after the other: what is at the end.
+    fn head_of<'a>(entries: impl Iterator<Item = &'a KvEntry>) -> Option<(String, Option<Timestamp>)> {
+        let mut head: Option<(String, Option<Timestamp>)> = None;
+        let mut seen = std::collections::BTreeSet::new();
+        for entry in entries {
+            let token = entry.access_token.expose().to_owned();
+            let newer = match &head {
+                None => true,
+                Some((_, end)) if entry.expires_at < *end => false,
+                Some((_, end)) => entry.expires_at > *end || !seen.contains(&token),
+            };
+            if newer {
+                head = Some((token.clone(), entry.expires_at));
+                seen.insert(token);
+            }
+        }
+        head
+    }
+
+    proptest::proptest! {
+        /// Tokens are few, so that many of them come again; 0 is one without an end.
+        #[test]
+        fn what_is_left_out_changes_no_head(drawn in proptest::collection::vec((0u8..5, 0i64..4), 0..40)) {
+            let entries: Vec<Intake> = drawn
+                .iter()
+                .map(|&(name, end)| {
+                    let body = match end {
+                        0 => json!({"access_token": format!("{name}")}),
+                        end => json!({"access_token": format!("{name}"), "expires_at": end}),
+                    };
+                    Intake { body: Zeroizing::new(body.to_string().into_bytes()), ..token("a:b:c", "x", 1) }
+                })
+                .collect();
+            let all: Vec<KvEntry> = entries.iter().map(|e| KvEntry::from_json(&e.body).unwrap()).collect();
+            let mut settled = Settled::default();
+            let kept = coalesce(entries.iter(), &mut settled).unwrap().into_values().next().unwrap_or_default();
+            proptest::prop_assert_eq!(head_of(kept.iter()), head_of(all.iter()));
+            proptest::prop_assert_eq!(kept.len() + settled.superseded + settled.duplicates, all.len());
+        }
+    }
+
     #[test]
     fn only_what_ends_last_is_worked_in_and_equals_stay_in_their_order() {
         let mut settled = Settled::default();

@@ -6,6 +6,8 @@
 
 mod alert;
 mod connection;
+mod control;
+mod copy;
 mod db;
 mod delivery;
 mod event;
@@ -40,6 +42,7 @@ use db::{Conn, Row, query};
 
 pub use alert::AlertRow;
 pub use connection::{ConnectionRow, PollFailure};
+pub use control::{ControlRow, Decision, Scope};
 pub use delivery::{Delivered, PendingDelivery, Sink, SinkState};
 pub use event::{EventRow, IntentState};
 pub use evidence::LAG_BOUNDS_S;
@@ -138,6 +141,8 @@ pub enum StoreError {
     /// Whoever sent it must not be told that it is safe.
     #[error("what was sent could not be put on disk")]
     NotAccepted(#[source] std::sync::Arc<StoreError>),
+    #[error("a dry run works on a copy of the state, and only a state file can be copied")]
+    NoCopy,
     #[error("the writer of the intake log has ended")]
     IntakeEnded,
     #[error("triplet `{0}` is not in the applied plan")]

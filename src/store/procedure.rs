@@ -91,13 +91,15 @@ WHERE delivery.triplet = j.value->>'triplet' AND delivery.sink = j.value->>'sink
   AND delivery.claim = CAST(j.value->>'claim' AS BIGINT);
 
 -- Somebody else claimed it meanwhile: this write may have come after a newer one. The newest is
--- written again, under a claim that makes the outcome of all before it count for nothing.
+-- written again, under a claim that makes the outcome of all before it count for nothing. Unless
+-- this is the newest, and the sink has it: whoever wrote last, it is right.
 UPDATE delivery SET claim = delivery.claim + 1,
   next_at = CASE WHEN delivery.claimed_until > CAST(j.value->>'now' AS BIGINT)
                  THEN delivery.claimed_until ELSE CAST(j.value->>'now' AS BIGINT) END
 FROM json_each(NEW.parameter, '$.rows') AS j
 WHERE delivery.triplet = j.value->>'triplet' AND delivery.sink = j.value->>'sink'
-  AND delivery.claim > CAST(j.value->>'claim' AS BIGINT) AND delivery.delivered <> CAST(j.value->>'version' AS BIGINT);
+  AND delivery.claim > CAST(j.value->>'claim' AS BIGINT)
+  AND (delivery.delivered <> CAST(j.value->>'version' AS BIGINT) OR delivery.version <> CAST(j.value->>'version' AS BIGINT));
 
 INSERT INTO audit_outbox (op_id, at, key, action, source, fingerprint)
 SELECT j.value->>'op', CAST(j.value->>'now' AS BIGINT), j.value->>'key', 'put ' || (j.value->>'sink'),

@@ -63,6 +63,15 @@ impl TripletRow {
         matches!(self.custody.route, Route::Reconsent | Route::Static)
     }
 
+    /// The account at the target that serves once reads are there: the one that a person consented
+    /// for, or the copy of a long-lived secret.
+    pub fn final_account(&self) -> Option<&str> {
+        match self.custody.route {
+            Route::Static => self.mirror_account.as_deref(),
+            _ => self.custody.account.as_deref(),
+        }
+    }
+
     /// Its stage, or that it is held or stays, in one word.
     pub fn standing(&self) -> &'static str {
         match self.custody.route {

@@ -119,7 +119,7 @@ impl Ring {
 
     fn to_text(&self) -> Zeroizing<String> {
         let mut text = Zeroizing::new(
-            "# Keys of a cutover state: the highest number encrypts, all of them decrypt. Keep them as safe as the tokens.\n"
+            "# Keys of a cutover state: the highest number encrypts; all of them decrypt. Keep them as safe as the tokens.\n"
                 .to_owned(),
         );
         let mut line = |name: &str, key: &Key| {
@@ -234,7 +234,7 @@ impl Vault {
         getrandom::fill(&mut nonce).map_err(|_| VaultError::Random)?;
         // What an old key encrypts after that key was dropped could never be opened again. A file
         // that is gone says nothing.
-        let changed = self.file.as_deref().map_or(Stamp::None, stamp).filter(|stamp| self.ring().stamp != Some(*stamp));
+        let changed = self.file.as_deref().and_then(stamp).filter(|stamp| self.ring().stamp != Some(*stamp));
         if changed.is_some() {
             self.reload()?;
         }

@@ -144,15 +144,11 @@ pub(super) fn compare(left: &Facts<'_>, right: &Facts<'_>, rules: &Rules, keys: 
             changes.push(change);
         }
     }
-    let (rung, unverifiable) = stated(left, right, &secret);
-    Compared { changes, rung, unverifiable }
-}
-
-fn stated(left: &Facts<'_>, right: &Facts<'_>, secret: &Secrets) -> (Rung, Option<&'static str>) {
-    match secret {
+    let (rung, unverifiable) = match secret {
         Secrets::Same | Secrets::Differ(_) => (Rung::Fingerprint, None),
-        Secrets::Unknown(why) => (lower_rung(left, right), Some(*why)),
-    }
+        Secrets::Unknown(why) => (lower_rung(left, right), Some(why)),
+    };
+    Compared { changes, rung, unverifiable }
 }
 
 /// Compares what a custodian says of a credential with another side: everything that both know.
@@ -176,8 +172,11 @@ fn compare_custody(left: &Facts<'_>, right: &Facts<'_>, mut changes: Vec<Change>
         }
     }
     changes.sort_by_key(|change| change.class);
-    let (rung, unverifiable) = stated(left, right, secret);
-    Compared { changes, rung, unverifiable }
+    let why = match secret {
+        Secrets::Unknown(why) => why,
+        Secrets::Same | Secrets::Differ(_) => "a custodian does not show its secret",
+    };
+    Compared { changes, rung: lower_rung(left, right), unverifiable: Some(why) }
 }
 
 /// Whether a field tells of the credential rather than being part of the entry.
@@ -447,6 +446,42 @@ mod tests {
             shown(&row("1"), &row("2")),
             "identity: identity entry.identity (the secret is masked on both sides)"
         );
+    }
+
+    #[test]
+    fn a_custodian_is_compared_by_what_both_know_and_never_matches() {
+        let value = r#"{"access_token":"at-00001","scope":"a b"}"#;
+        let entry = |more: &str| entry(value, OURS).replace("}}", &format!("}},{more}}}"));
+        let custodian = |scope: &str, more: &str| {
+            format!(
+                r#"{{"key":"tokens:a:b:c","value":{{"access_token":"REDACTED","scope":"{scope}"}},"custodian":"x",{more}}}"#
+            )
+        };
+        let why = " (the secret is masked on the right)";
+        let active = r#""status":"active""#;
+        assert_eq!(shown(&entry(active), &custodian("b a", active)), format!("status: {why}"));
+        assert_eq!(
+            shown(&entry(active), &custodian("a", r#""status":"expired""#)),
+            format!("status: scope-regression value.scope (1 lost), status entry.status{why}")
+        );
+        assert_eq!(shown(&entry(r#""live":true"#), &custodian("a b", r#""live":true"#)), format!("liveness: {why}"));
+        // One that shows its secret is compared like any other.
+        let showing = custodian("a b", active).replace("REDACTED", "at-00001");
+        assert!(shown(&entry(active), &showing).starts_with("fingerprint: metadata"));
+    }
+
+    #[test]
+    fn upstream_accounts_are_compared_by_the_rule_of_their_provider() {
+        let row = |rule: &str, accounts: &[u64]| {
+            let accounts: Vec<String> = accounts.iter().map(|n| format!("\"{n:024x}\"")).collect();
+            let identity = format!(r#"{{"rule":"{rule}","identity":{{"ids":[{}]}}}}"#, accounts.join(","));
+            format!(r#"{{"key":"tokens:a:b:c","value":"REDACTED","custodian":"x","identity":{identity}}}"#)
+        };
+        let changed = |left: &str, right: &str| shown(left, right).contains("identity entry.identity");
+        assert!(!changed(&row("equal", &[1, 2]), &row("equal", &[2, 1])));
+        assert!(changed(&row("equal", &[1]), &row("equal", &[1, 2])));
+        assert!(!changed(&row("superset", &[1]), &row("superset", &[1, 2])), "access may grow");
+        assert!(changed(&row("superset", &[1, 2]), &row("superset", &[1])), "and may not shrink");
     }
 
     #[test]

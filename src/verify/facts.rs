@@ -305,9 +305,11 @@ impl<'a> Facts<'a> {
         Ok(())
     }
 
-    /// Whether a custodian tells this: it says how a credential is, and does not show the entry.
+    /// Whether a custodian tells this: it says how a credential is, and does not show the entry. One
+    /// that shows its secret is no custodian, whatever it calls itself.
     pub fn is_custodian(&self) -> bool {
-        self.find(Place::Entry, "custodian").is_some()
+        matches!(self.secret, SecretFact::Unlisted | SecretFact::Masked)
+            && self.find(Place::Entry, "custodian").is_some()
     }
 
     pub fn find(&self, place: Place, name: &str) -> Option<&Field<'a>> {

@@ -12,12 +12,10 @@
 //! the median counts. `INGEST_MILLION=1` adds a state with 1,000,000 triplets, `INGEST_MINUTES=10` a
 //! long run with the memory it takes.
 
-#[allow(dead_code, reason = "each test uses its part of it")]
 #[path = "../support/fake.rs"]
 mod fake;
 #[path = "ingest/load.rs"]
 mod load;
-#[allow(dead_code, reason = "each test uses its part of it")]
 #[path = "../support/postgres.rs"]
 mod postgres;
 

@@ -1,5 +1,7 @@
 //! An outside world in memory, whose answers a test decides one by one.
 
+#![allow(dead_code, reason = "each test binary uses its part of this")]
+
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,9 +16,9 @@ use cutover::ports::{
     AuthConfig, ConnectSession, ConnectedAccount, ConsentLink, GatewayAdmin, GatewayRead, KvKey, KvPage, KvPut, KvRead,
     KvWrite, Namespace, Outside, ProviderAnswer, ProviderCall, ProviderRead, ProxyAnswer, SmokeResult,
     SourceConnection, SourceCredential, SourceCustody, SourceIntegration, SourceRead, TargetCustody, TargetRead,
-    TargetScheme, Traffic,
+    TargetScheme, Traffic, WebhookSubscription,
 };
-use cutover::store::{Durability, NewTriplet, Sink, Store, Vault};
+use cutover::store::{Durability, NewTriplet, Place, Sink, Store, Vault};
 use serde_json::Value;
 
 /// What becomes of one write.
@@ -126,6 +128,9 @@ impl SourceCustody for Fake {
 }
 
 impl TargetRead for Fake {
+    async fn list_webhook_subscriptions(&self) -> ApiResult<Vec<WebhookSubscription>> {
+        Ok(Vec::new())
+    }
     async fn list_auth_configs(&self) -> ApiResult<Vec<AuthConfig>> {
         Ok(Vec::new())
     }
@@ -299,8 +304,12 @@ pub fn connection_id(n: usize) -> String {
 
 /// A state in its soak: `count` triplets, each with an account at Composio.
 pub async fn soaking(dir: &Path, count: usize) -> Store {
-    let store =
-        Store::open(&dir.join("cutover.db"), Durability::ProcessCrash, Vault::from_master(&[7; 32])).await.unwrap();
+    soaking_at(&Place::Sqlite(dir.join("cutover.db")), count).await
+}
+
+/// The same, wherever the state is.
+pub async fn soaking_at(place: &Place, count: usize) -> Store {
+    let store = Store::open_at(place, Durability::ProcessCrash, Vault::from_master(&[7; 32])).await.unwrap();
     let new = |n: usize| NewTriplet {
         triplet: triplet(n),
         integration_key: "slack".into(),

@@ -7,7 +7,7 @@ use crate::clients::reply::{Failure, NO_CODE, Reply, readable_code};
 use crate::domain::secret::Secret;
 use crate::domain::time::Timestamp;
 use crate::domain::token::scope_set;
-use crate::ports::{AccountStatus, AuthConfig, ConnectedAccount};
+use crate::ports::{AccountStatus, AuthConfig, ConnectedAccount, WebhookSubscription};
 
 /// Reads `{"error":{…}}`. The limiter's 429 is a bare `{"message"}`, and an old 404 may be `{}`.
 ///
@@ -64,6 +64,20 @@ impl WireAuthConfig {
             scheme: self.auth_scheme.unwrap_or_default(),
             enabled: self.status.as_deref() != Some("DISABLED"),
         }
+    }
+}
+
+/// A webhook subscription; its `secret` is not read.
+#[derive(Deserialize)]
+pub(super) struct WireSubscription {
+    pub id: String,
+    webhook_url: String,
+}
+
+impl WireSubscription {
+    pub fn into_subscription(self) -> WebhookSubscription {
+        let end = self.webhook_url.find(['?', '#']).unwrap_or(self.webhook_url.len());
+        WebhookSubscription { id: self.id, url: self.webhook_url[..end].to_owned() }
     }
 }
 

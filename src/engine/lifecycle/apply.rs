@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::{Engine, EngineError, EngineResult};
-use super::{ACTOR, Effected, Progress, RETRY_MS, alias, retry_at};
+use super::{ACTOR, Effected, Progress, RETRY_MS, alias, retry_at, seen};
 use crate::domain::api::Api;
 use crate::domain::custody::{Event, Stage};
 use crate::domain::time::{MINUTE_MS, SECOND_MS, Timestamp};
@@ -86,7 +86,7 @@ impl<O: Outside> Engine<O> {
                     "put the TokenManager alarm on stand-by",
                     Api::Gateway,
                     now,
-                    async || gateway.read_alarm(&row.triplet).await.map(|a| (a.mode == mode).then(String::new)),
+                    async || gateway.read_alarm(&row.triplet).await.map(|a| seen(a.mode == mode)),
                     async || gateway.set_alarm_mode(&row.triplet, mode).await.map(|_| String::new()),
                 )
                 .await?;
@@ -176,8 +176,9 @@ impl<O: Outside> Engine<O> {
                         let accounts = target.list_accounts_of(&user).await?;
                         Ok(accounts
                             .into_iter()
-                            .find(|a| a.alias.as_deref() == Some(&alias) && a.toolkit == toolkit)
-                            .map(|a| a.id))
+                            .filter(|a| a.alias.as_deref() == Some(&alias) && a.toolkit == toolkit)
+                            .map(|a| a.id)
+                            .collect())
                     },
                     async || {
                         target.create_bearer_account(&config, &user, &alias, &entry.access_token).await.map(|a| a.id)
@@ -210,7 +211,9 @@ impl<O: Outside> Engine<O> {
                 "make an auth config",
                 Api::Composio,
                 now,
-                async || Ok(target.list_auth_configs().await?.into_iter().find(|c| c.name == name).map(|c| c.id)),
+                async || {
+                    Ok(target.list_auth_configs().await?.into_iter().filter(|c| c.name == name).map(|c| c.id).collect())
+                },
                 async || target.create_auth_config(toolkit, &name, scheme, scopes).await.map(|c| c.id),
             )
             .await?;

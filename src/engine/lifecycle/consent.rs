@@ -5,7 +5,9 @@ use super::super::{Engine, EngineResult};
 use super::{ACTOR, Progress, alias, retry_at};
 use crate::catalogue::identity::Identity;
 use crate::domain::api::Api;
+use crate::domain::criteria::Note;
 use crate::domain::custody::{Event, Stage};
+use crate::domain::secret::Secret;
 use crate::domain::time::{SECOND_MS, Timestamp};
 use crate::domain::token::scope_set;
 use crate::engine::poll::whoami_call;
@@ -17,6 +19,32 @@ use crate::store::{ConnectionRow, TripletRow};
 
 /// How often an open link is looked at. Composio sends no event on activation (Composio contract §5.2).
 const LOOK_EVERY_MS: i64 = 20 * SECOND_MS;
+
+/// Who makes the links of a campaign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Links {
+    /// The campaign, for every triplet at once: for rehearsals, or with everybody in the room.
+    Make,
+    /// Each person, when they open their page.
+    Await,
+}
+
+/// What became of the wish for a link.
+pub(super) enum Opened {
+    /// It is open. Its address is not known when a crash came between making and noting it.
+    Open(Option<Secret>),
+    Later(Timestamp),
+    /// The triplet has no toolkit to connect to.
+    Nothing,
+}
+
+/// What a whoami through the target gave.
+pub(super) enum Served {
+    Yes,
+    No(String),
+    /// A system did not answer.
+    Later(Timestamp, ApiError),
+}
 
 /// What the comparison after a consent found.
 enum Compared {
@@ -32,21 +60,48 @@ impl<O: Outside> Engine<O> {
     /// # Errors
     /// When the store fails, or Composio refuses what the campaign needs.
     pub async fn consent(&self, now: Timestamp) -> EngineResult<Progress> {
+        self.run_campaign(Links::Make, now).await
+    }
+
+    /// Follows the links that people open, and proves what comes back, until every triplet is
+    /// verified or held. Makes no links itself.
+    ///
+    /// # Errors
+    /// As [`Engine::consent`].
+    pub async fn follow_consents(&self, now: Timestamp) -> EngineResult<Progress> {
+        self.run_campaign(Links::Await, now).await
+    }
+
+    async fn run_campaign(&self, links: Links, now: Timestamp) -> EngineResult<Progress> {
+        let pace_ms = self.throttle_ms().await?;
         let connections = self.store.load_connections().await?;
         let mut wait: Option<Timestamp> = None;
         let mut later = |at: Timestamp| wait = Some(wait.map_or(at, |w: Timestamp| w.min(at)));
         for row in self.moving().await? {
             let Some(connection) = connections.iter().find(|c| c.id == row.connection) else { continue };
-            if row.custody.held.is_some() || row.custody.route != Route::Reconsent {
+            if row.custody.held.is_some() {
                 continue;
             }
+            let copied = row.custody.route == Route::Static;
             match row.custody.stage {
-                Stage::Mirroring => {
-                    if let Some(at) = self.advance_consent(&row, connection, now).await? {
+                Stage::Mirroring if !copied => {
+                    if let Some(at) = self.demand_go(row.wave, "consent", now).await? {
+                        return Ok(Progress::Wait(at));
+                    }
+                    if let Some(at) = self.advance_consent(&row, connection, links, now).await? {
+                        later(at);
+                    }
+                    if pace_ms > 0 && links == Links::Make && row.consent_account.is_none() {
+                        return Ok(Progress::Wait(now.plus_ms(pace_ms)));
+                    }
+                }
+                // A copied secret needs nobody's consent: it is proven as it is.
+                Stage::Mirroring if row.old_identity.is_none() => {
+                    if let Some(at) = self.learn_old_identity(&row, connection, now).await? {
                         later(at);
                     }
                 }
-                Stage::Consented => match self.compare(&row, connection, now).await? {
+                Stage::Consented | Stage::Mirroring => match self.compare(&row, connection, now).await? {
                     Compared::Proven => {
                         self.store.record_custody(&row.triplet, &Event::IdentityProven, ACTOR, now).await?;
                     }
@@ -57,11 +112,11 @@ impl<O: Outside> Engine<O> {
             }
         }
         // A step may have opened the next one.
-        let open = self.moving().await?.iter().any(|t| {
-            t.custody.held.is_none()
-                && t.custody.route == Route::Reconsent
-                && matches!(t.custody.stage, Stage::Mirroring | Stage::Consented)
-        });
+        let open = self
+            .moving()
+            .await?
+            .iter()
+            .any(|t| t.custody.held.is_none() && matches!(t.custody.stage, Stage::Mirroring | Stage::Consented));
         Ok(match (open, wait) {
             (false, _) => Progress::Done,
             (true, at) => Progress::Wait(at.unwrap_or(now.plus_ms(SECOND_MS))),
@@ -73,6 +128,7 @@ impl<O: Outside> Engine<O> {
         &self,
         row: &TripletRow,
         connection: &ConnectionRow,
+        links: Links,
         now: Timestamp,
     ) -> EngineResult<Option<Timestamp>> {
         if row.old_identity.is_none() {
@@ -82,7 +138,14 @@ impl<O: Outside> Engine<O> {
             }
         }
         let (Some(account), Some(until)) = (&row.consent_account, row.consent_until) else {
-            return self.open_link(row, now).await;
+            return match links {
+                Links::Make => Ok(match self.open_link(row, now).await? {
+                    Opened::Open(_) => Some(now.plus_ms(LOOK_EVERY_MS)),
+                    Opened::Later(at) => Some(at),
+                    Opened::Nothing => None,
+                }),
+                Links::Await => Ok(Some(now.plus_ms(LOOK_EVERY_MS))),
+            };
         };
         let answer = self.outside.target().get_account(account).await;
         self.observe(Api::Composio, now, &answer).await?;
@@ -97,7 +160,10 @@ impl<O: Outside> Engine<O> {
                     found.status,
                     AccountStatus::Failed | AccountStatus::Expired | AccountStatus::Revoked | AccountStatus::Inactive
                 );
-                if over || now > until {
+                if (over || now > until) && links == Links::Await {
+                    // The person's page makes another one.
+                    self.store.clear_consent(&row.triplet).await?;
+                } else if over || now > until {
                     self.end_attempt(row, "the consent link was not used", now).await?;
                 }
                 Ok(Some(now.plus_ms(LOOK_EVERY_MS)))
@@ -110,11 +176,12 @@ impl<O: Outside> Engine<O> {
         }
     }
 
-    async fn open_link(&self, row: &TripletRow, now: Timestamp) -> EngineResult<Option<Timestamp>> {
-        let Some(toolkit) = &row.toolkit else { return Ok(None) };
+    /// Makes a link for a triplet that has none open.
+    pub(super) async fn open_link(&self, row: &TripletRow, now: Timestamp) -> EngineResult<Opened> {
+        let Some(toolkit) = &row.toolkit else { return Ok(Opened::Nothing) };
         let config = match self.ensure_auth_config(toolkit, "final", TargetScheme::Oauth2, &row.scopes, now).await? {
             Ok(config) => config,
-            Err(at) => return Ok(Some(at)),
+            Err(at) => return Ok(Opened::Later(at)),
         };
         let user = row.triplet.tenant.to_string();
         let alias = format!("{}-{}", alias("cutover-final", &row.triplet), row.consent_attempts + 1);
@@ -124,22 +191,26 @@ impl<O: Outside> Engine<O> {
         self.observe(Api::Composio, now, &known).await?;
         let known: Option<ConnectedAccount> = match known {
             Ok(known) => known.into_iter().find(|a| a.alias.as_deref() == Some(&alias) && &a.toolkit == toolkit),
-            Err(error) => return Ok(Some(retry_at(now, &error))),
+            Err(error) => return Ok(Opened::Later(retry_at(now, &error))),
         };
+        let mut url = None;
         let (account, until) = match known {
             Some(account) => (account.id, now.plus_ms(crate::domain::schedule::LINK_LIFE_MS)),
             None => {
                 let made = self.outside.target().create_link(&config, &user, &alias, None).await;
                 self.observe(Api::Composio, now, &made).await?;
                 match made {
-                    Ok(link) => (link.account_id, link.expires_at),
-                    Err(error) if error.is_transient() => return Ok(Some(retry_at(now, &error))),
+                    Ok(link) => {
+                        url = Some(link.url);
+                        (link.account_id, link.expires_at)
+                    }
+                    Err(error) if error.is_transient() => return Ok(Opened::Later(retry_at(now, &error))),
                     Err(error) => return Err(super::apply::refused("make a consent link for", row, &error)),
                 }
             }
         };
         self.store.save_consent(&row.triplet, &account, until).await?;
-        Ok(Some(now.plus_ms(LOOK_EVERY_MS)))
+        Ok(Opened::Open(url))
     }
 
     /// An attempt came to nothing: another link, or a person must look.
@@ -154,6 +225,13 @@ impl<O: Outside> Engine<O> {
 
     async fn reject(&self, row: &TripletRow, reason: String, now: Timestamp) -> EngineResult<()> {
         tracing::error!(triplet = %row.triplet, "consent rejected: {reason}");
+        let note = Note { at: now, subject: row.triplet.to_string(), detail: reason.clone() };
+        self.store.add_note("consent-rejected", &note).await?;
+        if row.custody.route == Route::Static {
+            // Nobody consented to it, so nobody can be asked again.
+            self.store.record_custody(&row.triplet, &Event::Held { reason }, ACTOR, now).await?;
+            return Ok(());
+        }
         let event = Event::ConsentRejected { reason: reason.clone() };
         self.store.record_custody(&row.triplet, &event, ACTOR, now).await?;
         self.end_attempt(row, &reason, now).await
@@ -193,11 +271,39 @@ impl<O: Outside> Engine<O> {
         Identity::extract(answer, &facts.whoami, self.store.vault().fingerprints()).map_err(|e| e.to_string())
     }
 
+    /// The smoke test through the target: the account is active and the provider answers a whoami.
+    pub(super) async fn ask_target(&self, row: &TripletRow, now: Timestamp) -> EngineResult<Served> {
+        let connections = self.store.load_connections().await?;
+        let connection = connections.iter().find(|c| c.id == row.connection);
+        let facts = self.catalogue.integration(&row.integration_key);
+        let call = facts.zip(connection).and_then(|(facts, c)| whoami_call(&facts.whoami, &c.config));
+        let (Some(account), Some(call)) = (row.final_account(), call) else {
+            return Ok(Served::No("there is no account or no whoami to ask".to_owned()));
+        };
+        let found = self.outside.target().get_account(account).await;
+        self.observe(Api::Composio, now, &found).await?;
+        match found {
+            Ok(found) if found.status == AccountStatus::Active => {}
+            Ok(found) => return Ok(Served::No(format!("its account is {:?}", found.status))),
+            Err(error) if error.is_transient() => return Ok(Served::Later(retry_at(now, &error), error)),
+            Err(error) => return Ok(Served::No(error.to_string())),
+        }
+        let answer = self.outside.target().proxy(account, &call).await;
+        self.observe(Api::Composio, now, &answer).await?;
+        Ok(match answer {
+            // Limits and failures of the provider say nothing about the account.
+            Ok(answer) if answer.status < 300 || matches!(answer.status, 429 | 500..) => Served::Yes,
+            Ok(answer) => Served::No(format!("the provider answered {} through it", answer.status)),
+            Err(error) if error.is_transient() => Served::Later(retry_at(now, &error), error),
+            Err(error) => Served::No(error.to_string()),
+        })
+    }
+
     /// Compares what was connected with the old grant: same upstream account, scopes not smaller.
     async fn compare(&self, row: &TripletRow, connection: &ConnectionRow, now: Timestamp) -> EngineResult<Compared> {
         let target = self.outside.target();
         let (Some(account), Some(integration)) =
-            (&row.custody.account, self.catalogue.integration(&row.integration_key))
+            (row.final_account(), self.catalogue.integration(&row.integration_key))
         else {
             return Ok(Compared::Rejected("nothing to compare".to_owned()));
         };
@@ -232,8 +338,9 @@ impl<O: Outside> Engine<O> {
             Ok(_) => "different",
             Err(reason) => return Ok(Compared::Rejected(reason)),
         };
-        let missing =
-            missing_scopes(&row.scopes, found.granted_scopes.as_deref().or(found.requested_scopes.as_deref()));
+        // A copied secret is the same secret, with the same rights.
+        let needed: &[String] = if row.custody.route == Route::Static { &[] } else { &row.scopes };
+        let missing = missing_scopes(needed, found.granted_scopes.as_deref().or(found.requested_scopes.as_deref()));
         let granted = if missing.is_empty() { "enough".to_owned() } else { missing.join(" ") };
         self.store.save_comparison(&row.triplet, identity, &granted).await?;
         Ok(if identity == "different" {

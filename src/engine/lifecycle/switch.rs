@@ -2,10 +2,11 @@
 //! a wave with its canary first, reverse, and settling when the reverse window is over.
 
 use super::super::{Engine, EngineError, EngineResult};
-use super::{ACTOR, Progress, retry_at};
+use super::consent::Served;
+use super::{ACTOR, Progress, retry_at, seen};
 use crate::domain::api::Api;
 use crate::domain::criteria::Note;
-use crate::domain::custody::{Effect, Event, ReadAuthority, Stage};
+use crate::domain::custody::{Custody, Event, Permit, ReadAuthority, Route, Stage};
 use crate::domain::secret::Secret;
 use crate::domain::time::{MINUTE_MS, SECOND_MS, Timestamp};
 use crate::domain::triplet::Triplet;
@@ -36,7 +37,7 @@ impl<O: Outside> Engine<O> {
         Ok(waves)
     }
 
-    async fn wave(&self, n: u32) -> EngineResult<Vec<TripletRow>> {
+    pub(super) async fn wave(&self, n: u32) -> EngineResult<Vec<TripletRow>> {
         Ok(self.moving().await?.into_iter().filter(|t| t.wave == Some(n)).collect())
     }
 
@@ -57,12 +58,27 @@ impl<O: Outside> Engine<O> {
             ("done" | "failed", ..) => Ok(Progress::Done),
             ("there", Some(name), Some(since)) => {
                 let (triplet, since) = (parse(name)?, at(since));
-                if let Some(row) = self.wave(wave).await?.iter().find(|t| t.triplet == triplet && ready(t)) {
-                    // A crash came between the note and the move.
-                    self.switch_one(row, now).await?;
+                let rows = self.wave(wave).await?;
+                if self.end_moves(&rows, now).await? {
                     return Ok(Progress::Wait(now.plus_ms(self.config.settle_ms)));
                 }
-                match self.reads(std::slice::from_ref(&triplet), Namespace::Target, since, now).await? {
+                let row = rows.into_iter().find(|t| t.triplet == triplet);
+                if let Some(row) = row.as_ref().filter(|row| ready(row)) {
+                    // A crash came between the note and the move.
+                    self.switch_one(row, Permit::Drill, now).await?;
+                    return Ok(Progress::Wait(now.plus_ms(self.config.settle_ms)));
+                }
+                if row.is_none_or(|row| row.custody.stage != Stage::Switched) {
+                    let bad = vec![(triplet, "was stopped before it was at the target".to_owned())];
+                    return self.fail_drill(&key, bad, now).await;
+                }
+                let stopped = self.said_no(Some(wave)).await?.is_some();
+                let reads = match stopped {
+                    // What was seen does not matter any more: back.
+                    true => Reads::Good,
+                    false => self.reads(std::slice::from_ref(&triplet), Namespace::Target, since, now).await?,
+                };
+                match reads {
                     Reads::Good => {
                         self.reverse_one(&triplet, now).await?;
                         self.store.save_meta(&key, &format!("back {triplet} {}", now.millis())).await?;
@@ -78,6 +94,7 @@ impl<O: Outside> Engine<O> {
             }
             ("back", Some(name), Some(since)) => {
                 let (triplet, since) = (parse(name)?, at(since));
+                self.end_moves(&self.wave(wave).await?, now).await?;
                 match self.reads(std::slice::from_ref(&triplet), Namespace::Source, since, now).await? {
                     Reads::Good => {
                         self.store.save_meta(&key, "done").await?;
@@ -89,10 +106,13 @@ impl<O: Outside> Engine<O> {
                 }
             }
             _ => {
+                if let Some(at) = self.demand_go(Some(wave), "drill", now).await? {
+                    return Ok(Progress::Wait(at));
+                }
                 let rows = self.wave(wave).await?;
                 let Some(canary) = rows.iter().find(|t| ready(t)) else { return Ok(Progress::Done) };
                 self.store.save_meta(&key, &format!("there {} {}", canary.triplet, now.millis())).await?;
-                self.switch_one(canary, now).await?;
+                self.switch_one(canary, Permit::Drill, now).await?;
                 Ok(Progress::Wait(now.plus_ms(self.config.settle_ms)))
             }
         }
@@ -117,11 +137,18 @@ impl<O: Outside> Engine<O> {
     }
 
     async fn switch_step(&self, wave: u32, now: Timestamp) -> EngineResult<Progress> {
-        self.demand_gate(now, "switch").await?;
+        let passed_at = self.demand_gate(now, "switch").await?;
+        let permit = Permit::Pass { at: passed_at };
         let key = format!("switch:{wave}");
         let state = self.store.load_meta(&key).await?.unwrap_or_default();
         let (phase, since) = state.split_once(' ').unwrap_or((state.as_str(), "0"));
         let rows = self.wave(wave).await?;
+        if self.end_moves(&rows, now).await? {
+            return Ok(Progress::Wait(now.plus_ms(self.config.settle_ms)));
+        }
+        if let Some(at) = self.demand_go(Some(wave), "switch", now).await? {
+            return Ok(Progress::Wait(at));
+        }
         match phase {
             "done" => Ok(Progress::Done),
             "canary" | "rest" => {
@@ -134,8 +161,7 @@ impl<O: Outside> Engine<O> {
                     Reads::Bad(bad) => {
                         let names: Vec<String> = bad.iter().map(|b| b.0.to_string()).collect();
                         for (triplet, reason) in bad {
-                            self.reverse_one(&triplet, now).await?;
-                            self.store.record_custody(&triplet, &Event::Held { reason }, ACTOR, now).await?;
+                            self.send_back(&triplet, reason, now).await?;
                         }
                         return Err(EngineError::Refused(format!(
                             "the reads of {} went wrong at the target and were moved back",
@@ -147,18 +173,17 @@ impl<O: Outside> Engine<O> {
                     self.store.save_meta(&key, "done").await?;
                     return Ok(Progress::Done);
                 }
-                for row in rows.iter().filter(|t| ready(t)) {
-                    self.switch_one(row, now).await?;
+                if let Some(at) = self.switch_rest(wave, &rows, permit, now).await? {
+                    return Ok(Progress::Wait(at));
                 }
                 self.store.save_meta(&key, &format!("rest {}", now.millis())).await?;
                 Ok(Progress::Wait(now.plus_ms(self.config.settle_ms)))
             }
             _ => {
-                let Some(canary) = rows.iter().find(|t| ready(t) || t.custody.stage == Stage::Switched) else {
-                    return Err(EngineError::Refused(format!("wave {wave} has no verified triplet")));
-                };
-                if canary.custody.stage == Stage::Verified {
-                    self.switch_one(canary, now).await?;
+                if !rows.iter().any(|t| t.custody.stage == Stage::Switched)
+                    && !self.switch_canary(&rows, permit, now).await?
+                {
+                    return Err(EngineError::Refused(format!("wave {wave} has no verified triplet that can move")));
                 }
                 self.store.save_meta(&key, &format!("canary {}", now.millis())).await?;
                 Ok(Progress::Wait(now.plus_ms(self.config.settle_ms)))
@@ -166,52 +191,147 @@ impl<O: Outside> Engine<O> {
         }
     }
 
-    /// Moves one triplet's reads to the target. The record is idempotent: after a crash between
-    /// the put and the event it is simply put again.
-    async fn switch_one(&self, row: &TripletRow, now: Timestamp) -> EngineResult<()> {
-        let event = Event::Switched { at: now, reverse_until: now.plus_ms(self.config.policy.reverse_window.0) };
-        self.move_reads(row, &event, now).await
+    /// Moves the first triplet that the target can serve; `false` when there is none.
+    async fn switch_canary(&self, rows: &[TripletRow], permit: Permit, now: Timestamp) -> EngineResult<bool> {
+        for row in rows.iter().filter(|row| ready(row)) {
+            if self.target_serves(row, now).await? {
+                self.switch_one(row, permit, now).await?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
-    async fn reverse_one(&self, triplet: &Triplet, now: Timestamp) -> EngineResult<()> {
+    /// Moves what is left of a wave. `Some`: a person slowed it down or stopped it on the way.
+    async fn switch_rest(
+        &self,
+        wave: u32,
+        rows: &[TripletRow],
+        permit: Permit,
+        now: Timestamp,
+    ) -> EngineResult<Option<Timestamp>> {
+        let pace_ms = self.throttle_ms().await?;
+        let mut ready = rows.iter().filter(|row| ready(row)).peekable();
+        while let Some(row) = ready.next() {
+            if let Some(at) = self.demand_go(Some(wave), "switch", now).await? {
+                return Ok(Some(at));
+            }
+            if !self.target_serves(row, now).await? {
+                continue;
+            }
+            self.switch_one(row, permit, now).await?;
+            if pace_ms > 0 && ready.peek().is_some() {
+                return Ok(Some(now.plus_ms(pace_ms)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The smoke test before a move: the account is active and the provider answers through it.
+    /// A triplet that fails it is held.
+    async fn target_serves(&self, row: &TripletRow, now: Timestamp) -> EngineResult<bool> {
+        let problem = match self.ask_target(row, now).await? {
+            Served::Yes => return Ok(true),
+            Served::Later(at, error) => return Err(EngineError::Later { at, error }),
+            Served::No(problem) => problem,
+        };
+        let reason = format!("the target cannot serve it: {problem}");
+        self.store.record_custody(&row.triplet, &Event::Held { reason }, ACTOR, now).await?;
+        Ok(false)
+    }
+
+    /// Moves a triplet back whose reads went wrong, and holds it for a person to look at.
+    pub(super) async fn send_back(&self, triplet: &Triplet, reason: String, now: Timestamp) -> EngineResult<()> {
+        self.reverse_one(triplet, now).await?;
+        let note = Note { at: now, subject: triplet.to_string(), detail: reason.clone() };
+        self.store.add_note("sent-back", &note).await?;
+        self.store.record_custody(triplet, &Event::Held { reason }, ACTOR, now).await?;
+        Ok(())
+    }
+
+    /// How long a move of this wave can be reversed: what was said at the switch, else the policy.
+    pub(super) async fn reverse_window_ms(&self, wave: Option<u32>) -> EngineResult<i64> {
+        let said = match wave {
+            Some(n) => self.store.load_meta(&format!("reverse-window:{n}")).await?,
+            None => None,
+        };
+        Ok(said.and_then(|ms| ms.parse().ok()).unwrap_or(self.config.policy.reverse_window.0))
+    }
+
+    /// Sets for how long the moves of a wave can be reversed, for the moves that are still to come.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn set_reverse_window(&self, wave: u32, window_ms: i64) -> EngineResult<()> {
+        Ok(self.store.save_meta(&format!("reverse-window:{wave}"), &window_ms.to_string()).await?)
+    }
+
+    /// Moves one triplet's reads to the target.
+    async fn switch_one(&self, row: &TripletRow, permit: Permit, now: Timestamp) -> EngineResult<()> {
+        let reverse_until = now.plus_ms(self.reverse_window_ms(row.wave).await?);
+        self.move_reads(row, &Event::SwitchBegun { at: now, reverse_until, permit }, now).await
+    }
+
+    /// Moves one triplet's reads back to the source, if they are at the target or on the way there.
+    pub(super) async fn reverse_one(&self, triplet: &Triplet, now: Timestamp) -> EngineResult<()> {
         let rows = self.moving().await?;
-        match rows.iter().find(|t| &t.triplet == triplet) {
-            Some(row) if row.custody.stage == Stage::Switched => {
-                self.move_reads(row, &Event::Reversed { at: now }, now).await
+        let Some(row) = rows.iter().find(|t| &t.triplet == triplet) else { return Ok(()) };
+        match (row.custody.stage, row.custody.moving.map(|m| m.to)) {
+            (_, Some(ReadAuthority::Source)) => self.finish_move(row, &row.custody, now).await,
+            (Stage::Switched, _) | (_, Some(ReadAuthority::Target)) => {
+                self.move_reads(row, &Event::ReverseBegun { at: now }, now).await
             }
             _ => Ok(()),
         }
     }
 
-    async fn move_reads(&self, row: &TripletRow, event: &Event, now: Timestamp) -> EngineResult<()> {
-        let (_, effects) = row
-            .custody
-            .step(event)
-            .map_err(|refusal| StoreError::Refused { triplet: row.triplet.to_string(), refusal })?;
-        for effect in effects {
-            let Effect::SetReadAuthority { read, epoch } = effect else { continue };
-            let id = format!("reads:{}:{epoch}", row.triplet);
-            self.store.begin_intent(&id, "move reads", now).await?;
-            let record = serde_json::json!({
-                "read": read, "epoch": epoch, "connected_account_id": row.custody.account,
-            });
-            let put = KvPut {
-                key: format!("authority:{}", row.triplet),
-                value: Secret::new(record.to_string()),
-                metadata: None,
-            };
-            let answer = self.outside.cloudflare().put(Namespace::Source, &put).await;
-            self.observe(Api::Cloudflare, now, &answer).await?;
-            if let Err(error) = answer {
-                if error.is_transient() {
-                    return Err(EngineError::Later { at: retry_at(now, &error), error });
-                }
-                return Err(EngineError::Refused(format!("the reads of `{}` did not move: {error}", row.triplet)));
-            }
-            self.store.finish_intent(&id, "").await?;
-        }
-        self.store.record_custody(&row.triplet, event, ACTOR, now).await?;
+    /// Begins a move, which is the intent, and carries it out.
+    async fn move_reads(&self, row: &TripletRow, begun: &Event, now: Timestamp) -> EngineResult<()> {
+        let custody = self.store.record_custody(&row.triplet, begun, ACTOR, now).await?;
+        self.finish_move(row, &custody, now).await
+    }
+
+    /// Puts the record of the move that was begun, and records that it is there. The put is
+    /// idempotent: after a crash between it and the event it is simply made again.
+    async fn finish_move(&self, row: &TripletRow, custody: &Custody, now: Timestamp) -> EngineResult<()> {
+        let Some(moving) = custody.moving else { return Ok(()) };
+        self.put_record(row, custody, now).await?;
+        let event = match moving.to {
+            ReadAuthority::Target => Event::Switched { at: now },
+            ReadAuthority::Source => Event::Reversed { at: now },
+        };
+        self.store.record_custody(&row.triplet, &event, ACTOR, now).await?;
         Ok(())
+    }
+
+    /// Writes the read-authority record that custody calls for.
+    pub(super) async fn put_record(&self, row: &TripletRow, custody: &Custody, now: Timestamp) -> EngineResult<()> {
+        let (triplet, (read, epoch)) = (&row.triplet, custody.record());
+        let record = serde_json::json!({"read": read, "epoch": epoch, "connected_account_id": row.final_account()});
+        let put = KvPut { key: format!("authority:{triplet}"), value: Secret::new(record.to_string()), metadata: None };
+        let answer = self.outside.cloudflare().put(Namespace::Source, &put).await;
+        self.observe(Api::Cloudflare, now, &answer).await?;
+        match answer {
+            Ok(()) => Ok(()),
+            Err(error) if error.is_transient() => Err(EngineError::Later { at: retry_at(now, &error), error }),
+            Err(error) => Err(EngineError::Refused(format!("the reads of `{triplet}` did not move: {error}"))),
+        }
+    }
+
+    /// Ends the moves of these triplets that a crash or an outage left half way: forward ones are
+    /// carried out, unless somebody said no meanwhile; then they go back.
+    async fn end_moves(&self, rows: &[TripletRow], now: Timestamp) -> EngineResult<bool> {
+        let mut any = false;
+        for row in rows.iter().filter(|row| row.custody.moving.is_some()) {
+            let stopped = row.custody.held.is_some() || self.said_no(row.wave).await?.is_some();
+            if stopped {
+                self.reverse_one(&row.triplet, now).await?;
+            } else {
+                self.finish_move(row, &row.custody, now).await?;
+            }
+            any = true;
+        }
+        Ok(any)
     }
 
     /// What the gateway serves for these triplets, against where it should read from.
@@ -251,16 +371,46 @@ impl<O: Outside> Engine<O> {
         })
     }
 
+    /// Whether the gateway reads these triplets where it should and well. `Some`: look again then.
+    ///
+    /// # Errors
+    /// `Refused` when reads go wrong.
+    pub(super) async fn reads_of(
+        &self,
+        triplets: &[Triplet],
+        expected: Namespace,
+        now: Timestamp,
+    ) -> EngineResult<Option<Timestamp>> {
+        match self.reads(triplets, expected, now, now).await? {
+            Reads::Good => Ok(None),
+            Reads::NotYet => Ok(Some(now.plus_ms(super::RETRY_MS))),
+            Reads::Later(at) => Ok(Some(at)),
+            Reads::Bad(bad) => {
+                let bad: Vec<String> = bad.iter().map(|(triplet, why)| format!("`{triplet}`: {why}")).collect();
+                Err(EngineError::Refused(format!("reads go wrong: {}", bad.join("; "))))
+            }
+        }
+    }
+
     /// Ends the bearer mirror of every switched triplet whose reverse window is over. The old
     /// grant is no longer refreshed once all triplets that it feeds are settled.
     ///
     /// # Errors
-    /// When the store fails.
+    /// `Refused` without a fresh gate pass or against a no.
     pub async fn settle(&self, now: Timestamp) -> EngineResult<Progress> {
+        waiting(self.settle_step(now).await)
+    }
+
+    async fn settle_step(&self, now: Timestamp) -> EngineResult<Progress> {
+        let passed_at = self.demand_gate(now, "settle").await?;
         let mut wait: Option<Timestamp> = None;
+        self.end_moves(&self.moving().await?, now).await?;
         for row in self.moving().await? {
-            if row.custody.stage != Stage::Switched || row.custody.held.is_some() {
+            if row.custody.stage != Stage::Switched || row.custody.held.is_some() || row.custody.drill {
                 continue;
+            }
+            if let Some(at) = self.demand_go(row.wave, "settle", now).await? {
+                return Ok(Progress::Wait(at));
             }
             let open_until = row.custody.reverse_until.unwrap_or(now);
             if now < open_until {
@@ -268,12 +418,13 @@ impl<O: Outside> Engine<O> {
                 continue;
             }
             if let Some(account) = &row.mirror_account
+                && row.custody.route == Route::Reconsent
                 && let Some(at) = self.disable_mirror(&row, account, now).await?
             {
                 wait = Some(wait.map_or(at, |w| w.min(at)));
                 continue;
             }
-            self.store.record_custody(&row.triplet, &Event::Settled { at: now }, ACTOR, now).await?;
+            self.store.record_custody(&row.triplet, &Event::Settled { at: now, passed_at }, ACTOR, now).await?;
             self.store.end_deliveries(&row.triplet).await?;
         }
         let rows = self.moving().await?;
@@ -296,7 +447,7 @@ impl<O: Outside> Engine<O> {
                 now,
                 async || {
                     let found = target.get_account(account).await?;
-                    Ok((found.status == AccountStatus::Inactive).then(String::new))
+                    Ok(seen(found.status == AccountStatus::Inactive))
                 },
                 async || target.set_account_enabled(account, false).await.map(|()| String::new()),
             )
@@ -310,7 +461,7 @@ impl<O: Outside> Engine<O> {
 }
 
 /// A call that must simply be made again later is a wait, not an error.
-fn waiting(step: EngineResult<Progress>) -> EngineResult<Progress> {
+pub(super) fn waiting(step: EngineResult<Progress>) -> EngineResult<Progress> {
     match step {
         Err(EngineError::Later { at, .. }) => Ok(Progress::Wait(at)),
         other => other,
@@ -318,8 +469,8 @@ fn waiting(step: EngineResult<Progress>) -> EngineResult<Progress> {
 }
 
 /// Whether a triplet's reads may move now.
-fn ready(row: &TripletRow) -> bool {
-    row.custody.stage == Stage::Verified && row.custody.held.is_none() && row.custody.read == ReadAuthority::Source
+pub(super) fn ready(row: &TripletRow) -> bool {
+    row.custody.stage == Stage::Verified && row.custody.held.is_none() && row.custody.moving.is_none()
 }
 
 fn at(text: &str) -> Timestamp {

@@ -25,7 +25,7 @@ const TEXT_BYTES_MAX: usize = 2_000_000;
 
 type Row = [Value; 6];
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(in crate::sandbox) struct Audit {
     total: u64,
     rows: VecDeque<Row>,

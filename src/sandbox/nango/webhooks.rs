@@ -60,7 +60,7 @@ pub(super) struct AuthEvent<'a> {
     pub end_user: Option<Value>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(in crate::sandbox) struct Queue {
     next_id: u64,
     open: BTreeMap<u64, Underway>,

@@ -12,11 +12,11 @@ fn nango_world(change: impl FnOnce(&mut NangoSettings)) -> Client {
 
 fn told(client: &mut Client, what: &str) {
     let script = json!({"integration": "hubspot", "token_answer": what});
-    client.world.add_token_script(serde_json::from_value(script).unwrap());
+    client.world.add_token_script(serde_json::from_value(script).unwrap()).unwrap();
 }
 
 fn script(client: &mut Client, value: Value) {
-    client.world.add_script(serde_json::from_value(value).unwrap());
+    client.world.add_script(serde_json::from_value(value).unwrap()).unwrap();
 }
 
 /// What was sent, as JSON; each answered with 200.
@@ -360,7 +360,13 @@ fn told_answers_strike_once_and_after_the_effect_where_told() {
         let then = client.call(of, "GET", "/health");
         assert!(then.status != status || then.header("content-type") != Some("text/html; charset=utf-8"), "{api}");
     }
-    assert!(serde_json::from_value::<crate::sandbox::Script>(json!({"api": "nango", "answer": "x"})).is_err());
+    for bad in [json!({"api": "nango", "answer": "x"}), json!({"api": "nango", "answer": "html", "time": 2})] {
+        assert!(serde_json::from_value::<crate::sandbox::Script>(bad).is_err());
+    }
+    let nobody = json!({"api": "nanga", "answer": "html"});
+    assert!(client.world.add_script(serde_json::from_value(nobody).unwrap()).is_err());
+    let nobody = json!({"integration": "hubspat", "token_answer": "html"});
+    assert!(client.world.add_token_script(serde_json::from_value(nobody).unwrap()).is_err());
 }
 
 /// §6.2: a provider that takes longer than the lock lets two processes refresh one grant.
@@ -369,7 +375,7 @@ fn a_slow_provider_is_asked_twice_which_kills_a_grant_that_spends_its_tokens() {
     for (key, status) in [("hubspot", 200), ("gong-oauth", 400)] {
         let mut client = Client::new(World::new(config(vec![row("kahuna", key, &["p"])])));
         let script = json!({"integration": key, "token_answer": "slow"});
-        client.world.add_token_script(serde_json::from_value(script).unwrap());
+        client.world.add_token_script(serde_json::from_value(script).unwrap()).unwrap();
         let target = format!("/connections/kahuna__{key}__default?provider_config_key={key}&force_refresh=true");
         assert_eq!(client.nango("GET", &target).status, status, "{key}");
     }

@@ -321,7 +321,7 @@ impl Replay {
     fn prepare(&mut self, step: &Step) -> bool {
         if let Some(what) = &step.told {
             let script = json!({"integration": "mock-oauth2", "token_answer": what});
-            self.client.world.add_token_script(serde_json::from_value(script).unwrap());
+            self.client.world.add_token_script(serde_json::from_value(script).unwrap()).unwrap();
         } else if let Some(key) = &step.consent {
             let target = format!("/oauth/connect/{key}?connect_session_token={}", self.variables["session"]);
             let redirect = self.client.nango("GET", &target).header("location").unwrap().to_owned();

@@ -265,7 +265,7 @@ fn the_old_secret_signs_along_and_copies_arrive_apart() {
     let mut client = composio_world(|composio| {
         composio.rotation_overlap_secs = 48 * 3_600;
         composio.duplicate_webhooks = true;
-        composio.webhook_delay_max_ms = 20 * SECOND_MS;
+        composio.webhook_delay_max_ms = 30 * MINUTE_MS;
     });
     client.nango("DELETE", CONNECTION);
     webhooks(&mut client);
@@ -283,7 +283,7 @@ fn the_old_secret_signs_along_and_copies_arrive_apart() {
     client.composio("POST", "/connected_accounts/link", &json!({"auth_config_id": config, "user_id": "kahuna"}));
     // Every custodian is refused, the alarm that stands by as well.
     let script = json!({"integration": "hubspot", "token_answer": "invalid-grant", "times": 1_000});
-    client.world.add_token_script(serde_json::from_value(script).unwrap());
+    client.world.add_token_script(serde_json::from_value(script).unwrap()).unwrap();
     let mut seen = Vec::new();
     for _ in 0..2 * 3_600 {
         client.advance(SECOND_MS);

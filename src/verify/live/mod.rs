@@ -71,7 +71,8 @@ impl Sample {
         hasher.update(key.as_bytes());
         let digest: [u8; 32] = hasher.finalize().into();
         let [a, b, c, d, ..] = digest;
-        u64::from(u32::from_be_bytes([a, b, c, d])) * 1_000_000 >> 32 < u64::from(self.per_million)
+        let place = (u64::from(u32::from_be_bytes([a, b, c, d])) * 1_000_000) >> 32;
+        place < u64::from(self.per_million)
     }
 }
 

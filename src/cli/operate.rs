@@ -1,0 +1,504 @@
+//! How every operation of a cutover runs: with the duties beside it when no shim runs them, with
+//! a person's word polled while it waits, with hooks around it, or dry.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::apply::{StateArgs, explain};
+use super::config::Config;
+use super::hooks::Hooks;
+use super::plan::{Inputs, wall_clock};
+use super::{CommandError, CommandResult, Ui};
+use crate::clients::{Clock, HttpOutside};
+use crate::domain::custody::ReadAuthority;
+use crate::domain::time::{HOUR_MS, Timestamp};
+use crate::engine::steps::{Dry, Step, Traced};
+use crate::engine::{Engine, EngineConfig, EngineError, EngineResult, Progress, Reversal, Zombie};
+use crate::exit;
+use crate::plan::saved::digest_of;
+use crate::plan::{Plan, Policy};
+use crate::ports::{Namespace, Outside};
+use crate::store::{Durability, Store, Vault};
+
+/// How often an operation that waits asks whether somebody said no.
+const ASK_EVERY: Duration = Duration::from_secs(2);
+
+/// A dry run follows the waits of an operation as far as this: a gate pass is no older then.
+const DRY_HORIZON_MS: i64 = 20 * HOUR_MS;
+
+/// Calls after which a dry run that does not end is given up.
+const DRY_CALLS_MAX: usize = 10_000;
+
+/// The shape of an operation's report
+#[derive(clap::ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OutputFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// What every operation takes
+#[derive(clap::Args, Clone, Debug)]
+pub struct OperateArgs {
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// Policy that the plan was made with
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    /// Facts that are laid over the built-in catalogue
+    #[arg(long, value_name = "FILE")]
+    pub catalogue: Option<PathBuf>,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+    /// Say what would be done, by the same code and without writing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do what can be done now, and exit with 4 when there is more to do later
+    #[arg(long, conflicts_with = "dry_run")]
+    pub no_wait: bool,
+    /// Folder with executables that are called before and after, see docs/switch.md
+    #[arg(long, value_name = "DIR")]
+    pub hooks: Option<PathBuf>,
+    /// Shape of the report on stdout
+    #[arg(long, value_enum, default_value_t)]
+    pub format: OutputFormat,
+}
+
+/// An operation on the applied plan.
+#[derive(Clone, Debug)]
+pub enum Job {
+    Apply(Box<Plan>),
+    Consent,
+    FollowConsents,
+    Drill(u32),
+    Switch(u32),
+    Reverse(Reversal),
+    Settle,
+    RetireDoAlarm(Vec<Zombie>),
+    Restore,
+    PrepareNango,
+    UndoNango,
+    RetireNango,
+}
+
+impl Job {
+    /// As hooks and reports call it.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Apply(_) => "apply",
+            Self::Consent | Self::FollowConsents => "consent",
+            Self::Drill(_) => "drill",
+            Self::Switch(_) => "switch",
+            Self::Reverse(_) => "reverse",
+            Self::Settle => "settle",
+            Self::RetireDoAlarm(_) => "retire-do-alarm",
+            Self::Restore => "retire-restore",
+            Self::PrepareNango => "retire-nango-prepare",
+            Self::UndoNango => "retire-nango-undo",
+            Self::RetireNango => "retire-nango",
+        }
+    }
+
+    fn wave(&self) -> Option<u32> {
+        match self {
+            Self::Drill(n) | Self::Switch(n) | Self::Reverse(Reversal::Wave(n)) => Some(*n),
+            _ => None,
+        }
+    }
+
+    /// Whether a "no" stops it: going back is never stopped.
+    const fn goes_forward(&self) -> bool {
+        !matches!(self, Self::Reverse(_) | Self::Restore | Self::UndoNango)
+    }
+
+    async fn step<O: Outside>(&self, engine: &Engine<O>, now: Timestamp) -> EngineResult<Progress> {
+        match self {
+            Self::Apply(plan) => engine.apply(plan, now).await,
+            Self::Consent => engine.consent(now).await,
+            Self::FollowConsents => engine.follow_consents(now).await,
+            Self::Drill(wave) => engine.drill(*wave, now).await,
+            Self::Switch(wave) => engine.switch(*wave, now).await,
+            Self::Reverse(what) => engine.reverse(what, now).await,
+            Self::Settle => engine.settle(now).await,
+            Self::RetireDoAlarm(elsewhere) => engine.retire_do_alarms(elsewhere, now).await,
+            Self::Restore => engine.restore_do_alarms(now).await,
+            Self::PrepareNango => engine.prepare_nango(now).await,
+            Self::UndoNango => engine.undo_prepare_nango(now).await,
+            Self::RetireNango => engine.retire_nango(now).await,
+        }
+    }
+}
+
+/// The engine that a command works with.
+pub type LiveEngine = Engine<Traced<HttpOutside>>;
+
+/// An opened state with everything around it.
+pub struct Session {
+    pub engine: LiveEngine,
+    pub clock: Clock,
+    /// No shim runs on this state: the duties are ours.
+    pub duties: bool,
+    pub plan: Option<String>,
+    args: OperateArgs,
+    hooks: Hooks,
+    config: Option<PathBuf>,
+}
+
+/// How an operation ended, for its report.
+pub struct Outcome {
+    pub code: u8,
+    pub reason: String,
+    pub steps: Vec<Step>,
+    pub next_at: Option<Timestamp>,
+}
+
+impl Outcome {
+    /// As JSON, with more fields beside the common ones.
+    pub fn json(&self, session: &Session, job: &Job, more: Value) -> String {
+        let mut report = json!({
+            "exit_code": self.code,
+            "reason": self.reason,
+            "operation": job.name(),
+            "plan": session.plan,
+            "dry_run": session.args.dry_run,
+            "steps": self.steps,
+            "next_at": self.next_at.map(Timestamp::to_rfc3339),
+        });
+        if let (Some(report), Value::Object(more)) = (report.as_object_mut(), more) {
+            report.extend(more);
+        }
+        format!("{report:#}\n")
+    }
+
+    /// The steps as lines for people.
+    pub fn text(&self) -> String {
+        let mut out: String = self.steps.iter().map(|step| step.line() + "\n").collect();
+        out.push_str(&format!("{}\n", self.reason));
+        out
+    }
+}
+
+impl Session {
+    /// Opens the state of an applied plan beside whatever else works on it.
+    ///
+    /// # Errors
+    /// Exit code 7 when no plan is applied, 5 when the policy is not the plan's, 2 for settings.
+    pub async fn open(args: &OperateArgs, ui: &Ui) -> Result<Self, CommandError> {
+        if !args.state.exists() {
+            return Err(not_applied());
+        }
+        let (store, duties) = args.state.open_with_duties().await?;
+        let failed = |error| explain(EngineError::from(error));
+        let plan = store.load_applied_plan().await.map_err(failed)?.ok_or_else(not_applied)?;
+        let plan = Plan::from_json(&plan)
+            .map_err(|error| CommandError::failed("the state holds a plan that cannot be read").because(&error))?;
+        let inputs = Inputs { policy: args.policy.clone(), catalogue: args.catalogue.clone(), ..Inputs::default() };
+        let (policy, catalogue) = (inputs.load_policy()?, inputs.load_catalogue()?);
+        refuse_other_policy(&plan, &policy)?;
+        Self::with(args, store, duties, Some(plan.id), policy, catalogue, inputs.now()?, ui).await
+    }
+
+    /// Around a store that is open.
+    ///
+    /// # Errors
+    /// Exit code 2 for missing settings, 1 when the state cannot be read.
+    #[expect(clippy::too_many_arguments, reason = "called twice, and each is one thing that a session is made of")]
+    pub async fn with(
+        args: &OperateArgs,
+        store: Store,
+        duties: bool,
+        plan: Option<String>,
+        policy: Policy,
+        catalogue: crate::catalogue::Catalogue,
+        start: Timestamp,
+        ui: &Ui,
+    ) -> Result<Self, CommandError> {
+        // Real time from here on, also when it was told to start at another time.
+        let ahead_ms = start.since(wall_clock());
+        let clock: Clock = Arc::new(move || wall_clock().plus_ms(ahead_ms));
+        let outside = Traced::new(connect(ui.config.as_deref(), &clock)?, Arc::clone(&clock));
+        let engine = Engine::new(store, outside, catalogue, EngineConfig::new(policy)).await.map_err(explain)?;
+        let hooks = Hooks::new(args.hooks.clone())?;
+        Ok(Self { engine, clock, duties, plan, args: args.clone(), hooks, config: ui.config.clone() })
+    }
+
+    pub fn now(&self) -> Timestamp {
+        (self.clock)()
+    }
+
+    /// Carries out a job, or says what it would do.
+    ///
+    /// # Errors
+    /// What the engine refuses, exit code 7, or could not do, exit code 1; exit code 6 when a
+    /// person must decide; a hook that does not agree, exit code 7.
+    pub async fn run(&self, job: &Job, ui: &Ui) -> Result<Outcome, CommandError> {
+        if self.args.dry_run {
+            return self.dry_run(job).await;
+        }
+        self.args.state.lock_operation(self.engine.store()).await?;
+        let facts = self.facts(job).await?;
+        self.hooks.run(&format!("before-{}", job.name()), &facts, self, ui).await?;
+        let result = self.drive(job, &facts, ui).await;
+        let steps = self.engine.outside().take_steps();
+        match result {
+            Ok(Progress::Done) => {
+                self.hooks.run(&format!("after-{}", job.name()), &self.facts(job).await?, self, ui).await?;
+                let reason = format!("{} is done", job.name());
+                Ok(Outcome { code: exit::OK, reason, steps, next_at: None })
+            }
+            Ok(Progress::Wait(at)) => {
+                let reason = format!("{} goes on at {}: run the same command then", job.name(), at.to_rfc3339());
+                Ok(Outcome { code: exit::INCONCLUSIVE, reason, steps, next_at: Some(at) })
+            }
+            Err(error) => {
+                let mut facts = self.facts(job).await?;
+                facts.insert("CUTOVER_EXIT_CODE", error.code().to_string());
+                facts.insert("CUTOVER_REASON", error.to_string());
+                self.hooks.run(&format!("failed-{}", job.name()), &facts, self, ui).await?;
+                Err(if steps.is_empty() {
+                    error
+                } else {
+                    let lines: Vec<String> = steps.iter().map(Step::line).collect();
+                    error.hint(format!("done before it stopped:\n  {}", lines.join("\n  ")))
+                })
+            }
+        }
+    }
+
+    async fn drive(
+        &self,
+        job: &Job,
+        facts: &BTreeMap<&'static str, String>,
+        ui: &Ui,
+    ) -> Result<Progress, CommandError> {
+        let (mut told, mut canary_seen) = (None, false);
+        loop {
+            let progress = job.step(&self.engine, self.now()).await.map_err(explain)?;
+            if let Job::Switch(wave) = job
+                && !canary_seen
+                && self.phase(&format!("switch:{wave}")).await?.starts_with("canary")
+            {
+                canary_seen = true;
+                self.hooks.run("canary-switch", facts, self, ui).await?;
+            }
+            let Progress::Wait(until) = progress else { return Ok(Progress::Done) };
+            if self.args.no_wait {
+                self.round().await?;
+                return Ok(progress);
+            }
+            let why = self.why_wait().await?;
+            // Once for each reason: an outage may last for hours.
+            if told.as_ref() != Some(&why) {
+                ui.note(&format!("{why}; next try at {}", until.to_rfc3339()));
+                told = Some(why);
+            }
+            while self.now() < until {
+                if job.goes_forward() {
+                    self.engine.demand_go(job.wave(), job.name(), self.now()).await.map_err(explain)?;
+                }
+                let due = self.round().await?;
+                let wait_ms = due.map_or(until, |due| due.min(until)).since(self.now()).max(0);
+                tokio::time::sleep(Duration::from_millis(wait_ms.unsigned_abs()).min(ASK_EVERY)).await;
+            }
+        }
+    }
+
+    /// One round of the duties, when they are ours.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn round(&self) -> Result<Option<Timestamp>, CommandError> {
+        if !self.duties {
+            return Ok(None);
+        }
+        self.engine.run_due(self.now()).await.map_err(explain)
+    }
+
+    async fn phase(&self, key: &str) -> Result<String, CommandError> {
+        let phase = self.engine.store().load_meta(key).await.map_err(|error| explain(error.into()))?;
+        Ok(phase.unwrap_or_default())
+    }
+
+    async fn why_wait(&self) -> Result<String, CommandError> {
+        let down = self.engine.store().load_metas("down:").await.map_err(|error| explain(error.into()))?;
+        let down: Vec<String> = down.into_keys().collect();
+        Ok(if down.is_empty() {
+            "waiting to ask again".to_owned()
+        } else {
+            format!("waiting for {}, out of reach", down.join(", "))
+        })
+    }
+
+    /// What hooks are told.
+    async fn facts(&self, job: &Job) -> Result<BTreeMap<&'static str, String>, CommandError> {
+        let rows = self.engine.store().load_triplets().await.map_err(|error| explain(error.into()))?;
+        let mut stages: BTreeMap<&str, u64> = BTreeMap::new();
+        for row in rows.iter().filter(|row| row.moves()) {
+            *stages.entry(row.custody.stage.name()).or_default() += 1;
+        }
+        Ok(BTreeMap::from([
+            ("CUTOVER_OPERATION", job.name().to_owned()),
+            ("CUTOVER_PLAN", self.plan.clone().unwrap_or_default()),
+            ("CUTOVER_WAVE", job.wave().map(|n| n.to_string()).unwrap_or_default()),
+            ("CUTOVER_STAGES", json!(stages).to_string()),
+            ("CUTOVER_AT", self.now().to_rfc3339()),
+        ]))
+    }
+
+    /// The job on a copy of the state, against an outside that cannot be written to. Waits pass at
+    /// once, up to what a gate pass outlives.
+    async fn dry_run(&self, job: &Job) -> Result<Outcome, CommandError> {
+        let folder = tempfile::tempdir()
+            .map_err(|error| CommandError::failed("cannot make a temporary folder").because(&error))?;
+        let copy = folder.path().join("dry-run.db");
+        let failed = |error| explain(EngineError::from(error));
+        self.engine.store().copy_to(&copy).await.map_err(failed)?;
+        let vault = self.args.state.vault()?;
+        let store = Store::open(&copy, Durability::ProcessCrash, vault).await.map_err(failed)?;
+        let config = self.engine.config().clone();
+        let catalogue = self.engine.catalogue().clone();
+        dry_run_on(store, catalogue, config, job, self.now(), self.config.as_deref()).await
+    }
+}
+
+/// Runs a job dry on a store that is thrown away afterwards.
+///
+/// # Errors
+/// As [`Session::run`].
+pub async fn dry_run_on(
+    store: Store,
+    catalogue: crate::catalogue::Catalogue,
+    config: EngineConfig,
+    job: &Job,
+    start: Timestamp,
+    settings: Option<&Path>,
+) -> Result<Outcome, CommandError> {
+    let failed = |error| explain(EngineError::from(error));
+    let rows = store.load_triplets().await.map_err(failed)?;
+    let reads = rows
+        .iter()
+        .filter(|row| row.custody.read == ReadAuthority::Target)
+        .map(|row| (row.triplet.clone(), Namespace::Target))
+        .collect();
+    let time = Arc::new(AtomicI64::new(start.millis()));
+    let shown = Arc::clone(&time);
+    let clock: Clock = Arc::new(move || Timestamp::from_millis(shown.load(Ordering::Relaxed)));
+    let outside = Traced::new(Dry::new(connect(settings, &clock)?, reads, start), Arc::clone(&clock));
+    let engine = Engine::new(store, outside, catalogue, config).await.map_err(explain)?;
+    if matches!(job, Job::Consent) {
+        // Who the old grants belong to is asked at the providers, which a dry run leaves alone.
+        engine.skip_old_identities().await.map_err(explain)?;
+    }
+    let mut next_at = None;
+    for _ in 0..DRY_CALLS_MAX {
+        let Progress::Wait(at) = job.step(&engine, clock()).await.map_err(explain)? else { break };
+        // After the links it is the people's turn.
+        let people = matches!(job, Job::Consent | Job::FollowConsents);
+        if people || at.since(start) > DRY_HORIZON_MS {
+            next_at = Some(at);
+            break;
+        }
+        time.store(at.max(clock().plus_ms(1)).millis(), Ordering::Relaxed);
+    }
+    let steps = engine.outside().take_steps();
+    let more = next_at.map(|at| format!("; more from {} on", at.to_rfc3339())).unwrap_or_default();
+    let reason = format!("dry run: {} would take {} steps, and nothing was written{more}", job.name(), steps.len());
+    Ok(Outcome { code: exit::OK, reason, steps, next_at })
+}
+
+fn connect(settings: Option<&Path>, clock: &Clock) -> Result<HttpOutside, CommandError> {
+    let endpoints = Config::load(settings)?.endpoints()?;
+    HttpOutside::new(endpoints, Arc::clone(clock))
+        .map_err(|error| CommandError::usage("cannot use the settings").because(&error))
+}
+
+/// A throw-away store for a dry run of something that has no state yet.
+///
+/// # Errors
+/// Exit code 1 when there is no room for it.
+pub async fn scratch_store(folder: &Path) -> Result<Store, CommandError> {
+    Store::open(&folder.join("dry-run.db"), Durability::ProcessCrash, Vault::from_master(&[0; 32]))
+        .await
+        .map_err(|error| CommandError::failed("cannot make a state for the dry run").because(&error))
+}
+
+fn not_applied() -> CommandError {
+    CommandError::new(exit::REFUSED, "no plan is applied in this state")
+        .hint("run `cutover apply PLAN` first, or name its state as `--state`")
+}
+
+fn refuse_other_policy(plan: &Plan, policy: &Policy) -> Result<(), CommandError> {
+    if digest_of(policy) == plan.inputs.policy {
+        return Ok(());
+    }
+    Err(CommandError::new(exit::STALE, format!("the policy is not the one that plan `{}` was made with", plan.id))
+        .hint("name that policy as `--policy`"))
+}
+
+/// Asks on the terminal; only `yes` is yes.
+///
+/// # Errors
+/// Exit code 7 when nobody said yes.
+pub fn agree(question: &str, yes: bool, ui: &Ui) -> Result<(), CommandError> {
+    use std::io::{BufRead, IsTerminal};
+    if yes {
+        return Ok(());
+    }
+    let refused = |message: &str| {
+        CommandError::new(exit::REFUSED, message)
+            .hint("look at the steps with `--dry-run`, then agree with `--yes` or on a terminal")
+    };
+    let stdin = std::io::stdin();
+    if !stdin.is_terminal() {
+        return Err(refused("nobody can be asked: standard input is not a terminal, and `--yes` was not given"));
+    }
+    ui.note(&format!("{question}\nCarry it out? Only `yes` does."));
+    let mut answer = String::new();
+    stdin.lock().read_line(&mut answer).map_err(|error| refused("the answer cannot be read").because(&error))?;
+    if answer.trim() == "yes" { Ok(()) } else { Err(refused("the answer was not `yes`")) }
+}
+
+/// Wants the plan's id for what cannot be undone.
+///
+/// # Errors
+/// Exit code 7 when it was not given or is another one.
+pub fn confirm(given: Option<&str>, session: &Session, what: &str) -> Result<(), CommandError> {
+    let plan = session.plan.as_deref().unwrap_or_default();
+    if session.args.dry_run || given == Some(plan) {
+        return Ok(());
+    }
+    let message = match given {
+        Some(given) => format!("`{given}` is not the plan that is applied here"),
+        None => format!("{what} cannot be undone"),
+    };
+    Err(CommandError::new(exit::REFUSED, message).hint(format!("confirm it with `--confirm {plan}`")))
+}
+
+/// Runs a job and prints its report.
+///
+/// # Errors
+/// As [`Session::run`].
+pub async fn carry_out(session: Session, job: &Job, more: Value, ui: &Ui) -> CommandResult {
+    let outcome = match session.run(job, ui).await {
+        Ok(outcome) => outcome,
+        Err(error) if session.args.format == OutputFormat::Json => {
+            let outcome = Outcome { code: error.code(), reason: error.to_string(), steps: Vec::new(), next_at: None };
+            ui.print(&outcome.json(&session, job, more));
+            return Err(error);
+        }
+        Err(error) => return Err(error),
+    };
+    ui.print(&match session.args.format {
+        OutputFormat::Json => outcome.json(&session, job, more),
+        OutputFormat::Text => outcome.text(),
+    });
+    let code = outcome.code;
+    session.engine.into_store().close().await.map_err(|error| explain(error.into()))?;
+    Ok(code)
+}

@@ -1,0 +1,249 @@
+//! Two workers, one sink that applies whatever reaches it, and every order in which they can work,
+//! stall and die: what the sink holds, held against a model.
+
+use cutover::domain::custody::Route;
+use cutover::domain::secret::Secret;
+use cutover::domain::time::Timestamp;
+use cutover::domain::token::{KvEntry, Writer};
+use cutover::domain::triplet::Triplet;
+use cutover::store::{
+    Capture, Delivered, Durability, Intake, NewTriplet, NewVersion, PendingDelivery, Sink, Store, Vault,
+};
+use proptest::prelude::*;
+
+/// How long a claim holds, in seconds.
+const CLAIM_S: i64 = 10;
+
+/// What may happen next.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// The poller reads a token with this end.
+    Capture(i64),
+    /// Somebody reports a token with this end.
+    Accept(i64),
+    /// The duties work in what was accepted.
+    Drain,
+    /// A worker takes what is due.
+    Claim(usize),
+    /// A worker's write reaches the sink.
+    Write(usize),
+    /// A worker records what it wrote.
+    Mark(usize),
+    /// A worker is killed; another one starts in its place.
+    Die(usize),
+    /// Time passes.
+    Wait(i64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let worker = 0usize..2;
+    let step = prop_oneof![
+        3 => (1i64..40).prop_map(Step::Capture),
+        3 => (1i64..40).prop_map(Step::Accept),
+        2 => Just(Step::Drain),
+        5 => worker.clone().prop_map(Step::Claim),
+        5 => worker.clone().prop_map(Step::Write),
+        5 => worker.clone().prop_map(Step::Mark),
+        1 => worker.prop_map(Step::Die),
+        3 => (1i64..8).prop_map(Step::Wait),
+    ];
+    prop::collection::vec(step, 1..60)
+}
+
+/// A worker with what it took up.
+#[derive(Default)]
+struct Worker {
+    pending: Option<PendingDelivery>,
+    until: i64,
+    written: bool,
+    /// It wrote when its claim was over.
+    late: bool,
+}
+
+struct Play {
+    stores: [Store; 2],
+    workers: [Worker; 2],
+    connection: i64,
+    now: i64,
+    /// The end of the token that the sink holds.
+    held: i64,
+    /// The latest end of all tokens that were taken.
+    newest: i64,
+    /// The latest end among those that were worked in.
+    worked_in: i64,
+    /// Workers may write after their claim is over.
+    stalls: bool,
+    _dir: tempfile::TempDir,
+}
+
+fn at(s: i64) -> Timestamp {
+    Timestamp::from_secs(s)
+}
+
+fn triplet() -> Triplet {
+    Triplet::parse("kahuna:slack:default").unwrap()
+}
+
+/// Each end has a token of its own.
+fn entry(end: i64) -> KvEntry {
+    KvEntry {
+        access_token: Secret::new(format!("token {end}")),
+        expires_at: Some(at(end)),
+        token_type: None,
+        scope: None,
+        other: serde_json::Map::new(),
+    }
+}
+
+impl Play {
+    async fn begin(stalls: bool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cutover.db");
+        let open = async || Store::open(&path, Durability::ProcessCrash, Vault::from_master(&[9; 32])).await.unwrap();
+        let stores = [open().await, open().await];
+        let new = NewTriplet {
+            triplet: triplet(),
+            integration_key: "slack".into(),
+            connection_id: "kahuna__slack__default".into(),
+            route: Route::Reconsent,
+            wave: Some(1),
+            toolkit: Some("slack".into()),
+            scopes: Vec::new(),
+        };
+        stores[0].begin_plan("p-000000000001", "{}", &[new], at(0)).await.unwrap();
+        let connection = stores[0].load_connections().await.unwrap()[0].id;
+        let workers = [Worker::default(), Worker::default()];
+        Self { stores, workers, connection, now: 1, held: 0, newest: 0, worked_in: 0, stalls, _dir: dir }
+    }
+
+    async fn step(&mut self, step: Step) {
+        let store = &self.stores[0];
+        match step {
+            Step::Capture(end) => {
+                let capture = Capture {
+                    connection: self.connection,
+                    claim: 0,
+                    fingerprint: store.vault().fingerprints().fingerprint(&entry(end).access_token),
+                    expires_at: Some(at(end)),
+                    poll_at: at(end),
+                    versions: vec![NewVersion {
+                        triplet: triplet(),
+                        epoch: 1,
+                        writer: Writer::Nango,
+                        entry: entry(end),
+                    }],
+                    scheduled: None,
+                };
+                store.append_captures(&[capture], &[Sink::KvSource], at(self.now)).await.unwrap();
+                self.newest = self.newest.max(end);
+                self.worked_in = self.worked_in.max(end);
+            }
+            Step::Accept(end) => {
+                store.accept(Intake::token(&triplet(), &entry(end), at(self.now))).await.unwrap();
+                self.newest = self.newest.max(end);
+            }
+            Step::Drain => {
+                let segments = store.load_intake(100).await.unwrap();
+                store.settle_intake(&segments, &[Sink::KvSource], at(self.now)).await.unwrap();
+                self.worked_in = self.newest;
+            }
+            Step::Claim(n) => {
+                if self.workers[n].pending.is_some() {
+                    return;
+                }
+                let until = self.now + CLAIM_S;
+                let claimed = self.stores[n].claim_deliveries(Sink::KvSource, at(self.now), 10, at(until)).await;
+                let pending = claimed.unwrap().pop();
+                let offered = pending.as_ref().and_then(|p| p.entry.expires_at);
+                assert!(offered.is_none_or(|end| end == at(self.worked_in)), "an old token was offered");
+                self.workers[n] = Worker { pending, until, written: false, late: false };
+            }
+            Step::Write(n) => {
+                let worker = &mut self.workers[n];
+                let in_time = self.now < worker.until;
+                if let Some(pending) = worker.pending.as_ref().filter(|_| in_time || self.stalls) {
+                    let end = pending.entry.expires_at.unwrap().secs();
+                    assert!(self.stalls || end >= self.held, "the sink went back from {} to {end}", self.held);
+                    self.held = end;
+                    worker.written = true;
+                    worker.late |= !in_time;
+                }
+            }
+            Step::Mark(n) => {
+                let worker = &mut self.workers[n];
+                if !worker.written {
+                    return;
+                }
+                let p = worker.pending.take().unwrap();
+                *worker = Worker::default();
+                let delivered = Delivered {
+                    sink: p.sink,
+                    triplet: p.triplet,
+                    metadata: p.metadata,
+                    captured_at: p.captured_at,
+                    claim: p.claim,
+                };
+                self.stores[n].mark_delivered(&[delivered], at(self.now)).await.unwrap();
+            }
+            // One that wrote late and dies before it can say so leaves an old token that only the
+            // scan of the namespace finds.
+            Step::Die(n) if self.workers[n].late => {}
+            Step::Die(n) => self.workers[n] = Worker::default(),
+            Step::Wait(s) => self.now += s,
+        }
+    }
+
+    /// Both finish what they have, stalled or not; then whatever is due is done.
+    async fn end(&mut self) {
+        self.step(Step::Drain).await;
+        for n in [0, 1] {
+            self.step(Step::Write(n)).await;
+            self.step(Step::Mark(n)).await;
+            self.step(Step::Die(n)).await;
+        }
+        for _ in 0..4 {
+            self.step(Step::Wait(CLAIM_S + 2)).await;
+            for step in [Step::Claim(0), Step::Write(0), Step::Mark(0)] {
+                self.step(step).await;
+            }
+        }
+        assert_eq!(self.held, self.newest, "the sink must end with the newest token");
+        let state = self.stores[1].load_sink(Sink::KvSource).await.unwrap();
+        assert!(state.iter().all(|s| s.delivered == s.version), "{state:?}");
+        assert!(self.stores[1].load_sink_due(Sink::KvSource).await.unwrap().is_none());
+        self.stores[1].verify_journal().await.unwrap();
+        self.stores[1].verify_intake().await.unwrap();
+    }
+}
+
+/// 48, or `PROPTEST_CASES`.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(48)
+}
+
+fn play(steps: &[Step], stalls: bool) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let mut play = Play::begin(stalls).await;
+        for step in steps {
+            play.step(*step).await;
+        }
+        play.end().await;
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { max_shrink_iters: 2_000, ..ProptestConfig::with_cases(cases()) })]
+
+    /// While everybody writes within the time of their claim, no sink ever goes back.
+    #[test]
+    fn a_sink_never_goes_back(steps in steps()) {
+        play(&steps, false);
+    }
+
+    /// Writers that come back late may put an old token there for a moment; it does not stay.
+    #[test]
+    fn a_late_write_is_mended(steps in steps()) {
+        play(&steps, true);
+    }
+}
