@@ -128,6 +128,10 @@ impl SourceCustody for Fake {
 }
 
 impl TargetRead for Fake {
+    async fn list_webhook_subscriptions(&self) -> ApiResult<Vec<cutover::ports::WebhookSubscription>> {
+        Ok(Vec::new())
+    }
+
     async fn list_auth_configs(&self) -> ApiResult<Vec<AuthConfig>> {
         Ok(Vec::new())
     }
