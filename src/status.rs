@@ -184,7 +184,7 @@ pub async fn snapshot(store: &Store, policy: &Policy, now: Timestamp) -> StoreRe
         ready: false,
         soak_from,
         soaked_ms: soak_from.map(|from| now.since(from) - count("gap_ms")),
-        soak_wanted_ms: i64::from(policy.criteria.soak_days) * crate::domain::time::DAY_MS,
+        soak_wanted_ms: policy.criteria.soak_ms(),
         triplets: stages.values().sum(),
         stages,
         poll_at: due.poll_at,

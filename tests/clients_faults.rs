@@ -22,9 +22,9 @@ use cutover::domain::secret::Secret;
 use cutover::domain::time::Timestamp;
 use cutover::domain::triplet::Triplet;
 use cutover::ports::{
-    AlarmMode, ApiError, ApiErrorKind, ApiResult, AuditRow, AuditSink, GatewayAdmin, GatewayRead, KvPut, KvRead,
-    KvWrite, Namespace, Outside, ProviderCall, ProviderRead, SourceCustody, SourceRead, TargetCustody, TargetRead,
-    TargetScheme,
+    AlarmMode, ApiError, ApiErrorKind, ApiResult, AuditRow, AuditSink, GatewayAdmin, GatewayRead, KvInspect, KvPlace,
+    KvPut, KvRead, KvWrite, Namespace, Outside, ProviderCall, ProviderRead, SourceCustody, SourceRead, TargetCustody,
+    TargetRead, TargetScheme,
 };
 use reqwest::Url;
 use serde_json::json;
@@ -253,6 +253,7 @@ fn calls() -> Vec<Call> {
         "nango fetch": |o| o.source().fetch_credential("canary-key", "canary-id");
         "nango metadata": |o| o.source().merge_metadata("canary-key", "canary-id", json!({"canary": true}));
         "nango delete": |o| o.source().delete_connection("canary-key", "canary-id");
+        "nango session": |o| o.source().open_session("canary", Some("canary"), "canary");
         "composio auth configs": |o| o.target().list_auth_configs();
         "composio accounts": |o| o.target().list_accounts();
         "composio accounts of": |o| o.target().list_accounts_of("canary-user");
@@ -268,6 +269,10 @@ fn calls() -> Vec<Call> {
         "composio delete": |o| o.target().delete_account("ca_canary");
         "kv list": |o| o.cloudflare().list_keys(Namespace::Source, "tokens:canary", Some("canary"));
         "kv bulk get": |o| o.cloudflare().bulk_get(Namespace::Target, &["tokens:canary".to_owned()]);
+        "kv inspect page": |o|
+            o.cloudflare().list_page(&KvPlace::Gateway(Namespace::Source), "tokens:canary", Some("canary"));
+        "kv inspect values": |o|
+            o.cloudflare().read_values(&KvPlace::Id("canary".into()), &["tokens:canary".to_owned()]);
         "kv bulk put": |o| o.cloudflare().bulk_put(Namespace::Source, &[put("tokens:canary")]);
         "kv put": |o| o.cloudflare().put(Namespace::Source, &put("tokens:canary"));
         "kv put until": |o|
@@ -331,7 +336,7 @@ fn faults(elsewhere: &str) -> Vec<Case> {
         |_, kind| matches!(kind, ApiErrorKind::Unreachable { sent: true, detail } if detail.starts_with("connection"));
     let too_large: fn(&str, &ApiErrorKind) -> bool = |name, kind| match name {
         // A hundred values may be larger than that; what came is whitespace around nothing.
-        "kv bulk get" => is_contract(kind, ""),
+        "kv bulk get" | "kv inspect values" => is_contract(kind, ""),
         _ => is_contract(kind, "more than"),
     };
     let odd_type: fn(&str, &ApiErrorKind) -> bool =

@@ -458,6 +458,15 @@ fn each_failpoint(fleet: &mut Fleet) {
     }
 }
 
+/// Rotates the keys of the state under everything that runs on it.
+fn change_keys(world: &World, kill: u64) {
+    match kill {
+        6 => world.must(&["keys", "rotate", "--state", &world.state]),
+        11 => world.must(&["keys", "drop-old", "--state", &world.state]),
+        _ => {}
+    }
+}
+
 fn moment(dice: &mut Dice) -> Duration {
     Duration::from_millis(dice.roll(700))
 }
@@ -467,8 +476,9 @@ fn nothing_is_lost_and_nothing_goes_back_when_the_shim_is_killed_on_a_file() {
     let world = World::start(None);
     under_load(&world, 1, |fleet, dice| {
         each_failpoint(fleet);
-        for _ in 0..knob("CUTOVER_CRASH_KILLS", 12) {
+        for kill in 0..knob("CUTOVER_CRASH_KILLS", 12) {
             fleet.start(0, None);
+            change_keys(&world, kill);
             std::thread::sleep(moment(dice));
             fleet.kill(0);
         }
@@ -484,6 +494,7 @@ fn nothing_is_lost_and_nothing_goes_back_when_shims_and_their_database_are_kille
         fleet.start_all();
         fleet.database_dies = true;
         for kill in 0..knob("CUTOVER_CRASH_KILLS", 12) {
+            change_keys(&world, kill);
             std::thread::sleep(moment(dice));
             if kill % 5 == 2 {
                 fleet.replace(dice.roll(3) as usize);

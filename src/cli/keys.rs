@@ -82,6 +82,9 @@ pub fn run(args: &KeysArgs, ui: &Ui) -> CommandResult {
 }
 
 async fn rotate(args: &RotateArgs, ui: &Ui) -> CommandResult {
+    if !args.add_only {
+        refuse_absent(&args.state)?;
+    }
     if !args.reencrypt_only {
         let file = args.state.key_file()?;
         let number = Vault::add_key(file).map_err(|error| keys_failed(&error))?;
@@ -89,9 +92,7 @@ async fn rotate(args: &RotateArgs, ui: &Ui) -> CommandResult {
             return report(ui, args.format, number, 0, 0);
         }
     }
-    let store = args.state.open_beside().await?;
-    let changed = store.rotate().await.map_err(|error| state_failed(&error))?;
-    let newest = store.vault().newest_key();
+    let (store, newest, changed) = encrypt_anew(&args.state).await?;
     record(&store, &serde_json::json!({"newest": newest, "encrypted": changed})).await?;
     store.close().await.map_err(|error| state_failed(&error))?;
     report(ui, args.format, newest, changed, 0)
@@ -99,13 +100,26 @@ async fn rotate(args: &RotateArgs, ui: &Ui) -> CommandResult {
 
 async fn drop_old(args: &DropOldArgs, ui: &Ui) -> CommandResult {
     let file = args.state.key_file()?;
-    let store = args.state.open_beside().await?;
-    let changed = store.rotate().await.map_err(|error| state_failed(&error))?;
-    let newest = store.vault().newest_key();
+    refuse_absent(&args.state)?;
+    let (store, newest, changed) = encrypt_anew(&args.state).await?;
     let dropped = Vault::drop_old_keys(file).map_err(|error| keys_failed(&error))?;
     record(&store, &serde_json::json!({"newest": newest, "encrypted": changed, "dropped": dropped})).await?;
     store.close().await.map_err(|error| state_failed(&error))?;
     report(ui, args.format, newest, changed, dropped)
+}
+
+fn refuse_absent(state: &StateArgs) -> Result<(), CommandError> {
+    if state.exists() {
+        return Ok(());
+    }
+    Err(CommandError::usage("there is no such state").hint("name it as `--state`"))
+}
+
+async fn encrypt_anew(state: &StateArgs) -> Result<(Store, u32, u64), CommandError> {
+    let store = state.open_beside().await?;
+    let changed = store.rotate().await.map_err(|error| state_failed(&error))?;
+    let newest = store.vault().newest_key();
+    Ok((store, newest, changed))
 }
 
 async fn record(store: &Store, what: &serde_json::Value) -> Result<(), CommandError> {

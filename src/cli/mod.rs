@@ -12,6 +12,7 @@ pub mod consent;
 pub mod ctl;
 mod error;
 pub mod gate;
+mod gateway;
 mod harden;
 mod hooks;
 pub mod inventory;

@@ -1,15 +1,19 @@
-//! `cutover rehearse`: the whole cutover on the embedded sandbox, in virtual time.
+//! `cutover rehearse`: the whole cutover on the embedded sandbox, in virtual time, or with the
+//! gateway on the Workers runtime in real time.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::gateway::{self, Gateway};
 use super::plan::Inputs;
 use super::{CommandError, CommandResult, Ui};
+use crate::domain::duration::Millis;
+use crate::domain::time::parse_duration_ms;
 use crate::domain::triplet::Part;
 use crate::exit;
 use crate::inventory::{self, Inventory, Source};
-use crate::rehearse::{Campaign, Position, Rehearsal, RehearsalError, grow};
+use crate::rehearse::{Campaign, Pace, Position, RealTime, Rehearsal, RehearsalError, grow};
 use crate::sandbox::Fault;
 
 /// The inventory of ADR-038, built in so that the first command needs no file.
@@ -22,8 +26,9 @@ const CONNECTIONS_MAX: usize = 20_000;
 ///
 /// Plans, applies, soaks, verifies, asks for consent, judges the gate, switches and retires, against
 /// emulated Nango, Composio, Cloudflare, gateway and providers on loopback. Needs no account, touches
-/// nothing outside a temporary folder. Exits with 0 when the gate passes and nothing was lost, 3 when
-/// it fails, 4 when evidence is missing.
+/// nothing outside a temporary folder. With `--gateway workerd` the gateway is a Worker on the real
+/// Workers runtime, with its KV, D1 and alarms, under live traffic and in real time that is short.
+/// Exits with 0 when the gate passes and nothing was lost, 3 when it fails, 4 when evidence is missing.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -35,6 +40,7 @@ Examples:
   cutover rehearse --connections 1000
   cutover rehearse --faults grant-revoked --report soak.html
   cutover rehearse --campaign 20 --days 1 --connections 4
+  cutover rehearse --gateway workerd --soak 90s
 
 Faults (name or name=strength; repeat or separate with commas):
   webhook-loss=50%     Nango's webhooks get lost
@@ -53,9 +59,18 @@ pub struct RehearseArgs {
     /// Tenant of an inventory without a tenant column (can be repeated)
     #[arg(long, value_name = "NAME", value_parser = tenant)]
     tenant: Vec<Part>,
-    /// Days of soak
-    #[arg(long, default_value_t = 30, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=400))]
-    days: u32,
+    /// Days of soak, in virtual time [default: 30]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=400))]
+    days: Option<u32>,
+    /// Who plays the gateway and Cloudflare's KV, D1 and alarms; `workerd` takes real time
+    #[arg(long, value_enum, default_value = "emulated", value_name = "KIND")]
+    gateway: Gateway,
+    /// Soak in real time, with `--gateway workerd` [default: 60s]
+    #[arg(long, value_name = "DURATION", conflicts_with = "days", value_parser = duration)]
+    soak: Option<Millis>,
+    /// Virtual seconds in each real one, with `--gateway workerd`: 120 makes tokens of an hour live 30 s [default: 120]
+    #[arg(long, value_name = "FACTOR", value_parser = speed)]
+    speed: Option<f64>,
     /// Seed of everything random; the same seed gives the same digest
     #[arg(long, default_value_t = 38, value_name = "N")]
     seed: u64,
@@ -93,6 +108,55 @@ enum ReportFormat {
     Json,
 }
 
+/// Faster than that, no machine keeps up with what is due.
+const SPEED_MAX: f64 = 600.0;
+
+/// Below this, nothing has time to happen.
+const SOAK_MIN: Millis = Millis(20_000);
+
+/// Days of soak unless `--days` says otherwise: ADR-038's.
+const DAYS: u32 = 30;
+
+/// Real time of soak, and how fast its clock goes, unless the options say otherwise.
+const SOAK: Millis = Millis(60_000);
+const SPEED: f64 = 120.0;
+
+fn duration(text: &str) -> Result<Millis, String> {
+    parse_duration_ms(text).map(Millis).map_err(|error| error.to_string())
+}
+
+fn speed(text: &str) -> Result<f64, String> {
+    let speed = text.parse().ok().filter(|speed| (1.0..=SPEED_MAX).contains(speed));
+    speed.ok_or_else(|| format!("a number from 1 to {SPEED_MAX} is wanted"))
+}
+
+/// How time passes, as the options say.
+fn pace(args: &RehearseArgs, ui: &Ui) -> Result<Pace, CommandError> {
+    let soak = args.soak.unwrap_or(SOAK);
+    match args.gateway {
+        Gateway::Emulated if args.soak.is_some() || args.speed.is_some() => {
+            return Err(CommandError::usage("--soak and --speed are for real time")
+                .hint("add `--gateway workerd`, or use `--days`"));
+        }
+        Gateway::Workerd if args.days.is_some() => {
+            return Err(CommandError::usage("--days is virtual time, and the Workers runtime lives in real time")
+                .hint("use `--soak`, such as `--soak 90s`"));
+        }
+        Gateway::Workerd if soak < SOAK_MIN => {
+            return Err(CommandError::usage(format!("--soak {soak} is shorter than {SOAK_MIN}")));
+        }
+        _ => {}
+    }
+    Ok(match args.gateway.prepare(&args.faults, ui)? {
+        None => Pace::Virtual { days: args.days.unwrap_or(DAYS) },
+        Some(workerd) => Pace::Real(RealTime {
+            workerd,
+            speed: args.speed.unwrap_or(SPEED),
+            soak: Duration::from_millis(soak.0.unsigned_abs()),
+        }),
+    })
+}
+
 pub(super) fn tenant(text: &str) -> Result<Part, String> {
     Part::new(text).map_err(|e| e.to_string())
 }
@@ -104,6 +168,7 @@ pub(super) fn fault(text: &str) -> Result<Fault, String> {
 /// # Errors
 /// Exit code 2 for bad input, 7 for a plan with undecided rows, 1 when it could not be carried out.
 pub fn run(args: RehearseArgs, ui: &Ui) -> CommandResult {
+    let pace = pace(&args, ui)?;
     let began = Instant::now();
     let inputs = Inputs {
         inventory: args.inventory,
@@ -123,17 +188,20 @@ pub fn run(args: RehearseArgs, ui: &Ui) -> CommandResult {
         inventory = grow(&inventory, connections);
     }
     let folder = Folder::make(args.keep.as_deref())?;
+    let days = if let Pace::Virtual { days } = pace { Some(days) } else { None };
     let rehearsal = Rehearsal {
         inventory,
         catalogue,
         policy,
         seed: args.seed,
-        days: args.days,
+        pace,
         faults: args.faults,
         account: args.report.is_some(),
         directory: folder.path().to_owned(),
     };
-    stay_on_one_core();
+    if days.is_some() {
+        stay_on_one_core();
+    }
     // One thread: requests and answers alternate in one order, and the run is the same each time.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -145,7 +213,7 @@ pub fn run(args: RehearseArgs, ui: &Ui) -> CommandResult {
     if let Folder::Kept(path) = &folder {
         keep(path, &rehearsal)?;
     }
-    let mut progress = ProgressLine::new(ui, args.days);
+    let mut progress = ProgressLine::new(ui, days);
     let result = runtime.block_on(rehearsal.run(&mut |position| progress.show(position)));
     progress.clear();
     let mut report = result.map_err(explain)?;
@@ -210,7 +278,6 @@ fn stay_on_one_core() {
 #[cfg(not(target_os = "linux"))]
 fn stay_on_one_core() {}
 
-/// The inventory that was named, or ADR-038's.
 /// The inventory that was named, else the one that is built in.
 pub(super) fn inventory_or_adr_038(inputs: &Inputs, ui: &Ui) -> Result<Inventory, CommandError> {
     if !inputs.inventory.is_empty() {
@@ -225,6 +292,7 @@ fn explain(error: RehearsalError) -> CommandError {
         RehearsalError::Blocked { .. } => CommandError::new(exit::REFUSED, "the rehearsal cannot start")
             .because(&error)
             .hint("decide each of them in the policy file, as `[[decision]]` with a route and a reason"),
+        RehearsalError::Workerd(error) => gateway::explain(error),
         RehearsalError::NothingMoves => CommandError::usage("there is nothing to rehearse").because(&error),
         _ => CommandError::failed("the rehearsal could not be carried out").because(&error),
     }
@@ -267,12 +335,13 @@ impl Folder {
 /// One line on stderr that is redrawn, on a terminal only.
 struct ProgressLine {
     on: bool,
-    days: u32,
+    /// Days of soak; `None` in real time.
+    days: Option<u32>,
     drawn_at: Option<Instant>,
 }
 
 impl ProgressLine {
-    fn new(ui: &Ui, days: u32) -> Self {
+    fn new(ui: &Ui, days: Option<u32>) -> Self {
         Self { on: ui.progress, days, drawn_at: None }
     }
 
@@ -283,16 +352,13 @@ impl ProgressLine {
         self.drawn_at = Some(Instant::now());
         let filled = (p.share * 30.0) as usize;
         let bar: String = (0..30).map(|i| if i < filled { '#' } else { '-' }).collect();
-        let day = (p.share * f64::from(self.days)) as u32;
+        let done = match self.days {
+            Some(days) => format!("day {}/{days}", (p.share * f64::from(days)) as u32),
+            None => format!("{:.0}%", p.share * 100.0),
+        };
         let mut stderr = std::io::stderr().lock();
-        let _ = write!(
-            stderr,
-            "\r\x1b[K[{bar}] {:<15} {}  day {day}/{}  {} rotations",
-            p.phase,
-            p.now.to_minute(),
-            self.days,
-            p.rotations
-        );
+        let _ =
+            write!(stderr, "\r\x1b[K[{bar}] {:<15} {}  {done}  {} rotations", p.phase, p.now.to_minute(), p.rotations);
         let _ = stderr.flush();
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use super::gateway::{self, Gateway};
 use super::plan::Inputs;
 use super::plan::wall_clock;
 use super::rehearse::{fault, inventory_or_adr_038, tenant};
@@ -12,7 +13,9 @@ use crate::domain::time::DAY_MS;
 use crate::domain::triplet::Part;
 use crate::exit;
 use crate::plan::{self, Policy};
-use crate::sandbox::{Fault, Sandbox, SandboxKeys, SandboxUrls, TokenLife, World, WorldConfig};
+use crate::sandbox::{
+    Fault, GatewayKind, LiveClock, Sandbox, SandboxKeys, SandboxUrls, TokenLife, World, WorldConfig, WorldOptions,
+};
 
 /// Faults that are placed in time strike within the first day of the world.
 const FAULT_WINDOW_MS: i64 = DAY_MS;
@@ -28,7 +31,8 @@ Examples:
   cutover sandbox
   cutover sandbox --print-env > sandbox.env    # then, elsewhere: source sandbox.env
   cutover sandbox --inventory prod.csv --faults kv-lag,composio-429=20%
-  cutover sandbox --speed 60                   # an hour of the world each minute")]
+  cutover sandbox --speed 60                   # an hour of the world each minute
+  cutover sandbox --gateway workerd            # a Worker on the real Workers runtime")]
 pub struct SandboxArgs {
     /// Seed of everything random, keys included
     #[arg(long, default_value_t = 38, value_name = "N")]
@@ -45,6 +49,9 @@ pub struct SandboxArgs {
     /// Seconds of the world in each real one; a client that lives in real time needs 1
     #[arg(long, default_value_t = 1.0, value_name = "FACTOR", value_parser = speed)]
     speed: f64,
+    /// Who plays the gateway and Cloudflare's KV, D1 and alarms
+    #[arg(long, value_enum, default_value = "emulated", value_name = "KIND")]
+    gateway: Gateway,
     /// First print `export` lines that point a client at the sandbox
     #[arg(long)]
     print_env: bool,
@@ -72,13 +79,18 @@ pub fn run(args: SandboxArgs, ui: &Ui) -> CommandResult {
         return Err(CommandError::usage("fault `crash` kills the engine, and the sandbox runs none")
             .hint("use it with `cutover rehearse`"));
     }
+    if args.gateway == Gateway::Workerd && args.speed == 0.0 {
+        return Err(CommandError::usage("the Workers runtime cannot stand still")
+            .hint("leave `--speed 0` or `--gateway workerd` out"));
+    }
     let inputs = Inputs { inventory: args.inventory, tenants: args.tenant, ..Inputs::default() };
     let inventory = inventory_or_adr_038(&inputs, ui)?;
+    let workerd = args.gateway.prepare(&args.faults, ui)?;
     let (catalogue, now) = (Catalogue::built_in(), wall_clock());
     let plan = plan::plan(&inventory, &catalogue, &Policy::default(), &[], now);
     let staying = plan.rows.iter().filter(|row| !row.route.moves());
     let retained: BTreeSet<_> = staying.map(|row| row.triplet.clone()).collect();
-    let world = World::new(WorldConfig {
+    let config = WorldConfig {
         seed: args.seed,
         start: now,
         rows: inventory.rows,
@@ -89,15 +101,22 @@ pub fn run(args: SandboxArgs, ui: &Ui) -> CommandResult {
         fault_until: now.plus_ms(FAULT_WINDOW_MS),
         token_life: TokenLife::Catalogue,
         shim_url: args.shim_url,
-    });
+    };
+    let world = World::with_options(config, WorldOptions::of(GatewayKind::from(&workerd)));
     super::runtime()?.block_on(async {
         let keys = world.keys();
-        let sandbox = Sandbox::start(world)
-            .await
-            .map_err(|error| CommandError::failed("cannot listen on loopback").because(&error))?;
+        let webhooks = webhook_client()?;
+        let clock = LiveClock::start(now, args.speed);
+        let sandbox = match &workerd {
+            Some(workerd) => {
+                Sandbox::start_on_workerd(world, workerd, &clock).await.map_err(|e| gateway::explain(&e))?
+            }
+            None => Sandbox::start(world)
+                .await
+                .map_err(|error| CommandError::failed("cannot listen on loopback").because(&error))?,
+        };
         // People follow these links with a browser.
         sandbox.lock().set_addresses(sandbox.urls.clone());
-        let webhooks = webhook_client()?;
         if args.print_env {
             ui.print(&environment(&sandbox.urls, &keys));
         }
@@ -106,7 +125,7 @@ pub fn run(args: SandboxArgs, ui: &Ui) -> CommandResult {
             ui.note(&format!("fault {} at {}: {}", note.fault, note.at.to_minute(), note.what));
         }
         tokio::select! {
-            () = sandbox.run_live(args.speed, &webhooks) => {}
+            () = sandbox.run_live(clock, webhooks) => {}
             stopped = tokio::signal::ctrl_c() => {
                 stopped.map_err(|error| CommandError::failed("cannot wait for Ctrl-C").because(&error))?;
             }

@@ -10,6 +10,7 @@ use super::ctl::control_json;
 use super::operate::OutputFormat;
 use super::plan::Inputs;
 use super::{CommandError, CommandResult, Ui};
+use crate::domain::criteria::Verdict;
 use crate::domain::custody::{Custody, Stage};
 use crate::domain::time::{Timestamp, format_duration_ms};
 use crate::exit;
@@ -42,7 +43,7 @@ struct Status {
     controls: Vec<Value>,
     throttle_ms: i64,
     questions: Vec<(String, String)>,
-    gate: Option<String>,
+    gate: Option<Verdict>,
     retire: Option<String>,
     now: Timestamp,
 }
@@ -79,7 +80,7 @@ async fn load(store: &Store, now: Timestamp) -> Result<Option<Status>, StoreErro
         controls: store.load_controls().await?.iter().map(control_json).collect(),
         throttle_ms: store.load_meta("throttle_ms").await?.and_then(|ms| ms.parse().ok()).unwrap_or(0),
         questions: store.load_ambiguous().await?,
-        gate: store.load_meta("gate").await?,
+        gate: store.load_last_gate_run().await?.map(|run| run.verdict),
         retire: store.load_meta("retire").await?,
         now,
     }))

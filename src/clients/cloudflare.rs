@@ -1,4 +1,4 @@
-//! Cloudflare: the gateway's two KV namespaces and the audit table in D1.
+//! Cloudflare: the gateway's two KV namespaces, the audit table in D1, and the listing of objects.
 //!
 //! Every success and failure comes in one envelope whose `success` flag is the verdict; the HTTP
 //! status is only the class of retry. The base URL is one setting, so that the same code speaks
@@ -8,6 +8,7 @@ mod d1;
 mod envelope;
 mod inspect;
 mod kv;
+mod objects;
 mod pace;
 
 use std::sync::Arc;
@@ -17,12 +18,13 @@ use reqwest::{Method, Url};
 
 pub use self::d1::INSERT_AUDIT_SQL;
 use self::envelope::Envelope;
+pub use self::objects::{ObjectId, ObjectNamespace};
 use self::pace::KeyPace;
 use super::http::{Http, Request, join, judged, segment};
 use super::{CloudflareEndpoint, SetupError, key_header};
 use crate::ports::{Api, ApiResult, Namespace};
 
-/// One account's KV and D1.
+/// One account's KV, D1 and Durable Objects.
 pub struct CloudflareClient {
     http: Arc<Http>,
     base: Url,

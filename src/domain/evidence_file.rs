@@ -61,12 +61,11 @@ pub struct Window {
 
 impl Window {
     /// Keeps the newest gaps and counts all.
-    pub fn new(soak: SoakClock, soak_days: u32, gaps: &[Gap], until: Timestamp) -> Self {
-        let days_ms = i64::from(soak_days) * super::time::DAY_MS;
+    pub fn new(soak: SoakClock, soak_ms: i64, gaps: &[Gap], until: Timestamp) -> Self {
         Self {
             from: soak.first_refresh_at,
             until,
-            soak_done_at: soak.done_at(days_ms, until),
+            soak_done_at: soak.done_at(soak_ms, until),
             soak,
             gaps: gaps[gaps.len().saturating_sub(GAPS_MAX)..].to_vec(),
             gaps_total: gaps.len() as u64,
@@ -162,7 +161,7 @@ mod tests {
             sequence: 1,
             evaluated_at: now,
             open_until: now,
-            window: Window::new(assessment.clock, 30, &[], now),
+            window: Window::new(assessment.clock, 30 * crate::domain::time::DAY_MS, &[], now),
             criteria: assessment.criteria,
             waivers: vec![],
             previous: None,

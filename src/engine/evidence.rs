@@ -45,10 +45,7 @@ pub async fn collect(store: &Store, policy: &Policy, now: Timestamp) -> EngineRe
     let triplets = store.load_triplets().await?;
     let first_refresh_at = time(store.load_meta("soak_from").await?);
     let (gaps, silent) = gaps(store, criteria, first_refresh_at, now).await?;
-    let mut looks = store.load_looks(now.plus_ms(-criteria.window_max().0)).await?;
-    let compared = looks.entry(EvidenceSource::Verify).or_default();
-    compared.extend(store.load_parity_runs(now.plus_ms(-criteria.window_max().0)).await?);
-    compared.sort_by_key(|l| l.until);
+    let looks = store.load_looks(now.plus_ms(-criteria.window_max().0)).await?;
     let tally = |source, id: &str| {
         let since = now.plus_ms(-criteria.window_of(id).0);
         LookTally::of(looks.get(&source).into_iter().flatten().filter(|l| l.until >= since))

@@ -104,7 +104,7 @@ pub async fn record(store: &Store, report: &GateReport, policy: &Policy) -> Engi
         .load_identity()
         .await?
         .ok_or_else(|| EngineError::Refused("no plan is applied in this state, so there is nothing to judge".into()))?;
-    let window = Window::new(report.clock.clone(), policy.criteria.soak_days, &report.gaps, report.evaluated_at);
+    let window = Window::new(report.clock.clone(), policy.criteria.soak_ms(), &report.gaps, report.evaluated_at);
     let mut file = EvidenceFile {
         evidence_version: EVIDENCE_VERSION,
         verdict: report.verdict,

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::{Rehearsal, RehearsalError, Report};
 use crate::domain::criteria::Verdict;
 use crate::domain::secret::hex;
+use crate::domain::time::DAY_MS;
 use crate::exit;
 use crate::sandbox::Fault;
 
@@ -162,7 +163,7 @@ impl Campaign {
             reason,
             seeds,
             first_seed: template.seed,
-            days: template.days,
+            days: u32::try_from(template.pace.soak_ms() / DAY_MS).unwrap_or(u32::MAX),
             connections: template.inventory.rows.len() as u64,
             runs: all(|t| t.runs),
             broken_runs: of(Health::Broken).map(|t| t.runs).sum(),

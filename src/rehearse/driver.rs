@@ -1,12 +1,15 @@
-//! Moves the clock: to whatever is due next at the engine or in the world.
+//! Moves the clock: to whatever is due next at the engine or in the world. In real time it only
+//! waits, and the world moves by itself.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use reqwest::Url;
 
-use super::report::{Report, Written};
+use super::pace::{Clock, Pace};
+use super::report::{RealTimeReport, Report, Written};
 use super::{Outcome, Phase, Position, Rehearsal, RehearsalError, START, TOKEN_LIFE_MS};
 use crate::clients::{
     CloudflareEndpoint, ComposioEndpoint, Endpoints, GatewayEndpoint, HttpOutside, NangoEndpoint, OauthApp,
@@ -14,11 +17,12 @@ use crate::clients::{
 };
 use crate::domain::criteria::Verdict;
 use crate::domain::secret::Secret;
-use crate::domain::time::{DAY_MS, HOUR_MS, SECOND_MS, Timestamp};
+use crate::domain::time::{DAY_MS, HOUR_MS, SECOND_MS, Timestamp, format_duration_ms};
+use crate::domain::triplet::Triplet;
 use crate::engine::{Engine, EngineError, EngineResult, GateReport, Progress};
 use crate::plan::Plan;
 use crate::report::Facts;
-use crate::sandbox::{Sandbox, TokenLife, World, WorldConfig};
+use crate::sandbox::{GatewayKind, ReadLoad, Sandbox, TokenLife, World, WorldConfig, WorldOptions};
 use crate::shim::{Shim, ShimConfig};
 use crate::store::{Durability, Store, Vault};
 
@@ -27,6 +31,24 @@ type RehearsedEngine = Engine<HttpOutside>;
 /// Nothing takes longer than this outside the soak.
 const PHASE_MAX_MS: i64 = 14 * DAY_MS;
 
+/// Readers of the hot path in real time, and how long each rests after a read.
+const READERS: usize = 3;
+const READERS_PAUSE: Duration = Duration::from_millis(100);
+
+/// The engine is asked at least this often what is due, because a webhook may have brought it forward.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// And it is left alone for this long, whatever is due.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
+
+struct Live {
+    world: tokio::task::JoinHandle<()>,
+    reads: Option<ReadLoad>,
+    /// When the engine was last asked what is due, and the longest time between two such rounds.
+    round_at: Timestamp,
+    stall_ms: i64,
+}
+
 pub(super) struct Driver {
     rehearsal: Rehearsal,
     plan: Plan,
@@ -34,8 +56,12 @@ pub(super) struct Driver {
     shim: Arc<Shim<HttpOutside>>,
     shim_server: tokio::task::JoinHandle<()>,
     webhooks: reqwest::Client,
-    /// The virtual clock, ms, as everything but the world reads it.
-    clock: Arc<AtomicI64>,
+    /// The clock, as everything but the world reads it.
+    clock: Clock,
+    /// In real time: what moves the world, and the traffic that the gateway serves meanwhile.
+    live: Option<Live>,
+    /// Thresholds that are not the policy's, in words.
+    scaled: Vec<String>,
     endpoints: Endpoints,
     phases: Vec<Phase>,
     phase: (&'static str, Timestamp),
@@ -44,9 +70,13 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub async fn start(rehearsal: Rehearsal, plan: Plan) -> Result<Self, RehearsalError> {
-        let soak_ms = i64::from(rehearsal.days) * DAY_MS;
-        let world = World::new(WorldConfig {
+    pub async fn start(rehearsal: Rehearsal, plan: Plan, scaled: Vec<String>) -> Result<Self, RehearsalError> {
+        let soak_ms = rehearsal.pace.soak_ms();
+        let kind = match rehearsal.pace {
+            Pace::Virtual { .. } => GatewayKind::Emulated,
+            Pace::Real(_) => GatewayKind::Workerd,
+        };
+        let config = WorldConfig {
             seed: rehearsal.seed,
             start: START,
             rows: rehearsal.inventory.rows.clone(),
@@ -58,10 +88,14 @@ impl Driver {
             fault_until: START.plus_ms(soak_ms * 4 / 5),
             token_life: TokenLife::Fixed(TOKEN_LIFE_MS),
             shim_url: None,
-        });
+        };
+        let world = World::with_options(config, WorldOptions::of(kind));
         let keys = world.keys();
-        let sandbox = Sandbox::start(world).await.map_err(RehearsalError::Sandbox)?;
-        let clock = Arc::new(AtomicI64::new(START.millis()));
+        let clock = Clock::start(&rehearsal.pace, START);
+        let sandbox = match (&rehearsal.pace, &clock) {
+            (Pace::Real(real), Clock::Live(clock)) => Sandbox::start_on_workerd(world, &real.workerd, clock).await?,
+            _ => Sandbox::start(world).await.map_err(RehearsalError::Sandbox)?,
+        };
 
         let url = |text: &str| Url::parse(text).expect("the sandbox's own addresses are URLs");
         let endpoints = Endpoints {
@@ -94,12 +128,12 @@ impl Driver {
             allow_insecure_http: false,
         };
 
-        let now = Arc::clone(&clock);
+        let now = clock.clone();
         let config = ShimConfig {
             nango_keys: vec![Secret::new(keys.nango_webhook_signing_key.clone())],
             ..ShimConfig::default()
         };
-        let shim = Arc::new(Shim::new(config, move || Timestamp::from_millis(now.load(Ordering::Relaxed))));
+        let shim = Arc::new(Shim::new(config, move || now.now()));
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.map_err(RehearsalError::Sandbox)?;
         let address = listener.local_addr().map_err(RehearsalError::Sandbox)?;
         let router = Arc::clone(&shim).router();
@@ -117,6 +151,18 @@ impl Driver {
             .build()
             .map_err(|e| RehearsalError::Sandbox(std::io::Error::other(e)))?;
 
+        let live = match &clock {
+            Clock::Virtual(_) => None,
+            Clock::Live(clock) => {
+                let world = tokio::spawn(sandbox.run_live(*clock, webhooks.clone()));
+                let moving: Vec<Triplet> =
+                    plan.rows.iter().filter(|r| r.route.moves()).map(|r| r.triplet.clone()).collect();
+                let reads = ReadLoad::start(&sandbox.urls.gateway, &keys.gateway_key, &moving, READERS, READERS_PAUSE)
+                    .map_err(|e| RehearsalError::Sandbox(std::io::Error::other(e)))?;
+                Some(Live { world, reads: Some(reads), round_at: clock.now(), stall_ms: 0 })
+            }
+        };
+
         Ok(Self {
             rehearsal,
             plan,
@@ -125,6 +171,8 @@ impl Driver {
             shim_server,
             webhooks,
             clock,
+            live,
+            scaled,
             endpoints,
             phases: Vec::new(),
             phase: ("apply", START),
@@ -159,7 +207,11 @@ impl Driver {
         self.enter("soak");
         self.soak(progress).await?;
         let rotations = lock(&self.sandbox).ledger().rotations;
-        self.end_phase(format!("{} days, {rotations} rotations mirrored", self.rehearsal.days));
+        let soaked = match &self.rehearsal.pace {
+            Pace::Virtual { days } => format!("{days} days"),
+            Pace::Real(_) => format_duration_ms(self.rehearsal.pace.soak_ms()),
+        };
+        self.end_phase(format!("{soaked}, {rotations} rotations mirrored"));
 
         self.enter("consent");
         self.until_done(progress, async |engine, now| engine.consent(now).await).await?;
@@ -209,22 +261,23 @@ impl Driver {
 
         // The target alone serves now; it must go on doing so.
         self.enter("after");
-        let end = self.now().plus_ms(6 * HOUR_MS);
-        self.run_until(end, progress).await?;
-        self.end_phase("six hours served by the target alone".to_owned());
+        let after_ms = self.rehearsal.pace.after_ms();
+        self.run_until(self.now().plus_ms(after_ms), progress).await?;
+        self.end_phase(format!("{} served by the target alone", format_duration_ms(after_ms)));
         Ok((Some(gate), "every phase done".to_owned()))
     }
 
     async fn soak(&mut self, progress: &mut dyn FnMut(Position)) -> Result<(), RehearsalError> {
-        let days = i64::from(self.rehearsal.days) * DAY_MS;
+        let soak_ms = self.rehearsal.pace.soak_ms();
         // The soak clock starts with the first mirrored refresh, within a token's life.
-        let mut end = self.now().plus_ms(days + 2 * HOUR_MS);
+        let margin_ms = if self.live.is_some() { 0 } else { 2 * HOUR_MS };
+        let mut end = self.now().plus_ms(soak_ms + margin_ms);
         loop {
             self.run_until(end, progress).await?;
             let evidence = self.step(async |engine, now| engine.evidence(now).await).await?;
             // A restart after a breach is not waited for: the gate shall see the breach.
-            let missing = days - evidence.watched_ms();
-            if missing <= 0 || self.now().since(START) > 2 * days + DAY_MS {
+            let missing = soak_ms - evidence.watched_ms();
+            if missing <= 0 || self.now().since(START) > 2 * soak_ms + DAY_MS {
                 return Ok(());
             }
             end = self.now().plus_ms(missing);
@@ -302,8 +355,8 @@ impl Driver {
         let store = Store::open(&path, Durability::ProcessCrash, Vault::from_master(&master))
             .await
             .map_err(EngineError::from)?;
-        let now = Arc::clone(&self.clock);
-        let clock: crate::clients::Clock = Arc::new(move || Timestamp::from_millis(now.load(Ordering::Relaxed)));
+        let now = self.clock.clone();
+        let clock: crate::clients::Clock = Arc::new(move || now.now());
         let outside = HttpOutside::new(self.endpoints.clone(), clock).map_err(RehearsalError::Clients)?;
         let config = self.rehearsal.engine_config();
         let engine = Engine::new(store, outside, self.rehearsal.catalogue.clone(), config).await?;
@@ -312,24 +365,31 @@ impl Driver {
         Ok(engine)
     }
 
-    /// Lets virtual time pass until `until`, or until a webhook reached the engine.
+    /// Lets time pass until `until`, or until a webhook may have reached the engine.
     async fn pass(&mut self, until: Timestamp, progress: &mut dyn FnMut(Position)) {
+        let clock = match self.clock.clone() {
+            Clock::Live(clock) => {
+                tokio::time::sleep(clock.wait(until).clamp(LOOK_PAUSE, LOOK_EVERY)).await;
+                if let Some(live) = &mut self.live {
+                    let now = clock.now();
+                    live.stall_ms = live.stall_ms.max(now.since(live.round_at));
+                    live.round_at = now;
+                }
+                let rotations = lock(&self.sandbox).rotations();
+                return progress(self.position(rotations));
+            }
+            Clock::Virtual(clock) => clock,
+        };
         let until = until.max(self.now().plus_ms(SECOND_MS));
         loop {
             let (outbound, arrived, rotations) = {
                 let mut world = lock(&self.sandbox);
                 let to = world.next_due().map_or(until, |due| due.min(until)).max(world.now());
                 world.advance_to(to);
-                self.clock.store(to.millis(), Ordering::Relaxed);
+                clock.store(to.millis(), Ordering::Relaxed);
                 (world.take_outbound(), to, world.rotations())
             };
-            let soak = (i64::from(self.rehearsal.days) * DAY_MS) as f64;
-            progress(Position {
-                phase: self.phase.0,
-                now: arrived,
-                share: (arrived.since(START) as f64 / soak).min(1.0),
-                rotations,
-            });
+            progress(self.position(rotations));
             let delivered = !outbound.is_empty();
             for webhook in outbound {
                 let mut request = self.webhooks.post(&webhook.url).body(webhook.body.clone());
@@ -345,8 +405,14 @@ impl Driver {
         }
     }
 
+    fn position(&self, rotations: u64) -> Position {
+        let now = self.now();
+        let share = (now.since(START) as f64 / self.rehearsal.pace.soak_ms() as f64).min(1.0);
+        Position { phase: self.phase.0, now, share, rotations }
+    }
+
     fn now(&self) -> Timestamp {
-        Timestamp::from_millis(self.clock.load(Ordering::Relaxed))
+        self.clock.now()
     }
 
     fn enter(&mut self, phase: &'static str) {
@@ -372,6 +438,26 @@ impl Driver {
         Ok(stages)
     }
 
+    /// Stops the traffic, has the books closed and stops the world. What was read and scaled, for
+    /// a rehearsal in real time.
+    async fn end_live(&mut self) -> Result<Option<RealTimeReport>, RehearsalError> {
+        let (Some(live), Pace::Real(real)) = (&mut self.live, &self.rehearsal.pace) else { return Ok(None) };
+        let reads = match live.reads.take() {
+            Some(reads) => reads.stop().await,
+            None => return Ok(None),
+        };
+        let alarms = self.sandbox.close_books().await?.unwrap_or_default();
+        live.world.abort();
+        Ok(Some(RealTimeReport {
+            speed: real.speed,
+            soak_s: real.soak.as_secs_f64(),
+            scaled: std::mem::take(&mut self.scaled),
+            reads,
+            alarms,
+            longest_round_s: (real.real_s(live.stall_ms) * 10.0).round() / 10.0,
+        }))
+    }
+
     async fn report(mut self, gate: Option<GateReport>, reason: String) -> Result<Report, RehearsalError> {
         // What was refused on the way is judged on the evidence all the same.
         let completed = gate.is_some();
@@ -379,6 +465,7 @@ impl Driver {
             Some(gate) => gate,
             None => self.gate().await?,
         };
+        let real_time = self.end_live().await?;
         let stages = self.stages().await?;
         let held = self.step(async |engine, _| Ok(engine.store().load_triplets().await?)).await?;
         let journal = self.step(async |engine, _| Ok(engine.store().verify_journal().await?)).await?;
@@ -401,7 +488,8 @@ impl Driver {
                 .collect(),
             journal_entries: journal,
             gate_passes: self.gate_passes,
-            ended_at: Timestamp::from_millis(self.clock.load(Ordering::Relaxed)),
+            ended_at: self.clock.now(),
+            real_time,
         };
         let mut report = Report::write(written, outcome);
         report.account = self.account(&report).await?;

@@ -1,4 +1,5 @@
-//! The whole job on the embedded sandbox, in virtual time.
+//! The whole job on the embedded sandbox, in virtual time, or beside the Workers runtime in
+//! real time that is short.
 //!
 //! The rehearsal runs the product: the planner, the engine with its HTTP clients, the store on
 //! disk. It only owns the clock, which it moves to whatever is due next, and it asks the world,
@@ -7,6 +8,7 @@
 pub mod campaign;
 mod driver;
 mod grow;
+mod pace;
 pub mod report;
 
 use std::collections::BTreeMap;
@@ -14,16 +16,16 @@ use std::path::PathBuf;
 
 use crate::catalogue::Catalogue;
 use crate::domain::criteria::Verdict;
-use crate::domain::duration::Millis;
 use crate::domain::secret::hmac_sha256;
-use crate::domain::time::{DAY_MS, HOUR_MS, Timestamp};
+use crate::domain::time::{HOUR_MS, Timestamp};
 use crate::engine::{EngineConfig, EngineError};
 use crate::inventory::Inventory;
 use crate::plan::{Plan, Policy, Route};
-use crate::sandbox::Fault;
+use crate::sandbox::{Fault, WorkerdError};
 
 pub use campaign::Campaign;
 pub use grow::grow;
+pub use pace::{Pace, RealTime};
 pub use report::Report;
 
 /// Virtual time begins on the day of ADR-038.
@@ -32,10 +34,6 @@ const START: Timestamp = Timestamp::from_secs(1_778_058_000);
 /// The sandbox's tokens live an hour, so that a day has many rotations.
 const TOKEN_LIFE_MS: i64 = HOUR_MS;
 
-/// How long a switch can be reversed in a rehearsal: long enough to be waited for, short enough
-/// not to be most of it.
-const REVERSE_WINDOW: Millis = Millis(6 * HOUR_MS);
-
 /// What to rehearse.
 #[derive(Clone, Debug)]
 pub struct Rehearsal {
@@ -43,8 +41,7 @@ pub struct Rehearsal {
     pub catalogue: Catalogue,
     pub policy: Policy,
     pub seed: u64,
-    /// Days of soak, at least 1.
-    pub days: u32,
+    pub pace: Pace,
     pub faults: Vec<Fault>,
     /// Gather the account for `--report` too.
     pub account: bool,
@@ -71,6 +68,8 @@ pub enum RehearsalError {
     Blocked { rows: Vec<String> },
     #[error("failed to start the sandbox on loopback")]
     Sandbox(#[source] std::io::Error),
+    #[error("the gateway cannot run on the Workers runtime")]
+    Workerd(#[from] WorkerdError),
     #[error("failed to set up the clients")]
     Clients(#[source] crate::clients::SetupError),
     #[error(transparent)]
@@ -87,10 +86,12 @@ impl Rehearsal {
     /// # Errors
     /// When it cannot be carried out; a gate that does not pass is a report, not an error.
     pub async fn run(mut self, progress: &mut dyn FnMut(Position)) -> Result<Report, RehearsalError> {
+        let asked = self.policy.criteria.clone();
         self.fit_policy();
+        let scaled = self.pace.scaled(&asked, &self.policy.criteria);
         let plan = crate::plan::plan(&self.inventory, &self.catalogue, &self.policy, &[], START);
         self.check(&plan)?;
-        driver::Driver::start(self, plan).await?.run(progress).await
+        driver::Driver::start(self, plan, scaled).await?.run(progress).await
     }
 
     /// The key that encrypts the state: the same on every start, as a key file would give.
@@ -105,19 +106,11 @@ impl Rehearsal {
         fitted.policy
     }
 
-    /// The criteria as the policy has them, but for what the length of this rehearsal decides.
+    /// The policy as it is, but for what the length and the speed of this rehearsal decide.
     fn fit_policy(&mut self) {
-        let rotations = self.inventory.rows.len() as u32 * self.days * 20;
-        let criteria = &mut self.policy.criteria;
-        criteria.soak_days = self.days;
-        // A fault anywhere in the run shall be seen at its end.
-        criteria.window = Millis(i64::from(self.days + 20) * DAY_MS).max(criteria.window);
-        criteria.delivery_samples_min = criteria.delivery_samples_min.min(rotations / 2);
-        criteria.lag_samples_min = criteria.lag_samples_min.min(rotations / 2);
-        criteria.smoke_samples_min = criteria.smoke_samples_min.min(self.days * 20);
-        criteria.parity_clean_runs =
-            criteria.parity_clean_runs.min((i64::from(self.days) * DAY_MS / criteria.verify_every.0.max(1)) as u32);
-        self.policy.reverse_window = self.policy.reverse_window.min(REVERSE_WINDOW);
+        let connections = u32::try_from(self.inventory.rows.len()).unwrap_or(u32::MAX);
+        self.pace.fit(&mut self.policy.criteria, connections);
+        self.policy.reverse_window = self.policy.reverse_window.min(self.pace.reverse_window());
     }
 
     fn check(&self, plan: &Plan) -> Result<(), RehearsalError> {
@@ -142,7 +135,9 @@ impl Rehearsal {
     fn engine_config(&self) -> EngineConfig {
         // One read after the other: what is under way at the same time has no order, and the same
         // seed must give the same bytes.
-        EngineConfig { reads_at_once: 1, ..EngineConfig::new(self.policy.clone()) }
+        let mut config = EngineConfig { reads_at_once: 1, ..EngineConfig::new(self.policy.clone()) };
+        self.pace.fit_engine(&mut config);
+        config
     }
 }
 

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::{Outcome, Phase, Rehearsal, START};
+use super::{Outcome, Pace, Phase, Rehearsal, START};
 use crate::domain::criteria::{Judged, Verdict};
 use crate::domain::custody::Stage;
 use crate::domain::secret::hex;
@@ -15,7 +15,7 @@ use crate::engine::GateReport;
 use crate::exit;
 use crate::plan::{Plan, Route};
 use crate::report::{Facts, Mark, MarkKind, Rehearsed};
-use crate::sandbox::{FaultNote, Incident, LedgerSummary};
+use crate::sandbox::{AlarmCounts, FaultNote, Incident, LedgerSummary, ReadCounts};
 
 /// A phase that is shorter than this is shown as an instant.
 const INSTANT_MS: i64 = MINUTE_MS;
@@ -31,7 +31,29 @@ pub(super) struct Written<'a> {
     pub journal_entries: u64,
     pub gate_passes: u64,
     pub ended_at: Timestamp,
+    pub real_time: Option<RealTimeReport>,
 }
+
+/// What a rehearsal with the gateway on the Workers runtime adds.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RealTimeReport {
+    /// Virtual seconds in each real one.
+    pub speed: f64,
+    /// Soak in real seconds.
+    pub soak_s: f64,
+    /// Thresholds that are not the policy's, in words.
+    pub scaled: Vec<String>,
+    /// The traffic that the gateway served meanwhile.
+    pub reads: ReadCounts,
+    /// The runtime's alarms that fired.
+    pub alarms: AlarmCounts,
+    /// The longest time between two rounds of the duties, real seconds. On a machine that is too
+    /// busy for the speed, tokens end because of that alone.
+    pub longest_round_s: f64,
+}
+
+/// A round that takes longer eats what the duties have between a refresh and the standing-by alarm.
+const ROUND_MINUTES: f64 = 5.0;
 
 /// A triplet that did not move, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -40,14 +62,15 @@ pub struct Kept {
     pub reason: String,
 }
 
-/// The account of a rehearsal. Everything but `elapsed_wall_s` is the same for the same
-/// inventory, policy, seed, days and faults.
+/// The account of a rehearsal. In virtual time everything but `elapsed_wall_s` is the same for the
+/// same inventory, policy, seed, days and faults; no two runs in real time are the same.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
     pub verdict: Verdict,
     pub exit_code: u8,
     pub reason: String,
     pub seed: u64,
+    /// Days of soak; 0 in real time, where `real_time` has its length.
     pub days: u32,
     pub faults: Vec<String>,
     pub plan: String,
@@ -81,6 +104,8 @@ pub struct Report {
     /// What the world saw go wrong; at most 50.
     pub incidents: Vec<Incident>,
     pub elapsed_virtual_s: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub real_time: Option<RealTimeReport>,
     /// SHA-256 of this report without this field and the wall-clock one.
     pub digest: String,
     /// Filled by the command, not by the rehearsal.
@@ -96,7 +121,8 @@ impl Report {
         let ledger = w.ledger;
         // The gate and the world are independent judges. When they disagree, the world is right,
         // and the gate has a defect that must be seen.
-        let damage = ledger.lost + ledger.stale_reads + ledger.regressions + ledger.double_refreshes;
+        let failed_reads = w.real_time.as_ref().map_or(0, |real| real.reads.failed);
+        let damage = ledger.lost + ledger.stale_reads + ledger.regressions + ledger.double_refreshes + failed_reads;
         let (verdict, reason) = if outcome.verdict == Verdict::Pass && damage > 0 {
             (Verdict::Fail, format!("the gate passed although the world counted {damage} losses: {}", outcome.reason))
         } else {
@@ -107,7 +133,7 @@ impl Report {
             exit_code: verdict.exit_code(),
             reason,
             seed: w.rehearsal.seed,
-            days: w.rehearsal.days,
+            days: if let Pace::Virtual { days } = w.rehearsal.pace { days } else { 0 },
             faults: w.rehearsal.faults.iter().map(ToString::to_string).collect(),
             plan: w.plan.id.clone(),
             connections: w.plan.summary.connections,
@@ -141,6 +167,7 @@ impl Report {
             faults_hit: w.faults_hit,
             incidents: ledger.incidents,
             elapsed_virtual_s: w.ended_at.since(START) / SECOND_MS,
+            real_time: w.real_time,
             digest: String::new(),
             elapsed_wall_s: None,
             account: None,
@@ -203,15 +230,24 @@ macro_rules! line {
 impl Text<'_> {
     fn write(mut self) -> String {
         let r = self.report;
+        let soak = match &r.real_time {
+            None => format!("{} days", r.days),
+            Some(real) => format!("{:.0} s of soak at {} times real time", real.soak_s, number(real.speed)),
+        };
         line!(
             self,
-            "Rehearsal of plan {}: {} connections, {} triplets, {} days, seed {}",
+            "Rehearsal of plan {}: {} connections, {} triplets, {soak}, seed {}",
             r.plan,
             r.connections,
             r.triplets,
-            r.days,
             r.seed
         );
+        if let Some(real) = &r.real_time {
+            line!(self, "Gateway, KV, D1 and alarms: the Workers runtime");
+            for scaled in &real.scaled {
+                self.wrapped("  scaled  ", scaled);
+            }
+        }
         if !r.faults.is_empty() {
             line!(self, "Faults: {}", r.faults.join(", "));
         }
@@ -261,6 +297,22 @@ impl Text<'_> {
             })
             .collect();
         line!(self, "  {}", parts.join(", "));
+        if let Some(real) = &r.real_time {
+            let ReadCounts { ok, failed, from_source, from_target, failures } = &real.reads;
+            line!(self, "  {ok} gateway reads served ({from_source} source, {from_target} target), {failed} failed");
+            let AlarmCounts { fires, writes } = real.alarms;
+            line!(self, "  {fires} alarms of the runtime fired, {writes} of them refreshed and wrote KV");
+            if real.longest_round_s * real.speed > ROUND_MINUTES * 60.0 {
+                let told = format!(
+                    "a round of the duties took {} s: this machine is too busy for that speed, try a lower --speed",
+                    real.longest_round_s
+                );
+                self.wrapped("  ", &told);
+            }
+            for failure in failures.iter().take(5) {
+                self.wrapped("    ", failure);
+            }
+        }
         if r.crashes > 0 {
             line!(self, "  the engine was killed {} times and went on from its store", r.crashes);
         }

@@ -49,7 +49,7 @@ pub(super) fn html(facts: &Facts) -> String {
     // Whatever ends up in here, nothing of it may run or be fetched.
     line!(
         out,
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
     );
     line!(
         out,

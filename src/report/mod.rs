@@ -233,7 +233,7 @@ impl Facts {
             state: identity.state,
             applied_at: identity.applied_at,
             written_at: now,
-            window: Window::new(report.clock.clone(), policy.criteria.soak_days, &report.gaps, now),
+            window: Window::new(report.clock.clone(), policy.criteria.soak_ms(), &report.gaps, now),
             criteria: report.criteria,
             waivers: waivers.into_iter().map(|w| WaiverLine { standing: w.state(now), waiver: w }).collect(),
             gate_runs: store

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::domain::time::Timestamp;
 
+use super::http::{Call, Reply};
 use super::ledger::Sink;
 use super::provider::TokenRef;
 use super::serving::{Reads, SeenToken};
@@ -70,6 +71,13 @@ impl World {
         if self.cloudflare.namespaces[namespace].get(&put.key).is_some_and(too_soon) {
             return Err(TooSoon);
         }
+        self.kv_book(namespace, put);
+        Ok(())
+    }
+
+    /// An accepted write over REST, with its entry in the books.
+    pub(super) fn kv_book(&mut self, namespace: usize, put: Put) {
+        let now = self.now();
         self.ledger.counts.kv_writes += 1;
         let Put { key, value, metadata, expiration } = put;
         if let Some(triplet) = key.strip_prefix("tokens:").and_then(|name| self.by_name.get(name).copied()) {
@@ -102,7 +110,6 @@ impl World {
             self.authority_written(triplet, Some(reads));
         }
         self.cloudflare.namespaces[namespace].insert(key, Entry { value, metadata, expiration, written_at: now });
-        Ok(())
     }
 
     /// A delete over REST. An absent key is fine.
@@ -131,11 +138,63 @@ impl World {
             return false;
         }
         let (value, seen) = self.worker_entry(triplet, token);
-        self.ledger_foreign_write(triplet, sink, &seen.access_token, by);
-        self.token_written(triplet, Some(seen));
-        let entry = Entry { value, metadata: None, expiration: None, written_at: now };
-        self.cloudflare.namespaces[SOURCE].insert(key, entry);
+        self.kv_book_from_worker(triplet, sink, value, Some(seen), by);
         true
+    }
+
+    /// A put from inside the Worker, with its entry in the books. `seen` is what the Worker makes
+    /// of the value.
+    fn kv_book_from_worker(&mut self, triplet: usize, sink: Sink, value: Vec<u8>, seen: Option<SeenToken>, by: &str) {
+        let key = format!("tokens:{}", self.triplets[triplet].name);
+        if let Some(seen) = &seen {
+            self.ledger_foreign_write(triplet, sink, &seen.access_token, by);
+        }
+        self.token_written(triplet, seen);
+        let entry = Entry { value, metadata: None, expiration: None, written_at: self.now() };
+        self.cloudflare.namespaces[SOURCE].insert(key, entry);
+    }
+
+    /// Compares the source namespace of another runtime with the books. What differs was written
+    /// past the API, so the Worker wrote it; what is gone was removed by it.
+    pub(super) fn kv_follow_worker(&mut self, found: &BTreeMap<String, Vec<u8>>) {
+        for triplet in 0..self.triplets.len() {
+            let key = format!("tokens:{}", self.triplets[triplet].name);
+            let booked = self.cloudflare.namespaces[SOURCE].get(&key).map(|entry| &entry.value);
+            match found.get(&key) {
+                value if value == booked => {}
+                Some(value) => {
+                    let (value, seen) = (value.clone(), self.read_entry(value));
+                    self.kv_book_from_worker(triplet, Sink::KvSource, value, seen, "the Worker");
+                }
+                None => {
+                    self.token_written(triplet, None);
+                    self.cloudflare.namespaces[SOURCE].remove(&key);
+                }
+            }
+        }
+    }
+
+    /// Books what another runtime answered to a call on Cloudflare's API.
+    pub(super) fn cloudflare_follow(&mut self, call: &Call, reply: &Reply) {
+        if reply.value()["success"] != true {
+            return;
+        }
+        let route = call.route();
+        let route = route.strip_prefix(&["client", "v4"]).unwrap_or(&route);
+        let route = if let ["accounts", _, rest @ ..] = route { rest } else { route };
+        match route {
+            ["storage", "kv", "namespaces", id, rest @ ..] => {
+                let keys = self.keys_ref();
+                let namespace = [&keys.kv_source, &keys.kv_target].iter().position(|known| known == id);
+                if let Some(namespace) = namespace {
+                    self.kv_follow(call, namespace, rest, reply);
+                }
+            }
+            ["d1", "database", _, "raw" | "query"] => {
+                self.d1_query(call, true);
+            }
+            _ => {}
+        }
     }
 
     /// The entry that was in KV when the world began.

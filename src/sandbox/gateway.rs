@@ -12,7 +12,7 @@ use super::draw;
 use super::ledger::Sink;
 use super::nango::push_bounded;
 use super::provider::{Party, TokenRef};
-use super::world::{Event, World};
+use super::world::{Event, GatewayKind, World};
 
 /// `refresh` fires this long before expiry.
 const REFRESH_AHEAD_MS: i64 = 10 * MINUTE_MS;
@@ -37,7 +37,7 @@ pub(super) struct TokenManager {
     pub last_fired_at: Option<Timestamp>,
     pub fires: u64,
     /// Its own copy of the grant's refresh token.
-    refresh_token: Option<String>,
+    pub refresh_token: Option<String>,
     /// Runs of the current alarm that threw, and when the first one was.
     failed_runs: usize,
     first_run_at: Timestamp,
@@ -82,7 +82,10 @@ impl World {
             first_run_at: token.minted_at,
             zombie: false,
         });
-        self.arm(triplet, token.expires_at.map(|e| e.plus_ms(-REFRESH_AHEAD_MS)));
+        // On the Workers runtime the object there has the alarm.
+        if self.options().gateway == GatewayKind::Emulated {
+            self.arm(triplet, token.expires_at.map(|e| e.plus_ms(-REFRESH_AHEAD_MS)));
+        }
     }
 
     /// Sets or deletes an object's alarm. A time in the past fires at once.

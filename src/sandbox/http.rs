@@ -16,6 +16,8 @@ pub struct Call {
     /// The path's segments, percent-decoded. A trailing slash adds an empty one.
     pub segments: Vec<String>,
     pub query: Vec<(String, String)>,
+    /// Path and query, as sent.
+    target: String,
     /// Names in lower case.
     headers: Vec<(String, String)>,
     pub body: Vec<u8>,
@@ -33,6 +35,7 @@ impl Call {
         Self {
             method: method.to_ascii_uppercase(),
             path: path.to_owned(),
+            target: target.to_owned(),
             segments,
             query: form_urlencoded::parse(query.as_bytes()).into_owned().collect(),
             headers: Vec::new(),
@@ -60,6 +63,16 @@ impl Call {
 
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
+    }
+
+    /// Path and query, as sent.
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// All headers, names in lower case.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
     /// The first query parameter of that name.

@@ -1,20 +1,24 @@
 //! The sandbox without a driver: control routes, and a loop that ties virtual to real time.
 
-use std::time::Duration;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
+
+use crate::domain::time::Timestamp;
 
 use super::composio::ComposioSettings;
 use super::faults::Fault;
 use super::http::{Call, Reply};
 use super::nango::NangoSettings;
 use super::serve::Sandbox;
-use super::world::World;
+use super::world::{GatewayKind, World};
 
 /// How often virtual time catches up with real time.
-const TICK: Duration = Duration::from_millis(100);
+const TICK: Duration = Duration::from_millis(25);
 
 /// The longest step of `POST /_sandbox/advance`: a year.
 const ADVANCE_MS_MAX: i64 = 366 * crate::domain::time::DAY_MS;
@@ -28,6 +32,9 @@ pub(super) fn control(world: &mut World, call: &Call) -> Option<Reply> {
     let reply = match (call.method.as_str(), rest) {
         ("GET", ["ledger"]) => Reply::json(200, &json!({"now": world.now().to_rfc3339(), "ledger": world.ledger()})),
         ("GET", ["faults"]) => Reply::json(200, &json!({"faults": world.fault_notes()})),
+        ("POST", ["advance"]) if world.options().gateway == GatewayKind::Workerd => {
+            bad("the Workers runtime lives in real time; its clock cannot be moved".to_owned())
+        }
         ("POST", ["advance"]) => {
             let ms = call.json().and_then(|b| b["ms"].as_i64()).filter(|ms| (0..=ADVANCE_MS_MAX).contains(ms));
             match ms {
@@ -100,33 +107,93 @@ fn script(world: &mut World, body: &[u8]) -> Result<(), String> {
     taken.map_err(|error| error.to_string())
 }
 
-impl Sandbox {
-    /// Ties the world's clock to the wall clock, `speed` virtual seconds a second (from 0 up; other
-    /// values count as 1), and delivers webhooks through `client`. Runs until the future is dropped.
-    pub async fn run_live(&self, speed: f64, client: &reqwest::Client) {
+/// A virtual clock that goes with the wall clock, at a speed.
+#[derive(Clone, Copy, Debug)]
+pub struct LiveClock {
+    began: Instant,
+    /// The wall clock at that instant, ms since 1970: for a process that has no part in ours.
+    began_wall_ms: i64,
+    world_start: Timestamp,
+    speed: f64,
+}
+
+impl LiveClock {
+    /// Starts now at `world_start`, `speed` virtual seconds a second (from 0 up; other values
+    /// count as 1).
+    pub fn start(world_start: Timestamp, speed: f64) -> Self {
         let speed = if speed.is_finite() && speed >= 0.0 { speed } else { 1.0 };
-        let began = Instant::now();
-        let mut ticks = tokio::time::interval(TICK);
-        let mut moved_ms = 0;
-        loop {
-            ticks.tick().await;
-            let target_ms = (began.elapsed().as_secs_f64() * 1_000.0 * speed) as i64;
-            let outbound = {
-                let mut world = self.lock();
-                // Steps, so that the control route may move the clock as well.
-                let to = world.now().plus_ms(target_ms - moved_ms);
-                world.advance_to(to);
-                world.take_outbound()
-            };
-            moved_ms = target_ms;
-            for webhook in outbound {
-                let mut request = client.post(&webhook.url).body(webhook.body);
-                for (name, value) in &webhook.headers {
-                    request = request.header(name, value);
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let began_wall_ms = i64::try_from(wall.as_millis()).unwrap_or(i64::MAX);
+        Self { began: Instant::now(), began_wall_ms, world_start, speed }
+    }
+
+    pub fn now(&self) -> Timestamp {
+        self.world_start.plus_ms(self.elapsed_ms())
+    }
+
+    fn elapsed_ms(&self) -> i64 {
+        (self.began.elapsed().as_secs_f64() * 1_000.0 * self.speed) as i64
+    }
+
+    /// How long it really takes until a virtual time. A clock that stands still never gets there.
+    pub fn wait(&self, until: Timestamp) -> Duration {
+        let virtual_s = until.since(self.now()).max(0) as f64 / 1_000.0;
+        Duration::try_from_secs_f64(virtual_s / self.speed).unwrap_or(Duration::MAX)
+    }
+
+    /// The clock as a process beside this one can follow it.
+    pub(super) fn to_json(self) -> Value {
+        json!({
+            "real_start_ms": self.began_wall_ms,
+            "world_start_ms": self.world_start.millis(),
+            "speed": self.speed,
+        })
+    }
+}
+
+impl Sandbox {
+    /// Ties the world's clock to `clock`, delivers webhooks through `client` and keeps the books of
+    /// a gateway outside of the world. Never ends: drop it to stop.
+    pub fn run_live(&self, clock: LiveClock, client: reqwest::Client) -> impl Future<Output = ()> + Send + use<> {
+        let (world, relay) = (Arc::clone(&self.world), Arc::clone(&self.relay));
+        async move {
+            let watch = async {
+                match relay.get() {
+                    Some(relay) => relay.watch(&world).await,
+                    None => std::future::pending().await,
                 }
-                let status = request.send().await.ok().map(|r| r.status().as_u16());
-                self.lock().webhook_answered(webhook.id, status);
+            };
+            tokio::select! {
+                () = tick(&world, &clock, &client) => {}
+                () = watch => {}
             }
+        }
+    }
+}
+
+async fn tick(world: &Mutex<World>, clock: &LiveClock, client: &reqwest::Client) {
+    let lock = || world.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut moved_ms = 0;
+    loop {
+        ticks.tick().await;
+        let target_ms = clock.elapsed_ms();
+        let outbound = {
+            let mut world = lock();
+            // Steps, so that the control route may move the clock as well.
+            let to = world.now().plus_ms(target_ms - moved_ms);
+            world.advance_to(to);
+            world.take_outbound()
+        };
+        moved_ms = target_ms;
+        for webhook in outbound {
+            let mut request = client.post(&webhook.url).body(webhook.body);
+            for (name, value) in &webhook.headers {
+                request = request.header(name, value);
+            }
+            let status = request.send().await.ok().map(|r| r.status().as_u16());
+            lock().webhook_answered(webhook.id, status);
         }
     }
 }

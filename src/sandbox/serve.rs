@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -16,6 +16,8 @@ use tokio::task::JoinHandle;
 use crate::ports::Api;
 
 use super::http::{Call, Reply};
+use super::live::LiveClock;
+use super::workerd::{AlarmCounts, Relay, RuntimeUrls, Workerd, WorkerdError};
 use super::world::{Answer, World};
 
 /// Cloudflare takes 100 MB in one bulk put; nothing else comes close.
@@ -69,12 +71,15 @@ pub struct Sandbox {
     pub crash: CrashSignal,
     stop: watch::Sender<bool>,
     servers: Vec<JoinHandle<io::Result<()>>>,
+    /// Behind the gateway's and Cloudflare's addresses; empty where the world emulates both.
+    pub(super) relay: Arc<OnceLock<Relay>>,
 }
 
 #[derive(Clone)]
 struct Shared {
     api: Api,
     world: Arc<Mutex<World>>,
+    relay: Arc<OnceLock<Relay>>,
     crash: CrashSignal,
     stop: watch::Receiver<bool>,
 }
@@ -86,6 +91,7 @@ impl Sandbox {
     /// When a port cannot be bound.
     pub async fn start(world: World) -> io::Result<Self> {
         let world = Arc::new(Mutex::new(world));
+        let relay = Arc::new(OnceLock::new());
         let crash = CrashSignal::new();
         let stop = watch::Sender::new(false);
         let mut servers = Vec::new();
@@ -93,7 +99,13 @@ impl Sandbox {
         for api in Api::ALL {
             let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
             urls.push(format!("http://{}", listener.local_addr()?));
-            let shared = Shared { api, world: Arc::clone(&world), crash: crash.clone(), stop: stop.subscribe() };
+            let shared = Shared {
+                api,
+                world: Arc::clone(&world),
+                relay: Arc::clone(&relay),
+                crash: crash.clone(),
+                stop: stop.subscribe(),
+            };
             let mut stopped = stop.subscribe();
             let app = Router::new().fallback(answer).with_state(shared);
             servers.push(tokio::spawn(async move {
@@ -108,7 +120,37 @@ impl Sandbox {
         // In the order of `Api::ALL`.
         let urls =
             SandboxUrls { nango: next(), composio: next(), cloudflare: next(), gateway: next(), provider: next() };
-        Ok(Self { world, urls, crash, stop, servers })
+        Ok(Self { world, urls, crash, stop, servers, relay })
+    }
+
+    /// Starts the five listeners with the gateway and Cloudflare on the Workers runtime. The world
+    /// must have been made for it ([`super::GatewayKind::Workerd`]) and must follow `clock`, as
+    /// [`Sandbox::run_live`] makes it do.
+    ///
+    /// # Errors
+    /// When a port cannot be bound or the runtime does not start.
+    pub async fn start_on_workerd(world: World, workerd: &Workerd, clock: &LiveClock) -> Result<Self, WorkerdError> {
+        let sandbox = Self::start(world).await.map_err(WorkerdError::Spawn)?;
+        let relay = Relay::start(workerd, &sandbox.world, &sandbox.urls, clock).await?;
+        let first = sandbox.relay.set(relay).is_ok();
+        debug_assert!(first, "a sandbox has one gateway");
+        Ok(sandbox)
+    }
+
+    /// Brings the books up to now, before they are read for the last time, and counts the alarms
+    /// that fired. `None` where the gateway is emulated.
+    ///
+    /// # Errors
+    /// When the runtime does not answer.
+    pub async fn close_books(&self) -> Result<Option<AlarmCounts>, WorkerdError> {
+        let Some(relay) = self.relay.get() else { return Ok(None) };
+        relay.look(&self.world).await?;
+        relay.count_alarms().await.map(Some)
+    }
+
+    /// The runtime's own addresses, past the relay and the books; `None` where the gateway is emulated.
+    pub fn runtime_urls(&self) -> Option<RuntimeUrls> {
+        self.relay.get().map(Relay::urls)
     }
 
     /// The world, locked. A panic in a handler does not take the ledger with it.
@@ -131,14 +173,19 @@ async fn answer(State(shared): State<Shared>, request: Request) -> Response {
         Ok(call) => call,
         Err(reply) => return write(reply),
     };
-    let outcome = {
+    let relay = shared.relay.get().filter(|_| matches!(shared.api, Api::Gateway | Api::Cloudflare));
+    let emulated = {
         let mut world = shared.world.lock().unwrap_or_else(PoisonError::into_inner);
         if shared.api == Api::Gateway
             && let Some(reply) = super::live::control(&mut world, &call)
         {
             return write(reply);
         }
-        world.answer(shared.api, &call)
+        relay.is_none().then(|| world.answer(shared.api, &call))
+    };
+    let outcome = match relay {
+        Some(relay) => relay.answer(&shared.world, shared.api, &call).await,
+        None => emulated.expect("without a relay the world answers"),
     };
     match outcome {
         Answer::Reply(reply) => write(reply),

@@ -54,6 +54,16 @@ pub struct WorldConfig {
     pub shim_url: Option<String>,
 }
 
+/// Who is the gateway, with its KV, D1 and alarms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GatewayKind {
+    /// The world itself, in virtual time.
+    #[default]
+    Emulated,
+    /// `fixtures/gateway` on the Workers runtime, in real time. The world keeps the books.
+    Workerd,
+}
+
 /// Switches with sensible defaults.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorldOptions {
@@ -69,6 +79,17 @@ pub struct WorldOptions {
     pub cloudflare_per_5_minutes: Option<u32>,
     pub nango: NangoSettings,
     pub composio: ComposioSettings,
+    pub gateway: GatewayKind,
+}
+
+impl WorldOptions {
+    /// What fits a gateway. The local Workers runtime shows every KV write at once.
+    pub fn of(gateway: GatewayKind) -> Self {
+        match gateway {
+            GatewayKind::Emulated => Self::default(),
+            GatewayKind::Workerd => Self { gateway, kv_lag_ms: 0, ..Self::default() },
+        }
+    }
 }
 
 impl Default for WorldOptions {
@@ -82,6 +103,7 @@ impl Default for WorldOptions {
             cloudflare_per_5_minutes: None,
             nango: NangoSettings::default(),
             composio: ComposioSettings::default(),
+            gateway: GatewayKind::Emulated,
         }
     }
 }
@@ -275,8 +297,13 @@ impl World {
             .flat_map(|p| p.scopes.iter().cloned())
             .collect();
         let life = self.providers.life_ms(integration);
-        // Tokens are up to a third of their life old, so expiries do not come in one wave.
-        let age = draw::between(self.seed, &["token-age", &name], 0, 0, life.unwrap_or(DAY_MS) / 10 * 3);
+        // Tokens are up to a third of their life old, so expiries do not come in one wave. In real
+        // time they are younger: the first alarm must not fire before a client had time for anything.
+        let tenths = match self.options.gateway {
+            GatewayKind::Emulated => 3,
+            GatewayKind::Workerd => 1,
+        };
+        let age = draw::between(self.seed, &["token-age", &name], 0, 0, life.unwrap_or(DAY_MS) / 10 * tenths);
         let minted_at = self.start.plus_ms(-age);
         let index = self.rows.len();
         let grant = self.providers.consent(user, Client::Legacy, scopes.into_iter().collect(), Some(index), minted_at);
@@ -509,6 +536,16 @@ impl World {
 
     /// Answers one request to one of the five systems.
     pub fn answer(&mut self, api: Api, call: &Call) -> Answer {
+        let strike = self.admit(api, call);
+        if strike == Some(Strike::CrashBefore) {
+            return Answer::Crash;
+        }
+        let reply = self.answer_scripted(api, call);
+        self.close(strike, reply)
+    }
+
+    /// Counts a request, and says what is to go wrong with it.
+    pub(super) fn admit(&mut self, api: Api, call: &Call) -> Option<Strike> {
         self.requests_total += 1;
         let by_method = self.ledger.counts.requests.entry(api.name()).or_default();
         match by_method.get_mut(&call.method) {
@@ -518,22 +555,23 @@ impl World {
             }
         }
         let strike = self.strike.take_if(|(number, _)| *number == self.requests_total).map(|(_, strike)| strike);
-        let crash = match strike {
-            Some(Strike::CrashBefore) => Some(CrashAt::BeforeEffect),
-            Some(Strike::CrashAfter) => Some(CrashAt::AfterEffect),
-            Some(Strike::ReplyLost) | None => self.crash_now(),
-        };
-        if crash == Some(CrashAt::BeforeEffect) {
-            return Answer::Crash;
+        strike.or_else(|| {
+            Some(match self.crash_now()? {
+                CrashAt::BeforeEffect => Strike::CrashBefore,
+                CrashAt::AfterEffect => Strike::CrashAfter,
+            })
+        })
+    }
+
+    /// A request that was admitted has its answer, which bears the world's date.
+    pub(super) fn close(&self, strike: Option<Strike>, reply: Reply) -> Answer {
+        match strike {
+            Some(Strike::ReplyLost) => {
+                Answer::Reply(Reply::raw(502, "text/html", "<html><body>502 Bad Gateway</body></html>"))
+            }
+            Some(Strike::CrashBefore | Strike::CrashAfter) => Answer::Crash,
+            None => Answer::Reply(reply.with_header("date", http_date(self.now))),
         }
-        let reply = self.answer_scripted(api, call);
-        if crash.is_some() {
-            return Answer::Crash;
-        }
-        if strike == Some(Strike::ReplyLost) {
-            return Answer::Reply(Reply::raw(502, "text/html", "<html><body>502 Bad Gateway</body></html>"));
-        }
-        Answer::Reply(reply.with_header("date", http_date(self.now)))
     }
 
     /// Answers as the system usually does.

@@ -90,28 +90,6 @@ impl Store {
         Ok(looks)
     }
 
-    /// Comparisons of the two namespaces that a person or a watcher made beside the duty, by time.
-    pub async fn load_parity_runs(&self, since: Timestamp) -> StoreResult<Vec<Looks>> {
-        let rows = query(
-            "SELECT at, compared, differing FROM verification
-             WHERE at >= $1 AND run NOT LIKE 'duty-%' AND compared > 0
-               AND (differing > 0 OR (level = 'full' AND failed = 0))
-               AND left_side IN ('kv:source', 'kv:target') AND right_side IN ('kv:source', 'kv:target')
-               AND left_side <> right_side
-             ORDER BY at, run",
-        )
-        .bind(since.millis())
-        .fetch_all(&mut self.lock().await)
-        .await
-        .during("load comparisons")?;
-        let looks = rows.into_iter().map(|r| {
-            let at = Timestamp::from_millis(r.get(0));
-            let outcome = if r.get::<i64>(2) > 0 { LookOutcome::Finding } else { LookOutcome::Clean };
-            Looks { from: at, until: at, outcome, runs: 1, samples: r.get::<i64>(1) as u64 }
-        });
-        Ok(looks.collect())
-    }
-
     /// When each source last looked and got an answer.
     pub async fn load_last_looks(&self) -> StoreResult<BTreeMap<EvidenceSource, Timestamp>> {
         let rows = query("SELECT source, MAX(ended_at) FROM look WHERE outcome <> 'error' GROUP BY source")

@@ -16,7 +16,7 @@ use cutover::ports::{
     AuthConfig, ConnectSession, ConnectedAccount, ConsentLink, GatewayAdmin, GatewayRead, KvKey, KvPage, KvPut, KvRead,
     KvWrite, Namespace, Outside, ProviderAnswer, ProviderCall, ProviderRead, ProxyAnswer, SmokeResult,
     SourceConnection, SourceCredential, SourceCustody, SourceIntegration, SourceRead, TargetCustody, TargetRead,
-    TargetScheme, Traffic,
+    TargetScheme, Traffic, WebhookSubscription,
 };
 use cutover::store::{Durability, NewTriplet, Place, Sink, Store, Vault};
 use serde_json::Value;
@@ -128,10 +128,9 @@ impl SourceCustody for Fake {
 }
 
 impl TargetRead for Fake {
-    async fn list_webhook_subscriptions(&self) -> ApiResult<Vec<cutover::ports::WebhookSubscription>> {
+    async fn list_webhook_subscriptions(&self) -> ApiResult<Vec<WebhookSubscription>> {
         Ok(Vec::new())
     }
-
     async fn list_auth_configs(&self) -> ApiResult<Vec<AuthConfig>> {
         Ok(Vec::new())
     }

@@ -48,12 +48,24 @@ struct WireError {
 struct WireResultInfo {
     #[serde(default)]
     cursor: Option<String>,
+    #[serde(default)]
+    cursors: Option<WireCursors>,
+}
+
+/// Where listings of Durable Objects have their cursor in production; the local runtime has it
+/// where KV has its own.
+#[derive(Debug, Deserialize)]
+struct WireCursors {
+    #[serde(default)]
+    after: Option<String>,
 }
 
 impl Envelope {
     /// Where the next page starts; the end is an empty or absent cursor.
     pub fn cursor(&self) -> Option<String> {
-        self.result_info.as_ref()?.cursor.clone().filter(|cursor| !cursor.is_empty())
+        let info = self.result_info.as_ref()?;
+        let after = info.cursors.as_ref().and_then(|cursors| cursors.after.as_ref());
+        info.cursor.as_ref().or(after).filter(|cursor| !cursor.is_empty()).cloned()
     }
 
     /// # Errors
@@ -123,6 +135,8 @@ mod tests {
             r#"{"success":true,"errors":[],"messages":[{"code":10000}],"result":{},"result_info":{"cursor":""}}"#;
         let envelope = judge(&reply(200, fine)).unwrap();
         assert_eq!(envelope.cursor(), None);
+        let after = r#"{"success":true,"result":[],"result_info":{"count":0,"cursors":{"after":"x"}}}"#;
+        assert_eq!(judge(&reply(200, after)).unwrap().cursor().as_deref(), Some("x"));
         assert_eq!(failed(200, 10_009, "get: 'key not found'"), ApiErrorKind::NotFound { code: "10009".into() });
     }
 

@@ -284,13 +284,13 @@ impl Judge<'_> {
     }
 
     fn soak(&self, clock: &SoakClock) -> Judged {
-        let days = f64::from(self.policy.soak_days);
+        let wanted_ms = self.policy.soak_ms();
         let started = clock.started_at;
         let sheet = Sheet {
             id: "soak-duration",
             unit: "days",
             observed: started.map(|_| clock.soaked_ms as f64 / DAY_MS as f64),
-            threshold: days,
+            threshold: wanted_ms as f64 / DAY_MS as f64,
             expected: 1,
             samples: u64::from(started.is_some()),
             since: started,
@@ -299,7 +299,7 @@ impl Judge<'_> {
             return sheet.say(Verdict::Inconclusive, "no refresh has been mirrored yet");
         };
         let mut said = Vec::new();
-        let left = (days * DAY_MS as f64) as i64 - clock.soaked_ms;
+        let left = wanted_ms - clock.soaked_ms;
         if left > 0 {
             said.push(format!("{} to go", format_duration_ms(left)));
         }

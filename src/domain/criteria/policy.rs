@@ -14,6 +14,9 @@ use crate::domain::time::{DAY_MS, HOUR_MS, MINUTE_MS};
 pub struct CriteriaPolicy {
     /// `soak-duration`: days of evidence since the soak clock started.
     pub soak_days: u32,
+    /// Replaces `soak_days` where a rehearsal in real time has less than a day. Not for policies.
+    #[serde(skip)]
+    pub soak_shortened: Option<Millis>,
     /// How far back a criterion looks, unless `windows` says otherwise. A breach counts as long as
     /// it lies in the window.
     pub window: Millis,
@@ -90,6 +93,7 @@ impl Default for CriteriaPolicy {
     fn default() -> Self {
         Self {
             soak_days: 30,
+            soak_shortened: None,
             window: Millis(30 * DAY_MS),
             windows: BTreeMap::new(),
             initial_delay: Millis(0),
@@ -131,6 +135,11 @@ impl Default for CriteriaPolicy {
 }
 
 impl CriteriaPolicy {
+    /// How long the soak must last, ms.
+    pub fn soak_ms(&self) -> i64 {
+        self.soak_shortened.map_or(i64::from(self.soak_days) * DAY_MS, |soak| soak.0)
+    }
+
     /// How far back the criterion `id` looks.
     pub fn window_of(&self, id: &str) -> Millis {
         self.windows.get(id).copied().unwrap_or(self.window)

@@ -97,25 +97,7 @@ impl World {
     }
 
     fn kv_put_one(&mut self, call: &Call, namespace: usize, key: &str) -> Reply {
-        let kind = call.header("content-type").unwrap_or_default();
-        let (value, metadata) = if let Some(boundary) = boundary(kind) {
-            let parts = multipart(&call.body, boundary);
-            let part = |name: &str| parts.iter().find(|(n, _)| n == name).map(|(_, body)| body.clone());
-            let Some(value) = part("value") else { return failure(400, 10001, "part `value` is missing") };
-            let metadata = match part("metadata").map(|text| serde_json::from_slice::<Value>(&text)) {
-                None => None,
-                Some(Ok(metadata)) => Some(metadata),
-                Some(Err(_)) => return failure(400, 10001, "metadata must be JSON"),
-            };
-            (value, metadata)
-        } else {
-            (call.body.clone(), None)
-        };
-        let number = |name: &str| call.param(name).map(str::parse::<i64>);
-        let (Ok(expiration), Ok(ttl)) = (number("expiration").transpose(), number("expiration_ttl").transpose()) else {
-            return failure(400, 10001, "expiration must be whole seconds");
-        };
-        let put = match self.kv_check(key, value, metadata, expiration, ttl) {
+        let put = match self.kv_read_put(call, key) {
             Ok(put) => put,
             Err(reply) => return reply,
         };
@@ -125,6 +107,29 @@ impl World {
                 failure(429, 10048, "KV PUT failed: 429 Too Many Requests").with_header("retry-after", 1)
             }
         }
+    }
+
+    /// What a put of one value asks for, or why it is refused.
+    fn kv_read_put(&self, call: &Call, key: &str) -> Result<Put, Reply> {
+        let kind = call.header("content-type").unwrap_or_default();
+        let (value, metadata) = if let Some(boundary) = boundary(kind) {
+            let parts = multipart(&call.body, boundary);
+            let part = |name: &str| parts.iter().find(|(n, _)| n == name).map(|(_, body)| body.clone());
+            let value = part("value").ok_or_else(|| failure(400, 10001, "part `value` is missing"))?;
+            let metadata = match part("metadata").map(|text| serde_json::from_slice::<Value>(&text)) {
+                None => None,
+                Some(Ok(metadata)) => Some(metadata),
+                Some(Err(_)) => return Err(failure(400, 10001, "metadata must be JSON")),
+            };
+            (value, metadata)
+        } else {
+            (call.body.clone(), None)
+        };
+        let number = |name: &str| call.param(name).map(str::parse::<i64>);
+        let (Ok(expiration), Ok(ttl)) = (number("expiration").transpose(), number("expiration_ttl").transpose()) else {
+            return Err(failure(400, 10001, "expiration must be whole seconds"));
+        };
+        self.kv_check(key, value, metadata, expiration, ttl)
     }
 
     /// Limits of §2.4 and §2.7.
@@ -196,29 +201,10 @@ impl World {
 
     /// §2.4: partial answers; a key written less than a second ago is among the unsuccessful.
     fn kv_bulk_put(&mut self, call: &Call, namespace: usize) -> Reply {
-        let Some(Value::Array(items)) = call.json() else { return failure(400, 10001, "the body must be an array") };
-        if items.len() > BULK_PUT_MAX {
-            return failure(400, 10001, "at most 10000 entries");
-        }
-        let mut puts = Vec::with_capacity(items.len());
-        for item in &items {
-            let (Some(key), Some(text)) = (item["key"].as_str(), item["value"].as_str()) else {
-                return failure(400, 10001, "each entry needs a key and a text value");
-            };
-            let value = if item["base64"] == true {
-                match STANDARD.decode(text) {
-                    Ok(bytes) => bytes,
-                    Err(_) => return failure(400, 10001, "a value is not base64"),
-                }
-            } else {
-                text.as_bytes().to_vec()
-            };
-            let metadata = item.get("metadata").cloned();
-            match self.kv_check(key, value, metadata, item["expiration"].as_i64(), item["expiration_ttl"].as_i64()) {
-                Ok(put) => puts.push(put),
-                Err(reply) => return reply,
-            }
-        }
+        let puts = match self.kv_read_bulk_put(call) {
+            Ok(puts) => puts,
+            Err(reply) => return reply,
+        };
         let total = puts.len();
         let mut refused = Vec::new();
         for put in puts {
@@ -228,6 +214,62 @@ impl World {
             }
         }
         success(json!({"successful_key_count": total - refused.len(), "unsuccessful_keys": refused}), None)
+    }
+
+    /// What a bulk put asks for, or why it is refused as a whole.
+    fn kv_read_bulk_put(&self, call: &Call) -> Result<Vec<Put>, Reply> {
+        let Some(Value::Array(items)) = call.json() else {
+            return Err(failure(400, 10001, "the body must be an array"));
+        };
+        if items.len() > BULK_PUT_MAX {
+            return Err(failure(400, 10001, "at most 10000 entries"));
+        }
+        let mut puts = Vec::with_capacity(items.len());
+        for item in &items {
+            let (Some(key), Some(text)) = (item["key"].as_str(), item["value"].as_str()) else {
+                return Err(failure(400, 10001, "each entry needs a key and a text value"));
+            };
+            let value = if item["base64"] == true {
+                STANDARD.decode(text).map_err(|_| failure(400, 10001, "a value is not base64"))?
+            } else {
+                text.as_bytes().to_vec()
+            };
+            let metadata = item.get("metadata").cloned();
+            puts.push(self.kv_check(
+                key,
+                value,
+                metadata,
+                item["expiration"].as_i64(),
+                item["expiration_ttl"].as_i64(),
+            )?);
+        }
+        Ok(puts)
+    }
+
+    /// Books what another runtime answered to a call on KV: the same call there and here leaves
+    /// the same entries behind.
+    pub(super) fn kv_follow(&mut self, call: &Call, namespace: usize, route: &[&str], reply: &Reply) {
+        match (call.method.as_str(), route) {
+            ("PUT", ["values", key]) => {
+                if let Ok(put) = self.kv_read_put(call, key) {
+                    self.kv_book(namespace, put);
+                }
+            }
+            ("PUT", ["bulk"]) => {
+                let answer = reply.value();
+                let unwritten = answer["result"]["unsuccessful_keys"].as_array().cloned().unwrap_or_default();
+                for put in self.kv_read_bulk_put(call).unwrap_or_default() {
+                    if !unwritten.iter().any(|key| key == put.key.as_str()) {
+                        self.kv_book(namespace, put);
+                    }
+                }
+            }
+            ("DELETE", ["values", key]) => self.kv_delete(namespace, key),
+            ("POST", ["bulk", "delete"]) | ("DELETE", ["bulk"]) => {
+                self.kv_bulk_delete(call, namespace);
+            }
+            _ => {}
+        }
     }
 
     fn kv_bulk_delete(&mut self, call: &Call, namespace: usize) -> Reply {

@@ -59,8 +59,7 @@ impl World {
                 return unauthorized();
             }
             let name = format!("{tenant}:{provider}:{account}");
-            let Some(triplet) = self.by_name.get(&name).copied() else { return unknown_triplet() };
-            let served = self.serve(triplet);
+            let Some(served) = self.serve(&name) else { return unknown_triplet() };
             let reply = served.upstream.unwrap_or_else(|| Reply::json(503, &json!({"error": "no_token"})));
             return reply.with_header("x-read-authority", served.reads).with_header("x-token-stale", served.stale);
         }
@@ -98,29 +97,34 @@ impl World {
         }
     }
 
-    /// The hot path: authority, then the credential, then the provider.
-    fn serve(&mut self, triplet: usize) -> Served {
+    /// The hot path: authority, then the credential, then the provider. `None`: the gateway does
+    /// not know the triplet's provider.
+    fn serve(&mut self, name: &str) -> Option<Served> {
         let now = self.now();
+        let Some(triplet) = self.by_name.get(name).copied() else {
+            let provider = name.split(':').nth(1)?;
+            let known = self.providers.integrations.iter().any(|(_, facts)| facts.provider.contains_key(provider));
+            return known.then_some(Served { reads: "source", stale: true, upstream: None });
+        };
         let (reads, entry) = self.worker_view(triplet);
         let integration = self.rows[self.triplets[triplet].row].integration;
         let whoami = self.providers.integration(integration).whoami.clone();
         let url = self.fill_placeholders(triplet, &whoami.url);
-        match reads {
+        Some(match reads {
             Reads::Source => {
-                let Some(entry) = entry else { return Served { reads: "source", stale: true, upstream: None } };
+                let Some(entry) = entry else { return Some(Served { reads: "source", stale: true, upstream: None }) };
                 let stale = entry.expires_at.is_some_and(|e| e <= now);
                 let upstream = self.call_provider_url(&whoami.method, &url, &entry.access_token);
                 Served { reads: "source", stale, upstream }
             }
             Reads::Target { account } => {
                 let token = self.composio.served_token(&account).map(str::to_owned);
-                let Some(token) = token else { return Served { reads: "target", stale: true, upstream: None } };
-                let found = self.providers.find(&token);
-                let stale = found.is_none_or(|t| t.expires_at.is_some_and(|e| e <= now));
-                let upstream = self.call_provider_url(&whoami.method, &url, &token);
+                let upstream = token.and_then(|token| self.call_provider_url(&whoami.method, &url, &token));
+                // The gateway cannot see a token that Composio holds; a 401 tells.
+                let stale = upstream.as_ref().is_none_or(|reply| reply.status == 401);
                 Served { reads: "target", stale, upstream }
             }
-        }
+        })
     }
 
     fn fill_placeholders(&self, triplet: usize, url: &str) -> String {
@@ -195,8 +199,7 @@ impl World {
         };
         let mut results = Vec::with_capacity(names.len());
         for name in names {
-            let Some(triplet) = self.by_name.get(name).copied() else { return unknown_triplet() };
-            let served = self.serve(triplet);
+            let Some(served) = self.serve(name) else { return unknown_triplet() };
             results.push(json!({
                 "triplet": name,
                 "read_authority": served.reads,

@@ -11,7 +11,7 @@ use crate::domain::secret::same_secret;
 use crate::sandbox::draw;
 use crate::sandbox::http::{Call, Reply};
 use crate::sandbox::script::TokenTwist;
-use crate::sandbox::world::World;
+use crate::sandbox::world::{GatewayKind, World};
 
 use super::{CODE_LIFE_MS, Client, Code, Party, Refusal, TokenAnswer, shapes};
 
@@ -159,7 +159,7 @@ impl World {
                     let grant = &self.providers.grants[g];
                     grant.client == client && self.providers.key(grant.integration) == key
                 });
-                if ours { self.refresh_grant(&presented, by) } else { Err(Refusal::Dead) }
+                if ours { self.refresh_grant(&presented, self.caller(client, by)) } else { Err(Refusal::Dead) }
             }
             Some("authorization_code") => {
                 let code = field("code").unwrap_or_default();
@@ -207,6 +207,15 @@ impl World {
         let toolkits = self.providers.integration(integration).provider.values().filter_map(|p| p.toolkit.as_deref());
         let mut apps = toolkits.filter_map(|t| keys.composio_clients.get(t));
         apps.find(|app| app.client_id == id).map(|app| (Client::Composio, app.client_secret.clone()))
+    }
+
+    /// Who really refreshes. Beside Nango, a gateway outside of the world is the only holder of the
+    /// team's client.
+    fn caller(&self, client: Client, by: Party) -> Party {
+        match (self.options().gateway, client, by) {
+            (GatewayKind::Workerd, Client::Legacy, Party::Other) => Party::DoAlarm,
+            _ => by,
+        }
     }
 
     /// `grant_type=authorization_code` (RFC 6749 §4.1.3, RFC 7636 §4.6).

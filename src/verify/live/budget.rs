@@ -1,59 +1,51 @@
 //! Requests within the limits of the APIs: a comparison never asks faster than its share allows.
+//!
+//! The figures are those of [`crate::domain::budget`]. The clients' own budget refuses what is too
+//! much; this one makes the thread that reads a side wait for its slot, so that nothing is refused.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::super::settle::Clock;
-use crate::domain::time::{MINUTE_MS, SECOND_MS, Timestamp};
+use crate::domain::budget::{Lane, Pace};
+use crate::domain::time::Timestamp;
 use crate::plan::policy::RatePolicy;
 use crate::ports::Api;
 
-/// Cloudflare counts over this window (Cloudflare contract §1.3).
-const CLOUDFLARE_WINDOW_MS: i64 = 5 * MINUTE_MS;
+const NANOS_PER_MS: i128 = 1_000_000;
 
-/// Whoami calls a minute over all providers. No provider documents less than 60; a consented
-/// grant is asked about once.
-const PROVIDER_PER_MINUTE: u32 = 120;
-
-/// What part of a window's share may go out at once, before requests are spread.
-const BURST_SHARE: u32 = 10;
-
-/// One API's pace (GCRA): at most `burst` requests at once, then one every `interval_ms`. In any
-/// window there are at most `burst + window / interval`, which is the share it was made from.
+/// The slots of one API: at most a burst at once, then one after each interval.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Pace {
-    burst: i64,
-    interval_ms: i64,
-    /// When the bucket would be full again, ms.
-    full_at: i64,
+struct Slots {
+    burst: i128,
+    every_ns: i128,
+    /// When a whole burst may go again, ns.
+    full_at: i128,
     /// Nothing goes out before: the server said so.
-    held_until: i64,
+    held_until: i128,
 }
 
-impl Pace {
-    /// `requests` in any `window_ms`.
-    fn new(requests: u32, window_ms: i64) -> Self {
-        let requests = requests.max(2);
-        let burst = (requests / BURST_SHARE).max(1);
-        // Rounded up, so that the share is never passed.
-        let interval_ms = (window_ms + i64::from(requests - burst) - 1) / i64::from(requests - burst);
-        Self { burst: burst.into(), interval_ms, full_at: i64::MIN, held_until: i64::MIN }
+impl Slots {
+    fn new(pace: Pace) -> Self {
+        let Pace { burst, every_ns } = pace;
+        Self { burst: burst.into(), every_ns: every_ns.into(), full_at: i128::MIN, held_until: i128::MIN }
     }
 
     /// Takes the next slot: the request may go out at this time.
     fn take(&mut self, now: Timestamp) -> Timestamp {
-        let now = now.millis().max(self.held_until);
+        let now = (i128::from(now.millis()) * NANOS_PER_MS).max(self.held_until);
         let full_at = self.full_at.max(now);
-        let at = now.max(full_at - (self.burst - 1) * self.interval_ms);
-        self.full_at = full_at + self.interval_ms;
-        Timestamp::from_millis(at)
+        let at = now.max(full_at - (self.burst - 1) * self.every_ns);
+        self.full_at = full_at + self.every_ns;
+        let ms = (at + NANOS_PER_MS - 1) / NANOS_PER_MS;
+        Timestamp::from_millis(i64::try_from(ms).unwrap_or(i64::MAX))
     }
 
-    /// How long this many requests take from a full bucket, in milliseconds.
+    /// How long this many requests take when none went before, in milliseconds.
     fn lasts_ms(&self, requests: u64) -> i64 {
-        let beyond = i64::try_from(requests).unwrap_or(i64::MAX).saturating_sub(self.burst).max(0);
-        beyond.saturating_mul(self.interval_ms)
+        let beyond = (i128::from(requests) - self.burst).max(0);
+        i64::try_from(beyond * self.every_ns / NANOS_PER_MS).unwrap_or(i64::MAX)
     }
 }
 
@@ -61,24 +53,17 @@ impl Pace {
 #[derive(Debug)]
 pub struct Budget {
     clock: Arc<dyn Clock>,
-    paces: BTreeMap<Api, Mutex<Pace>>,
+    slots: BTreeMap<Api, Mutex<Slots>>,
     spent: BTreeMap<Api, AtomicU64>,
 }
 
 impl Budget {
     /// The share of each limit that the policy does not reserve for live traffic.
     pub fn new(rates: &RatePolicy, clock: Arc<dyn Clock>) -> Self {
-        let share = |limit: u32| (f64::from(limit) * (1.0 - rates.reserved_share)) as u32;
-        let paces = [
-            (Api::Nango, Pace::new(share(rates.nango()), MINUTE_MS)),
-            (Api::Composio, Pace::new(share(rates.composio()), MINUTE_MS)),
-            (Api::Cloudflare, Pace::new(share(rates.cloudflare_per_5_minutes), CLOUDFLARE_WINDOW_MS)),
-            (Api::Gateway, Pace::new(share(rates.gateway_per_minute), MINUTE_MS)),
-            (Api::Provider, Pace::new(PROVIDER_PER_MINUTE, MINUTE_MS)),
-        ];
+        let slots = rates.limits().into_iter().map(|(api, limit)| (api, limit.pace(Lane::Ordinary)));
         Self {
             clock,
-            paces: paces.into_iter().map(|(api, pace)| (api, Mutex::new(pace))).collect(),
+            slots: slots.map(|(api, pace)| (api, Mutex::new(Slots::new(pace)))).collect(),
             spent: Api::ALL.into_iter().map(|api| (api, AtomicU64::new(0))).collect(),
         }
     }
@@ -89,7 +74,7 @@ impl Budget {
 
     /// Waits for the next slot and counts one request.
     pub(super) fn take(&self, api: Api) {
-        let at = self.with(api, |pace| pace.take(self.clock.now()));
+        let at = self.with(api, |slots| slots.take(self.clock.now()));
         self.clock.wait_until(at);
         self.spent[&api].fetch_add(1, Ordering::Relaxed);
     }
@@ -98,19 +83,19 @@ impl Budget {
     pub(super) fn add(&self, api: Api, requests: u64) {
         let now = self.clock.now();
         for _ in 0..requests {
-            self.with(api, |pace| pace.take(now));
+            self.with(api, |slots| slots.take(now));
         }
         self.spent[&api].fetch_add(requests, Ordering::Relaxed);
     }
 
     /// Lets nothing out for a while.
     pub(super) fn hold(&self, api: Api, ms: i64) {
-        let until = self.clock.now().plus_ms(ms).millis();
-        self.with(api, |pace| pace.held_until = pace.held_until.max(until));
+        let until = i128::from(self.clock.now().plus_ms(ms).millis()) * NANOS_PER_MS;
+        self.with(api, |slots| slots.held_until = slots.held_until.max(until));
     }
 
-    fn with<T>(&self, api: Api, act: impl FnOnce(&mut Pace) -> T) -> T {
-        act(&mut self.paces[&api].lock().unwrap_or_else(PoisonError::into_inner))
+    fn with<T>(&self, api: Api, act: impl FnOnce(&mut Slots) -> T) -> T {
+        act(&mut self.slots[&api].lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Requests so far, by API; those without any are left out.
@@ -121,12 +106,12 @@ impl Budget {
 
     /// How long this many requests to an API take, in milliseconds, when nobody waits for anything else.
     pub fn lasts_ms(&self, api: Api, requests: u64) -> i64 {
-        self.with(api, |pace| pace.lasts_ms(requests))
+        self.with(api, |slots| slots.lasts_ms(requests))
     }
 
     /// Requests a second that the share allows in the long run.
     pub fn per_second(&self, api: Api) -> f64 {
-        self.with(api, |pace| SECOND_MS as f64 / pace.interval_ms as f64)
+        self.with(api, |slots| 1e9 / slots.every_ns as f64)
     }
 }
 
@@ -135,37 +120,43 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::domain::budget::Limit;
+
+    const WINDOW_MS: i64 = 300_000;
+
+    fn limit(requests: u32, window_ms: i64) -> Limit {
+        Limit { requests, window_ms, reserved_share: 0.5, burst_share: 0.25 }
+    }
 
     #[test]
     fn a_share_goes_out_in_a_burst_and_then_evenly() {
-        let mut pace = Pace::new(600, CLOUDFLARE_WINDOW_MS);
+        let mut slots = Slots::new(limit(1_200, WINDOW_MS).pace(Lane::Ordinary));
         let now = Timestamp::from_secs(1_000);
-        let slots: Vec<i64> = (0..62).map(|_| pace.take(now).since(now)).collect();
-        assert!(slots[..60].iter().all(|at| *at == 0));
-        assert_eq!(slots[60..], [556, 1_112]);
-        assert_eq!(pace.lasts_ms(60), 0);
-        assert_eq!(pace.lasts_ms(61), 556);
+        let at: Vec<i64> = (0..152).map(|_| slots.take(now).since(now)).collect();
+        assert!(at[..150].iter().all(|at| *at == 0));
+        assert_eq!(at[150..], [1_000, 2_000]);
+        assert_eq!((slots.lasts_ms(150), slots.lasts_ms(151)), (0, 1_000));
     }
 
     proptest! {
         #[test]
         fn no_window_ever_holds_more_than_the_share(
-            share in 2u32..400, window_s in 1i64..400, gaps in prop::collection::vec(0i64..5_000, 1..600),
+            requests in 2u32..400, window_s in 1i64..400, gaps in prop::collection::vec(0i64..5_000, 1..600),
         ) {
-            let window_ms = window_s * SECOND_MS;
-            let mut pace = Pace::new(share, window_ms);
+            let limit = limit(requests, window_s * 1_000);
+            let mut slots = Slots::new(limit.pace(Lane::Ordinary));
             let mut now = Timestamp::from_secs(0);
             let mut sent: Vec<i64> = Vec::new();
             for gap in gaps {
                 now = now.plus_ms(gap);
-                let at = pace.take(now);
+                let at = slots.take(now);
                 prop_assert!(at >= now && sent.last().is_none_or(|last| at.millis() >= *last));
                 sent.push(at.millis());
                 now = at;
             }
             for (n, from) in sent.iter().enumerate() {
-                let within = sent[n..].iter().take_while(|at| **at - from < window_ms).count();
-                prop_assert!(within <= share as usize, "{within} of {share}");
+                let within = sent[n..].iter().take_while(|at| **at - from < limit.window_ms).count();
+                prop_assert!(within <= limit.share(Lane::Ordinary) as usize, "{within}");
             }
         }
     }

@@ -124,8 +124,8 @@ mod tests {
         assert_eq!(requests(Depth::Keys), 200);
         assert_eq!(requests(Depth::Sampled(Sample { per_million: 10_000, seed: 1 })), 220);
         assert_eq!(requests(Depth::Full), 2_200);
-        // 600 of 1,200 in 5 minutes: 60 at once, then one every 556 ms.
-        assert_eq!(estimate(kv, Depth::Keys, false, 100_000, 0, &budget).lasts_ms, 140 * 556);
+        // 600 of 1,200 in 5 minutes: 150 at once, then one every second.
+        assert_eq!(estimate(kv, Depth::Keys, false, 100_000, 0, &budget).lasts_ms, 50 * 1_000);
         let small = estimate([SideKind::Journal, SideKind::Composio], Depth::Full, true, 24, 150_000, &budget);
         assert_eq!(small.requests, BTreeMap::from([(Api::Composio, 25)]));
     }
