@@ -172,3 +172,11 @@ fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
         .build()
         .map_err(|error| CommandError::failed("cannot start the runtime").because(&error))
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_line_is_consistent() {
+        <super::Cli as clap::CommandFactory>::command().debug_assert();
+    }
+}

@@ -57,7 +57,7 @@ pub struct SoakArgs {
     #[command(flatten)]
     state: StateArgs,
     /// Follow a running shim instead of a state; its admin key is `CUTOVER_SHIM_ADMIN_KEY`
-    #[arg(long, value_name = "URL", conflicts_with = "state")]
+    #[arg(long, value_name = "URL", conflicts_with = "place")]
     shim: Option<reqwest::Url>,
     /// Policy that the plan was made with
     #[arg(long, value_name = "FILE", conflicts_with = "shim")]

@@ -60,9 +60,11 @@ pub async fn look(store: &Store, policy: &Policy, snapshot: &Snapshot, now: Time
             .iter()
             .map(|b| BudgetLine {
                 name: b.host.clone().unwrap_or_else(|| b.api.to_owned()),
-                used: b.limit.saturating_sub(b.left_urgent).into(),
-                limit: b.limit.into(),
+                left: b.left,
+                left_urgent: b.left_urgent,
+                limit: b.limit,
                 window_ms: b.window_ms,
+                closed_until: b.closed_until,
             })
             .collect(),
         events: snapshot.events.iter().rev().map(event).collect(),

@@ -86,9 +86,14 @@ pub struct SinkLine {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct BudgetLine {
     pub name: String,
-    pub used: u64,
-    pub limit: u64,
+    /// Requests that may go at once, in the ordinary share and in all.
+    pub left: u32,
+    pub left_urgent: u32,
+    /// What the vendor allows in a window.
+    pub limit: u32,
     pub window_ms: i64,
+    /// No request before then.
+    pub closed_until: Option<Timestamp>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -38,12 +38,19 @@ pub fn picture(n: usize) -> Picture {
         })
         .collect(),
         budgets: [
-            ("nango", 412, 1_000, 60_000),
-            ("composio", 1_890, 2_000, 60_000),
-            ("cloudflare", 80, 1_200, 300_000),
+            ("nango", 47, 1_000, None),
+            ("composio", 0, 2_000, Some(at.plus_ms(9_000))),
+            ("cloudflare", 80, 1_200, None),
         ]
         .into_iter()
-        .map(|(name, used, limit, window_ms)| BudgetLine { name: name.to_owned(), used, limit, window_ms })
+        .map(|(name, left, limit, closed_until)| BudgetLine {
+            name: name.to_owned(),
+            left,
+            left_urgent: left + 5,
+            limit,
+            window_ms: MINUTE_MS,
+            closed_until,
+        })
         .collect(),
         events: (0..60)
             .map(|i| EventLine {

@@ -63,14 +63,16 @@ pub(super) fn budgets(frame: &mut Frame<'_>, area: Rect, d: &Dashboard, theme: T
 }
 
 fn budget(b: &BudgetLine, theme: Theme) -> Line<'static> {
-    let share = if b.limit == 0 { 0.0 } else { b.used as f64 / b.limit as f64 };
-    let full = (share.clamp(0.0, 1.0) * 10.0).round() as usize;
-    let style = if share >= 0.9 { theme.waiting() } else { theme.good() };
-    Line::from(vec![
-        Span::raw(format!(" {}", fit(&b.name, 11))),
-        Span::styled("█".repeat(full) + &"░".repeat(10 - full), style),
-        Span::raw(format!(" {} of {} in {}", b.used, b.limit, format_duration_ms(b.window_ms))),
-    ])
+    let mut spans = vec![Span::raw(format!(" {}", fit(&b.name, 22)))];
+    match b.closed_until {
+        Some(until) => spans.push(Span::styled(format!("CLOSED until {}", until.to_rfc3339()), theme.bad())),
+        None => {
+            let style = if b.left == 0 { theme.waiting() } else { theme.good() };
+            spans.push(Span::styled(format!("{:>4} now, {:>4} urgent", b.left, b.left_urgent), style));
+        }
+    }
+    spans.push(Span::styled(format!("  limit {} in {}", b.limit, format_duration_ms(b.window_ms)), theme.quiet()));
+    Line::from(spans)
 }
 
 /// Newest first.

@@ -109,7 +109,7 @@ impl Columns {
             _ if t.held.is_some() => "H ",
             _ => "! ",
         };
-        let mut spans = vec![Span::raw(format!("{mark}{}{}", fit(&t.triplet, self.name), fit(&t.stage, 10)))];
+        let mut spans = vec![Span::raw(format!("{mark}{} {}", fit(&t.triplet, self.name - 1), fit(&t.stage, 10)))];
         if self.refresh {
             spans.push(Span::raw(fit(&t.refresh, 10)));
         }
