@@ -63,7 +63,7 @@ pub(super) fn budgets(frame: &mut Frame<'_>, area: Rect, d: &Dashboard, theme: T
 }
 
 fn budget(b: &BudgetLine, theme: Theme) -> Line<'static> {
-    let mut spans = vec![Span::raw(format!(" {}", fit(&b.name, 22)))];
+    let mut spans = vec![Span::raw(format!(" {}", fit(&b.name, 11)))];
     match b.closed_until {
         Some(until) => spans.push(Span::styled(format!("CLOSED until {}", until.to_rfc3339()), theme.bad())),
         None => {
