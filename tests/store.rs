@@ -242,12 +242,12 @@ async fn an_acknowledgement_of_an_older_version_leaves_the_newer_one_pending(sta
     let first = claim(&store, 1).await.remove(0);
     capture(&store, "two", 2_000, 2).await;
     store.mark_delivered(&[delivered(&first)], at(3)).await.unwrap();
-    // A second after the last write: a key takes one write a second.
-    let newer = claim(&store, 4).await.into_iter().find(|p| p.sink == first.sink).unwrap();
+    // Well over a second after the last write: a key takes one write a second.
+    let newer = claim(&store, 5).await.into_iter().find(|p| p.sink == first.sink).unwrap();
     assert_eq!(newer.metadata.v, 2);
-    store.mark_delivered(&[delivered(&newer)], at(5)).await.unwrap();
-    // The same acknowledgement again changes nothing and queues no second audit row.
     store.mark_delivered(&[delivered(&newer)], at(6)).await.unwrap();
+    // The same acknowledgement again changes nothing and queues no second audit row.
+    store.mark_delivered(&[delivered(&newer)], at(7)).await.unwrap();
     let state = store.load_sink(first.sink).await.unwrap().remove(0);
     assert_eq!((state.version, state.delivered), (2, 2));
     assert_eq!(store.load_audit_outbox(10).await.unwrap().len(), 2);
