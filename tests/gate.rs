@@ -1,6 +1,5 @@
 //! `gate`, `gate verify` and `waive` through the binary, on states that rehearsals left behind.
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
 #[path = "support/kept.rs"]
 mod kept;
 #[path = "support/tools.rs"]

@@ -1,6 +1,5 @@
 //! The account of a soak, opened in a browser.
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
 #[path = "support/kept.rs"]
 mod kept;
 #[path = "support/tools.rs"]
