@@ -37,7 +37,7 @@ use cutover::domain::time::Timestamp;
 use cutover::engine::{Engine, EngineConfig, Lane};
 use cutover::plan::{Policy, Route};
 use cutover::ports::SourceCredential;
-use cutover::shim::{Limits, Shim, ShimConfig, serve};
+use cutover::shim::{Gather, Limits, Shim, ShimConfig, serve};
 use cutover::store::{Durability, NewTriplet, Place, Store, Vault};
 use fake::{Fake, connection_id, triplet};
 use load::Measured;
@@ -128,13 +128,11 @@ async fn shim(store: Store) -> SocketAddr {
     for lane in &Lane::ALL[..4] {
         let engine = Arc::clone(&engine);
         tokio::spawn(async move {
+            let mut gather = Gather::new();
             loop {
                 engine.run_lane(*lane, now()).await.unwrap();
                 match lane {
-                    Lane::Reads => {
-                        engine.store().intake_arrived().await;
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                    }
+                    Lane::Reads => gather.round(engine.store()).await,
                     _ => tokio::time::sleep(Duration::from_secs(1)).await,
                 }
             }
