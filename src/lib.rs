@@ -18,6 +18,7 @@ pub mod rehearse;
 pub mod report;
 pub mod sandbox;
 pub mod shim;
+pub mod soak;
 pub mod status;
 pub mod store;
 pub mod verify;

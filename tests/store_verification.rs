@@ -1,7 +1,6 @@
 //! What the store keeps of comparisons, whatever database is behind it.
 
 #[path = "support/postgres.rs"]
-#[allow(dead_code, reason = "the crash harness uses all of it, this test a part")]
 mod postgres_server;
 
 use cutover::domain::criteria::{CriteriaPolicy, EvidenceSource, LookOutcome, Note};

@@ -223,6 +223,11 @@ impl StateArgs {
         }
     }
 
+    /// Where the state is.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// Whether there may be a state: a file that is there, or any database.
     pub fn exists(&self) -> bool {
         self.place.file().is_none_or(Path::exists)

@@ -108,6 +108,8 @@ settings! {
     SHIM_ADMIN_KEYS: "CUTOVER_SHIM_ADMIN_KEYS", "shim", "admin_keys", Hashes, None,
         "hashes of the keys of the shim's admin routes, `sha256:…`, with a space between; \
          `cutover shim --new-admin-key` makes one";
+    SHIM_ADMIN_KEY: "CUTOVER_SHIM_ADMIN_KEY", "shim", "admin_key", Secret, None,
+        "the admin key with which `cutover soak --shim` asks";
     ALERT_WEBHOOK: "CUTOVER_ALERT_WEBHOOK", "alert", "webhook", Secret, None,
         "an incoming webhook (Slack, or what takes the same) that alerts are sent to";
     ALERT_QUIET: "CUTOVER_ALERT_QUIET_HOURS", "alert", "quiet_hours", Text, None,
@@ -215,6 +217,17 @@ impl Config {
             composio_keys: self.keys(&COMPOSIO_WEBHOOK_KEY)?,
             admin_keys: hashes(&SHIM_ADMIN_KEYS, self.text(&SHIM_ADMIN_KEYS).unwrap_or_default())?,
             ..ShimConfig::default()
+        })
+    }
+
+    /// The key for a shim's admin routes.
+    ///
+    /// # Errors
+    /// Exit code 2 when it is not set or cannot be read.
+    pub fn shim_admin_key(&self) -> Result<Secret, CommandError> {
+        self.secret(&SHIM_ADMIN_KEY)?.ok_or_else(|| {
+            CommandError::usage(format!("`{}` is not set", SHIM_ADMIN_KEY.variable))
+                .hint(format!("set it to {}", SHIM_ADMIN_KEY.what))
         })
     }
 

@@ -28,6 +28,7 @@ pub mod retire;
 pub mod sandbox;
 pub mod shim;
 pub mod show;
+pub mod soak;
 pub mod status;
 pub mod switch;
 mod ui;
@@ -84,6 +85,7 @@ pub enum Command {
     Assess(Box<assess::AssessArgs>),
     Apply(apply::ApplyArgs),
     Shim(shim::ShimArgs),
+    Soak(soak::SoakArgs),
     Status(status::StatusArgs),
     Ctl(ctl::CtlArgs),
     Consent(Box<consent::ConsentArgs>),
@@ -134,6 +136,7 @@ pub fn main() -> u8 {
         Command::Assess(args) => assess::run(&args, &ui),
         Command::Apply(args) => apply::run(&args, &ui),
         Command::Shim(args) => shim::run(args, &ui),
+        Command::Soak(args) => soak::run(args, &ui),
         Command::Status(args) => status::run(&args, &ui),
         Command::Ctl(args) => ctl::run(&args, &ui),
         Command::Consent(args) => consent::run(&args, &ui),
@@ -168,4 +171,12 @@ fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
         .enable_all()
         .build()
         .map_err(|error| CommandError::failed("cannot start the runtime").because(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_line_is_consistent() {
+        <super::Cli as clap::CommandFactory>::command().debug_assert();
+    }
 }

@@ -40,8 +40,13 @@ impl Ui {
 
     /// Writes a report to stdout. A closed pipe is not an error.
     pub fn print(&self, text: &str) {
+        self.try_print(text);
+    }
+
+    /// Writes to stdout. `false` when nobody reads it any more.
+    pub fn try_print(&self, text: &str) -> bool {
         let mut stdout = io::stdout().lock();
-        let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+        stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_ok()
     }
 
     /// Writes a line to stderr.

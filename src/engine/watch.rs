@@ -411,6 +411,7 @@ mod tests {
     fn lag_is_not_divergence_and_a_foreign_write_is() {
         let sink = SinkState {
             triplet: Triplet::parse("a:b:c").unwrap(),
+            captured_at: Timestamp::from_secs(0),
             version: 5,
             delivered: 5,
             delivered_at: Some(Timestamp::from_secs(1_000)),

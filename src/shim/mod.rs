@@ -142,6 +142,7 @@ impl<O: Outside> Shim<O> {
             .route("/admin/composio/connect", post(connect::composio_connect::<O>))
             .route("/admin/composio/connections", get(connect::composio_connections::<O>))
             .route("/admin/status", get(observe::status::<O>))
+            .route("/admin/soak", get(observe::soak::<O>))
             .route("/consent/{ticket}", get(consent::page::<O>).post(consent::start::<O>))
             .route("/healthz", get(observe::healthz))
             .route("/readyz", get(observe::readyz::<O>))

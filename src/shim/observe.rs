@@ -48,6 +48,17 @@ pub(super) async fn status<O: Outside>(
     Ok(Json(json!(*shim.snapshot().await?)))
 }
 
+/// What `cutover soak --shim` draws.
+pub(super) async fn soak<O: Outside>(
+    State(shim): State<Arc<Shim<O>>>,
+    _: Admin,
+) -> Result<Json<crate::soak::picture::Picture>, Refusal> {
+    let snapshot = shim.snapshot().await?;
+    let engine = shim.ready_engine()?;
+    let looked = crate::soak::look(engine.store(), &engine.config().policy, &snapshot, snapshot.header.at).await;
+    looked.map(Json).map_err(|error| Refusal::of_engine(&error, "looking at the soak"))
+}
+
 impl<O: Outside> Shim<O> {
     async fn can_commit(&self, engine: &crate::engine::Engine<O>) -> bool {
         let now = self.now().millis().to_string();

@@ -25,7 +25,7 @@ const REQUEST_ID_BYTES_MAX: usize = 64;
 const ADMIN_KEY: HeaderName = HeaderName::from_static("x-admin-key");
 
 /// Routes as they are counted; anything else counts as `other`.
-const ROUTES: [&str; 12] = [
+const ROUTES: [&str; 13] = [
     "/admin/sync/nango",
     "/admin/sync/composio",
     "/admin/tokens/{tenant}/{provider}/{account}",
@@ -34,6 +34,7 @@ const ROUTES: [&str; 12] = [
     "/admin/composio/connect",
     "/admin/composio/connections",
     "/admin/status",
+    "/admin/soak",
     "/consent/{ticket}",
     "/healthz",
     "/readyz",

@@ -15,7 +15,7 @@ impl Store {
             return Err(StoreError::NoCopy);
         }
         query("VACUUM INTO $1")
-            .bind(&path.display().to_string())
+            .bind(path.display().to_string())
             .execute(&mut self.read().await)
             .await
             .during("copy the state")?;

@@ -66,6 +66,8 @@ pub struct Delivered {
 pub struct SinkState {
     pub triplet: Triplet,
     pub version: u64,
+    /// When the newest version was captured.
+    pub captured_at: Timestamp,
     pub delivered: u64,
     pub delivered_at: Option<Timestamp>,
     pub delivered_exp: Option<Timestamp>,
@@ -292,7 +294,7 @@ impl Store {
     /// Everything that `sink` should have, by triplet.
     pub async fn load_sink(&self, sink: Sink) -> StoreResult<Vec<SinkState>> {
         let rows = query(
-            "SELECT triplet, version, delivered, delivered_at, delivered_exp, delivered_fp, dead
+            "SELECT triplet, version, delivered, delivered_at, delivered_exp, delivered_fp, dead, captured_at
              FROM delivery WHERE sink = $1 ORDER BY triplet",
         )
         .bind(sink.name())
@@ -309,6 +311,7 @@ impl Store {
                     delivered_exp: r.get::<Option<i64>>(4).map(Timestamp::from_millis),
                     delivered_fp: r.get::<Option<String>>(5).map(|t| parse_fingerprint(&t)).transpose()?,
                     dead: r.get(6),
+                    captured_at: Timestamp::from_millis(r.get(7)),
                 })
             })
             .collect()

@@ -439,30 +439,33 @@ async fn load_custodies(
 /// The tokens among `entries` that must reach the journal, by triplet in the order of arrival.
 ///
 /// Left out is what the journal would supersede anyway: a token that ends before another one of the
-/// same triplet. Two that end at the same time both stay, or a replay of the first would look new.
+/// same triplet. Two that end at the same time both stay, or a replay of the first would look new; and
+/// one that came before is no news, even when what it ended with then was superseded meanwhile.
 fn coalesce<'a>(
     entries: impl Iterator<Item = &'a Intake>,
     settled: &mut Settled,
 ) -> StoreResult<BTreeMap<Triplet, Vec<KvEntry>>> {
-    let mut tokens: BTreeMap<Triplet, Vec<KvEntry>> = BTreeMap::new();
+    // What was the newest at some time, and from where on it still is.
+    let mut heads: BTreeMap<Triplet, (Vec<KvEntry>, usize)> = BTreeMap::new();
     for intake in entries.filter(|e| e.kind == IntakeKind::Token) {
         let corrupt = |detail: String| StoreError::Corrupt { what: "accepted token", detail };
         let triplet = Triplet::parse(&intake.subject).map_err(|e| corrupt(e.to_string()))?;
         let entry = KvEntry::from_json(&intake.body).map_err(|e| corrupt(e.to_string()))?;
-        let kept = tokens.entry(triplet).or_default();
-        match kept.last().map(|last| entry.expires_at.cmp(&last.expires_at)) {
+        let (seen, from) = heads.entry(triplet).or_default();
+        match seen.last().map(|last| entry.expires_at.cmp(&last.expires_at)) {
             Some(std::cmp::Ordering::Less) => settled.superseded += 1,
-            Some(std::cmp::Ordering::Equal) if kept.iter().any(|k| k.access_token == entry.access_token) => {
+            Some(std::cmp::Ordering::Equal) if seen.iter().any(|k| k.access_token == entry.access_token) => {
                 settled.duplicates += 1;
             }
             Some(std::cmp::Ordering::Greater) => {
-                settled.superseded += kept.len();
-                *kept = vec![entry];
+                settled.superseded += seen.len() - *from;
+                *from = seen.len();
+                seen.push(entry);
             }
-            Some(std::cmp::Ordering::Equal) | None => kept.push(entry),
+            Some(std::cmp::Ordering::Equal) | None => seen.push(entry),
         }
     }
-    Ok(tokens)
+    Ok(heads.into_iter().map(|(triplet, (mut seen, from))| (triplet, seen.split_off(from))).collect())
 }
 
 fn encode(entries: &[Intake]) -> Zeroizing<Vec<u8>> {

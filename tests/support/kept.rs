@@ -1,5 +1,7 @@
 //! States that rehearsals left behind, for commands that read one.
 
+#![allow(dead_code, reason = "each test binary uses its part of this")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 

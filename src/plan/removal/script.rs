@@ -13,27 +13,38 @@ pub(super) fn is_script(path: &str) -> bool {
 /// `text` without the method `method` of the class `class`.
 pub(super) fn without_method(text: &str, class: &str, method: &str) -> String {
     let Some((open, close)) = class_body(text, class) else { return text.to_owned() };
-    let mut depth = 0;
     let code = Code::of(text);
-    for (at, kind) in code.marks.iter().filter(|(at, _)| *at > open && *at < close) {
-        match kind {
-            Mark::Open => depth += 1,
-            Mark::Close => depth -= 1,
+    let plain = &code.plain;
+    for (n, _) in plain[open + 1..close].match_indices(method) {
+        let (at, end) = (open + 1 + n, open + 1 + n + method.len());
+        let before = &plain[open + 1..at];
+        let own_level = code.depth_between(open, at) == 0 && before.matches('(').count() == before.matches(')').count();
+        let whole = !before.ends_with(|c: char| c.is_alphanumeric() || matches!(c, '_' | '$' | '.' | '#'));
+        if !own_level || !whole || !plain[end..].trim_start().starts_with('(') {
+            continue;
         }
-        // A body that begins at the class's own level: whose is it?
-        if *kind == Mark::Open && depth == 1 {
-            let line_start = text[..*at].rfind('\n').map_or(0, |n| n + 1);
-            let head_start = member_start(text, &code, open, *at).max(open + 1);
-            let head = text[head_start..*at].trim_start();
-            if names_method(head, method) {
-                let end = code.closing(*at).unwrap_or(close);
-                let start = text[..head_start].len() + (text[head_start..*at].len() - head.len());
-                let start = text[..start].rfind('\n').map_or(start, |n| n + 1).min(line_start.max(start));
-                return cut(text, start, end + 1);
-            }
-        }
+        let Some(body) = after_parameters(plain, end).and_then(|from| code.next_open(from)) else { continue };
+        let Some(last) = code.closing(body).filter(|last| *last < close) else { continue };
+        let start = text[..at].rfind('\n').map_or(0, |n| n + 1).max(open + 1);
+        return cut(text, start, last + 1);
     }
     text.to_owned()
+}
+
+/// After the `)` that closes the parameters that begin at or after `from`.
+fn after_parameters(plain: &str, from: usize) -> Option<usize> {
+    let mut depth = 0;
+    for (n, c) in plain[from..].char_indices() {
+        match c {
+            '(' => depth += 1,
+            ')' => depth -= 1,
+            _ => continue,
+        }
+        if depth == 0 {
+            return Some(from + n + 1);
+        }
+    }
+    None
 }
 
 /// `text` without the class `class`.
@@ -42,39 +53,6 @@ pub(super) fn without_class(text: &str, class: &str) -> String {
     let start = text[..open].rfind("class ").unwrap_or(open);
     let start = text[..start].rfind('\n').map_or(0, |n| n + 1);
     cut(text, start, close + 1)
-}
-
-/// Where a member of the class that has its body at `body` begins: after the last `}` or `;` of
-/// its own level, or after the opening brace.
-fn member_start(text: &str, code: &Code, open: usize, body: usize) -> usize {
-    let last_close = code.marks.iter().rev().find(|(at, kind)| *at < body && *kind == Mark::Close && *at > open);
-    let after_close = last_close.map_or(open + 1, |(at, _)| at + 1);
-    // Braces of a parameter's type belong to the head: `alarm(info?: { retryCount: number }) {`.
-    let mut start = after_close;
-    while text[start..body].trim_start().starts_with([')', ',', '|', '&', '[', '=', '>', ';']) && start > open + 1 {
-        let Some((opened, _)) =
-            code.marks.iter().rev().find(|(at, kind)| {
-                *at < start && *kind == Mark::Open && code.closing(*at).is_some_and(|c| c + 1 == start)
-            })
-        else {
-            break;
-        };
-        let before = code.marks.iter().rev().find(|(at, kind)| *at < *opened && *kind == Mark::Close && *at > open);
-        start = before.map_or(open + 1, |(at, _)| at + 1);
-    }
-    let semicolon = code.plain[start..body].rfind(|b| b == ';').map_or(start, |n| start + n + 1);
-    semicolon.max(start)
-}
-
-/// Whether the text before a body is the head of that method.
-fn names_method(head: &str, method: &str) -> bool {
-    let mut code = String::new();
-    for line in head.lines().filter(|line| !line.trim_start().starts_with(['/', '*'])) {
-        code.push_str(line);
-        code.push(' ');
-    }
-    let Some((before, _)) = code.split_once('(') else { return false };
-    before.split_whitespace().next_back() == Some(method)
 }
 
 /// The braces of the body of `class`.
@@ -175,6 +153,17 @@ impl Code {
             }
         }
         Self { plain: String::from_utf8_lossy(&plain).into_owned(), marks }
+    }
+
+    /// How many braces are open at `at` that were opened after `open`.
+    fn depth_between(&self, open: usize, at: usize) -> i64 {
+        let inside = self.marks.iter().filter(|(mark, _)| *mark > open && *mark < at);
+        inside.map(|(_, kind)| if *kind == Mark::Open { 1 } else { -1 }).sum()
+    }
+
+    /// The first brace that opens at or after `from`.
+    fn next_open(&self, from: usize) -> Option<usize> {
+        self.marks.iter().find(|(at, kind)| *at >= from && *kind == Mark::Open).map(|(at, _)| *at)
     }
 
     /// The brace that closes the one at `open`.

@@ -1,0 +1,152 @@
+//! Makes a picture from the store. The only part of the dashboard that asks anybody anything.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::picture::{BudgetLine, DeadLetterLine, EventLine, Picture, SinkCell, SinkLine, TripletLine, VerifyMark};
+use crate::domain::criteria::{EvidenceSource, LookOutcome, Note};
+use crate::domain::custody::Stage;
+use crate::domain::time::Timestamp;
+use crate::engine::{EngineResult, judge_state};
+use crate::plan::Policy;
+use crate::status::Snapshot;
+use crate::store::{EventRow, Sink, SinkState, Store, TripletRow};
+
+/// Looks at the store and judges it. `snapshot` brings what only a running engine knows: its
+/// circuit breakers and budgets.
+///
+/// # Errors
+/// When the store cannot be read.
+pub async fn look(store: &Store, policy: &Policy, snapshot: &Snapshot, now: Timestamp) -> EngineResult<Picture> {
+    let judged = judge_state(store, policy, now).await?;
+    let mut by_sink: Vec<BTreeMap<String, SinkState>> = Vec::new();
+    for sink in Sink::ALL {
+        let states = store.load_sink(sink).await?;
+        by_sink.push(states.into_iter().map(|s| (s.triplet.to_string(), s)).collect());
+    }
+    // What the last comparisons found; a clean one clears all.
+    let since = now.plus_ms(-policy.criteria.verify_every.0 * 3 / 2);
+    let looks = store.load_looks(since).await?.remove(&EvidenceSource::Verify).unwrap_or_default();
+    let last = looks.iter().rev().map(|l| l.outcome).find(|o| matches!(o, LookOutcome::Clean | LookOutcome::Finding));
+    let findings = match last {
+        Some(LookOutcome::Finding) => store.load_notes_since("parity", since, FINDINGS_MAX).await?,
+        _ => Vec::new(),
+    };
+    let marks = VerifyMarks { compared: last.is_some(), findings };
+    let triplets = store.load_triplets().await?;
+    Ok(Picture {
+        at: now,
+        plan: snapshot.header.plan.clone(),
+        soaked_ms: judged.clock.first_refresh_at.map(|_| judged.clock.soaked_ms),
+        gap_ms: judged.clock.paused_ms,
+        needed_ms: policy.criteria.soak_ms(),
+        criteria: judged.criteria,
+        triplets: triplets.iter().map(|t| line(t, &by_sink, &marks)).collect(),
+        sinks: snapshot
+            .sinks
+            .iter()
+            .map(|s| SinkLine {
+                name: s.name.to_owned(),
+                delivered: s.delivered.max(0).unsigned_abs(),
+                pending: s.pending,
+                dead: s.dead,
+                oldest_ms: s.oldest_ms,
+                trouble: s.trouble.clone(),
+            })
+            .collect(),
+        budgets: snapshot
+            .budgets
+            .iter()
+            .map(|b| BudgetLine {
+                name: b.host.clone().unwrap_or_else(|| b.api.to_owned()),
+                left: b.left,
+                left_urgent: b.left_urgent,
+                limit: b.limit,
+                window_ms: b.window_ms,
+                closed_until: b.closed_until,
+            })
+            .collect(),
+        events: snapshot.events.iter().rev().map(event).collect(),
+        dead_letters: snapshot
+            .dead_letters
+            .iter()
+            .map(|l| DeadLetterLine {
+                triplet: l.triplet.to_string(),
+                sink: l.sink.to_owned(),
+                reason: l.reason.clone(),
+            })
+            .collect(),
+    })
+}
+
+struct VerifyMarks {
+    compared: bool,
+    findings: Vec<Note>,
+}
+
+/// Differences that are shown at their triplets.
+const FINDINGS_MAX: u32 = 10_000;
+
+fn line(t: &TripletRow, by_sink: &[BTreeMap<String, SinkState>], marks: &VerifyMarks) -> TripletLine {
+    let name = t.triplet.to_string();
+    let cells: Vec<Option<&SinkState>> = by_sink.iter().map(|sink| sink.get(&name)).collect();
+    let found = marks.findings.iter().rev().find(|n| n.subject == name);
+    let moves = t.moves();
+    TripletLine {
+        route: t.custody.route.name().to_owned(),
+        stage: if moves { t.custody.stage.name() } else { "retained" }.to_owned(),
+        stage_rank: if moves { t.custody.stage as u8 } else { Stage::ALL.len() as u8 },
+        wave: t.wave,
+        refresh: word(&t.custody.refresh_authority()),
+        read: word(&t.custody.read),
+        epoch: t.custody.epoch,
+        version: t.version,
+        captured_at: cells.iter().flatten().map(|s| s.captured_at).max(),
+        expires_at: t.expires_at,
+        sinks: cells.into_iter().map(|s| s.map_or_else(SinkCell::default, cell)).collect(),
+        verify: match found {
+            Some(note) => Some(VerifyMark { clean: false, text: note.detail.clone() }),
+            None => (marks.compared && moves).then(|| VerifyMark { clean: true, text: "match".to_owned() }),
+        },
+        reversible_until: t.custody.reverse_until.filter(|_| t.custody.stage == Stage::Switched),
+        held: t.custody.held.clone(),
+        triplet: name,
+    }
+}
+
+fn cell(s: &SinkState) -> SinkCell {
+    SinkCell {
+        delivered_at: s.delivered_at,
+        pending: s.dead.is_none() && s.version > s.delivered,
+        dead: s.dead.is_some(),
+    }
+}
+
+/// The name of an authority, as its JSON has it.
+fn word<T: serde::Serialize>(value: &T) -> String {
+    match serde_json::to_value(value) {
+        Ok(Value::String(name)) => name,
+        _ => "?".to_owned(),
+    }
+}
+
+/// `switched reverse_until=…`: the event's name, then what it says.
+fn event(row: &EventRow) -> EventLine {
+    let text = match serde_json::from_str::<Value>(&row.json) {
+        Ok(Value::Object(fields)) => {
+            let mut words: Vec<String> = Vec::new();
+            for (key, value) in &fields {
+                let shown = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+                if key == "event" {
+                    words.insert(0, shown.replace('_', " "));
+                } else {
+                    words.push(format!("{key}={shown}"));
+                }
+            }
+            words.join(" ")
+        }
+        _ => row.json.clone(),
+    };
+    EventLine { at: row.at, subject: row.subject.clone(), text: format!("{text} ({})", row.actor) }
+}
