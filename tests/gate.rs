@@ -1,5 +1,6 @@
 //! `gate`, `gate verify` and `waive` through the binary, on states that rehearsals left behind.
 
+#[allow(dead_code, reason = "each test file uses a part of it")]
 #[path = "support/kept.rs"]
 mod kept;
 #[path = "support/tools.rs"]
@@ -7,8 +8,10 @@ mod tools;
 
 use std::process::Command;
 
+use cutover::alert::Alerts;
 use cutover::domain::criteria::CRITERIA;
 use cutover::domain::time::{DAY_MS, HOUR_MS};
+use cutover::store::{Durability, Store, Vault};
 use kept::{Kept, done, repository};
 use serde_json::Value;
 
@@ -180,14 +183,17 @@ fn a_state_that_cannot_be_judged_says_why() {
     assert_eq!(state.run(SOON, &["gate", "--criteria", "parity", "--evidence", "x.json"]).0, 2);
 
     // Some criteria only: a verdict, but no run that would open anything.
-    let (code, stdout, _) = state.run(SOON, &["gate", "--criteria", "parity,outage", "--format", "json"]);
-    let partial: Value = serde_json::from_str(&stdout).unwrap();
-    assert_eq!((code, partial["criteria"].as_array().unwrap().len()), (0, 2));
-    let runs = |state: &Kept| {
+    let runs = || {
         let (_, stdout, _) = state.run(SOON, &["report", "--format", "json"]);
         serde_json::from_str::<Value>(&stdout).unwrap()["gate_runs"].as_array().unwrap().len()
     };
-    assert_eq!(runs(&state), 2, "the two of the rehearsal");
+    let before = runs();
+    let (code, stdout, _) = state.run(SOON, &["gate", "--criteria", "parity,outage", "--format", "json"]);
+    let partial: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((code, partial["criteria"].as_array().unwrap().len()), (0, 2));
+    assert_eq!(runs(), before, "it was recorded");
+    assert_eq!(state.run(SOON, &["gate"]).0, 0);
+    assert_eq!(runs(), before + 1);
 }
 
 #[test]
@@ -212,6 +218,35 @@ fn evidence_that_stopped_is_waited_for_and_never_passes() {
         assert_eq!(code, 0, "{stderr}");
     }
     assert_eq!(waiting.wait_with_output().unwrap().status.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_change_of_the_verdict_makes_one_alert_whoever_judges_and_however_often() {
+    let state = Kept::rehearse(&[]);
+    let place = format!("sqlite:{}", state.path("state/cutover.db").display()).parse().unwrap();
+    let vault = Vault::load_or_create(&state.path("state/cutover.key")).unwrap();
+    let store = Store::open_at(&place, Durability::ProcessCrash, vault).await.unwrap();
+    let told = async |after_ms: i64| {
+        let now = state.ended_at.plus_ms(after_ms);
+        Alerts::new(None, None).run_due(&store, now).await.unwrap();
+        let due = store.load_due_alerts(now, 100).await.unwrap();
+        let gate: Vec<_> = due.into_iter().filter(|a| a.kind == "gate").collect();
+        assert!(gate.iter().all(|a| a.repeats == 0 && a.subject.starts_with("p-")), "{gate:?}");
+        gate.iter().map(|a| a.detail.split(':').next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    // The hourly look of the soak and the runs of the rehearsal saw the same change.
+    assert_eq!(told(0).await, ["inconclusive to pass"]);
+    for n in 1..3 {
+        assert_eq!(state.run(n * SOON, &["gate"]).0, 0);
+        assert_eq!(told(n * SOON).await, ["inconclusive to pass"]);
+    }
+    for n in 0..2 {
+        assert_eq!(state.run(3 * DAY_MS + n * SOON, &["gate"]).0, 4);
+        assert_eq!(told(3 * DAY_MS + n * SOON).await, ["inconclusive to pass", "pass to inconclusive"]);
+    }
+    // A verdict on some criteria is nobody's news.
+    assert_eq!(state.run(3 * DAY_MS + HOUR_MS, &["gate", "--criteria", "foreign-writes"]).0, 4);
+    assert_eq!(told(3 * DAY_MS + HOUR_MS).await.len(), 2);
 }
 
 #[test]

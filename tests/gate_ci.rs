@@ -1,5 +1,6 @@
 //! The workflow of docs/ci.md, step by step, against states that rehearsals left behind.
 
+#[allow(dead_code, reason = "each test file uses a part of it")]
 #[path = "support/kept.rs"]
 mod kept;
 

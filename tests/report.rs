@@ -1,5 +1,6 @@
 //! The account of a soak, opened in a browser.
 
+#[allow(dead_code, reason = "each test file uses a part of it")]
 #[path = "support/kept.rs"]
 mod kept;
 #[path = "support/tools.rs"]

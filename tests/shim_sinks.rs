@@ -10,8 +10,9 @@ use std::net::TcpListener;
 use std::process::Command;
 use std::time::Duration;
 
-use cutover::alert::{self, Alerts, Kind, Slack};
+use cutover::alert::{Alerts, Kind, Slack};
 use cutover::catalogue::Catalogue;
+use cutover::domain::criteria::Note;
 use cutover::domain::secret::Secret;
 use cutover::domain::time::{HOUR_MS, SECOND_MS, Timestamp};
 use cutover::domain::token::KvEntry;
@@ -42,6 +43,12 @@ async fn report(engine: &Engine<Fake>, n: usize, token: &str, minutes: i64, now:
         other: serde_json::Map::new(),
     };
     engine.report_token(&triplet(n), entry, now).await.unwrap();
+}
+
+/// What alerts are made of.
+async fn note(store: &Store, kind: Kind, subject: &str, detail: &str, at: Timestamp) {
+    let note = Note { at, subject: subject.to_owned(), detail: detail.to_owned() };
+    store.add_note(kind.name(), &note).await.unwrap();
 }
 
 async fn notes(engine: &Engine<Fake>, kind: &str) -> Vec<String> {
@@ -141,13 +148,19 @@ async fn backlog_alerts_and_repair_are_the_same_on_postgresql() {
 
     assert!(engine.account_expired("msg_1", "ca_1", BEGIN).await.unwrap());
     assert!(!engine.account_expired("msg_1", "ca_1", BEGIN).await.unwrap());
-    alert::raise(engine.store(), Kind::Gate, "p-1", "pass to fail", BEGIN).await.unwrap();
-    alert::raise(engine.store(), Kind::Gate, "p-1", "fail to pass", BEGIN.plus_ms(1_000)).await.unwrap();
+    note(engine.store(), Kind::Gate, "p-1", "pass to fail", BEGIN).await;
+    note(engine.store(), Kind::Gate, "p-1", "fail to pass", BEGIN.plus_ms(1_000)).await;
+    for s in [1, 2] {
+        note(engine.store(), Kind::CircuitOpen, "kv.target", "kv.target", BEGIN.plus_ms(s)).await;
+    }
     let alerts = Alerts::new(None, None);
     alerts.run_due(engine.store(), BEGIN.plus_ms(2_000)).await.unwrap();
     let due = engine.store().load_due_alerts(BEGIN.plus_ms(2_000), 10).await.unwrap();
-    let told: Vec<_> = due.iter().map(|a| (a.kind.as_str(), a.subject.clone(), a.repeats)).collect();
-    assert_eq!(told, [("account-expired", triplet(1).to_string(), 0), ("gate", "p-1".to_owned(), 1)]);
+    let told: Vec<_> = due.iter().map(|a| (a.kind.as_str(), a.detail.as_str(), a.repeats)).collect();
+    // What is the same again is folded in; a change of the gate is never the same.
+    let expected = [("gate", "pass to fail", 0), ("gate", "fail to pass", 0), ("circuit-open", "kv.target", 1)];
+    assert_eq!(told[1..], expected);
+    assert_eq!((due[0].kind.as_str(), due[0].subject.clone()), ("account-expired", triplet(1).to_string()));
     // Another machine leaves them to this one.
     let other = Store::open_at(&place, Durability::ProcessCrash, Vault::from_master(&[7; 32])).await.unwrap();
     assert!(alerts.run_due(&other, BEGIN.plus_ms(3_000)).await.unwrap() > BEGIN.plus_ms(30_000));
@@ -253,8 +266,8 @@ async fn alerts_come_once_survive_a_refusal_and_keep_quiet_hours() {
     assert!(now.to_minute().ends_with("09:00"), "{}", now.to_minute());
 
     // In quiet hours the urgent one goes out and the other waits.
-    alert::raise(&store, Kind::ForeignWrite, "a:b:c", "kv.source", now).await.unwrap();
-    alert::raise(&store, Kind::Gate, "p-1", "pass to fail", now).await.unwrap();
+    note(&store, Kind::ForeignWrite, "a:b:c", "kv.source", now).await;
+    note(&store, Kind::Gate, "p-1", "pass to fail", now).await;
     let text = exchange(&alerts, &store, &listener, "500 no", now).await;
     assert!(
         text.contains("*foreign-write* a:b:c: kv.source (2026-05-06 09:00 UTC)") && !text.contains("gate"),
@@ -272,7 +285,7 @@ async fn alerts_come_once_survive_a_refusal_and_keep_quiet_hours() {
 
     // The same subject again within the hour is folded in; another one is not.
     for minute in 1..5 {
-        alert::raise(&store, Kind::ForeignWrite, "a:b:c", "again", now.plus_ms(minute * 60_000)).await.unwrap();
+        note(&store, Kind::ForeignWrite, "a:b:c", "again", now.plus_ms(minute * 60_000)).await;
     }
     alerts.run_due(&store, now.plus_ms(6 * 60_000)).await.unwrap();
     assert_eq!(store.count_waiting_alerts().await.unwrap(), 1, "only the quiet one waits");

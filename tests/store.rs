@@ -5,7 +5,7 @@ mod postgres_server;
 
 use std::collections::BTreeSet;
 
-use cutover::domain::criteria::{CriteriaPolicy, Evidence, EvidenceSource, LookOutcome, Verdict, Waiver, judge};
+use cutover::domain::criteria::{CriteriaPolicy, Evidence, EvidenceSource, LookOutcome, Note, Verdict, Waiver, judge};
 use cutover::domain::custody::{Event, Refusal, Route, Stage};
 use cutover::domain::secret::Secret;
 use cutover::domain::time::Timestamp;
@@ -119,6 +119,7 @@ contract! {
     accepted_tokens_reach_the_journal_once_and_in_order
     a_changed_intake_is_found
     of_several_callers_one_creates_and_one_takes
+    a_change_is_noted_by_one_of_those_who_see_it
     keys_rotate_under_a_running_store
     looks_with_one_outcome_are_one_row_and_a_silence_is_a_gap
     looks_without_an_answer_do_not_end_a_gap
@@ -241,12 +242,12 @@ async fn an_acknowledgement_of_an_older_version_leaves_the_newer_one_pending(sta
     let first = claim(&store, 1).await.remove(0);
     capture(&store, "two", 2_000, 2).await;
     store.mark_delivered(&[delivered(&first)], at(3)).await.unwrap();
-    // A second after the last write: a key takes one write a second.
-    let newer = claim(&store, 4).await.into_iter().find(|p| p.sink == first.sink).unwrap();
+    // Well over a second after the last write: a key takes one write a second.
+    let newer = claim(&store, 5).await.into_iter().find(|p| p.sink == first.sink).unwrap();
     assert_eq!(newer.metadata.v, 2);
-    store.mark_delivered(&[delivered(&newer)], at(5)).await.unwrap();
-    // The same acknowledgement again changes nothing and queues no second audit row.
     store.mark_delivered(&[delivered(&newer)], at(6)).await.unwrap();
+    // The same acknowledgement again changes nothing and queues no second audit row.
+    store.mark_delivered(&[delivered(&newer)], at(7)).await.unwrap();
     let state = store.load_sink(first.sink).await.unwrap().remove(0);
     assert_eq!((state.version, state.delivered), (2, 2));
     assert_eq!(store.load_audit_outbox(10).await.unwrap().len(), 2);
@@ -420,7 +421,9 @@ async fn a_sink_is_not_written_by_two_at_a_time_and_nothing_is_overtaken(state: 
     capture(&a, "two", 2_000, 2).await;
     assert!(claim(&b, 2).await.is_empty());
     a.mark_delivered(&[delivered(&taken[0])], at(3)).await.unwrap();
-    let next = claim(&b, 4).await;
+    // KV takes one write a second to a key.
+    assert!(claim(&b, 4).await.is_empty());
+    let next = claim(&b, 5).await;
     assert_eq!(next.iter().map(|p| (p.sink, p.metadata.v)).collect::<Vec<_>>(), [(Sink::KvSource, 2)]);
     // The other worker died: its delivery is due when its time is over.
     let last = claim(&a, 61).await;
@@ -440,13 +443,13 @@ async fn a_late_acknowledgement_makes_the_newest_version_go_again(state: State) 
     a.mark_delivered(&[delivered(&late)], at(63)).await.unwrap();
     let state = a.load_sink(Sink::KvSource).await.unwrap().remove(0);
     assert_eq!((state.version, state.delivered), (2, 2), "what came late is not recorded as delivered");
-    let again = kv(&b, 63).await.expect("its write may have come after the newer one");
+    let again = kv(&b, 65).await.expect("its write may have come after the newer one");
     assert_eq!(again.metadata.v, 2);
-    b.mark_delivered(&[delivered(&again)], at(64)).await.unwrap();
-    assert!(kv(&b, 65).await.is_none());
+    b.mark_delivered(&[delivered(&again)], at(66)).await.unwrap();
+    assert!(kv(&b, 70).await.is_none());
     // Late with the very version that is there: whoever wrote last, it is right.
-    a.mark_delivered(&[delivered(&newer)], at(66)).await.unwrap();
-    assert!(kv(&b, 67).await.is_none());
+    a.mark_delivered(&[delivered(&newer)], at(71)).await.unwrap();
+    assert!(kv(&b, 75).await.is_none());
 }
 
 async fn failures_of_a_claim_that_is_over_change_nothing(state: State) {
@@ -569,6 +572,22 @@ async fn of_several_callers_one_creates_and_one_takes(state: State) {
     assert!(!b.create_meta("down:nango", "2").await.unwrap());
     assert_eq!(b.take_meta("down:nango").await.unwrap().as_deref(), Some("1"));
     assert_eq!(a.take_meta("down:nango").await.unwrap(), None);
+}
+
+async fn a_change_is_noted_by_one_of_those_who_see_it(state: State) {
+    let (a, b) = (state.open().await, state.open().await);
+    let note = |s: i64, detail: &str| Note { at: at(s), subject: "p-1".to_owned(), detail: detail.to_owned() };
+    assert!(a.note_change("told", "inconclusive", "pass", "gate", &note(1, "to pass")).await.unwrap());
+    assert!(!b.note_change("told", "inconclusive", "pass", "gate", &note(2, "again")).await.unwrap());
+    let (one, two) = (note(3, "to fail"), note(4, "to fail"));
+    let (one, two) = tokio::join!(
+        a.note_change("told", "pass", "fail", "gate", &one),
+        b.note_change("told", "pass", "fail", "gate", &two)
+    );
+    assert_ne!(one.unwrap(), two.unwrap());
+    let noted: Vec<String> = b.load_notes("gate").await.unwrap().into_iter().map(|n| n.detail).collect();
+    assert_eq!(noted, ["to pass", "to fail"]);
+    assert_eq!(b.load_meta("told").await.unwrap().as_deref(), Some("fail"));
 }
 
 fn look(s: i64, outcome: LookOutcome) -> Look {

@@ -13,7 +13,6 @@ use std::fmt::Write as _;
 
 use serde_json::json;
 
-use crate::domain::criteria::Note;
 use crate::domain::time::{DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS, Timestamp};
 use crate::store::{AlertRow, Lead, Store, StoreResult};
 
@@ -101,6 +100,15 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
+    /// How long the same subject is not told again, ms. A change of the gate is never the same again:
+    /// folded into the one before, it would leave people with a verdict that does not hold.
+    const fn repeat_ms(self) -> i64 {
+        match self {
+            Self::Gate => 0,
+            _ => REPEAT_MS,
+        }
+    }
+
     /// Whether it is sent in quiet hours too: somebody is served badly, or soon will be.
     pub const fn is_urgent(self) -> bool {
         match self {
@@ -115,15 +123,6 @@ impl Kind {
             }
         }
     }
-}
-
-/// Raises an alert that no duty notes by itself, such as a change of the gate's verdict.
-///
-/// # Errors
-/// When the store fails.
-pub async fn raise(store: &Store, kind: Kind, subject: &str, detail: &str, now: Timestamp) -> StoreResult<()> {
-    let note = Note { at: now, subject: subject.to_owned(), detail: detail.to_owned() };
-    store.add_note(kind.name(), &note).await
 }
 
 /// The duty that brings alerts to people.
@@ -148,8 +147,8 @@ impl Alerts {
         if let Lead::Theirs { until } = store.lead(LEAD, now, now.plus_ms(LEAD_MS)).await? {
             return Ok(until);
         }
-        let kinds = Kind::ALL.map(Kind::name);
-        store.collect_alerts(&kinds, now, REPEAT_MS, NEWS_MS).await?;
+        let kinds = Kind::ALL.map(|kind| (kind.name(), kind.repeat_ms()));
+        store.collect_alerts(&kinds, now, NEWS_MS).await?;
         let Some(slack) = &self.slack else { return Ok(now.plus_ms(LOOK_MS)) };
         let due = store.load_due_alerts(now, BATCH).await?;
         let quiet_until = self.quiet.and_then(|quiet| quiet.until(now));

@@ -145,8 +145,8 @@ pub async fn record(store: &Store, report: &GateReport, policy: &Policy) -> Engi
         .map_err(|e| crate::store::StoreError::Corrupt { what: "gate run", detail: e.to_string() }.into())
 }
 
-/// Makes an alert of a verdict that is not the one before: the note is what alerts are made of. A
-/// crash in between repeats it.
+/// Notes a verdict that is not the one before, once, whoever judges at the same time: the note is
+/// what alerts are made of.
 ///
 /// # Errors
 /// When the store fails.
@@ -156,9 +156,10 @@ pub(super) async fn tell_change(store: &Store, report: &GateReport) -> EngineRes
         return Ok(());
     }
     let plan = store.load_plan_id().await?.unwrap_or_default();
-    let detail = format!("{} to {}: {}", before.name(), report.verdict.name(), report.reason());
-    store.add_note("gate", &Note { at: report.evaluated_at, subject: plan, detail }).await?;
-    Ok(store.save_meta(TOLD, report.verdict.name()).await?)
+    let (from, to) = (before.name(), report.verdict.name());
+    let note = Note { at: report.evaluated_at, subject: plan, detail: format!("{from} to {to}: {}", report.reason()) };
+    store.note_change(TOLD, from, to, "gate", &note).await?;
+    Ok(())
 }
 
 /// The gate pass that opens `switch` and `retire` for `plan` at `now`, or why there is none: the

@@ -139,7 +139,9 @@ impl Campaign {
         for seed in template.seed..template.seed.saturating_add(seeds) {
             for ((_, faults), tally) in PROFILES.iter().zip(&mut tallies) {
                 progress(done, total);
-                let directory = template.directory.join("run");
+                // A folder of its own: a database that is still closing removes its side files by
+                // name, and would take those of the next one.
+                let directory = template.directory.join(format!("run-{done}"));
                 let report = one(template, seed, faults, &directory).await?;
                 tally.add(&report);
                 done += 1;

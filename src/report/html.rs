@@ -115,7 +115,7 @@ fn head(facts: &Facts, out: &mut String) {
 fn criteria(facts: &Facts, out: &mut String) {
     line!(
         out,
-        "<h2>Exit criteria</h2>\n<table>\n<thead><tr><th>Criterion<th>Verdict<th>Observed<th>Threshold<th>Unit<th>Samples<th>Since<th>Reason</tr></thead>\n<tbody>"
+        "<h2>Exit criteria</h2>\n<table>\n<thead><tr><th>Criterion<th>Verdict<th>Observed<th>Threshold<th>Unit<th>Samples / needed<th>Since<th>Reason</tr></thead>\n<tbody>"
     );
     for c in &facts.criteria {
         let at = |field: &str, text: &str| fact(&format!("criteria.{}.{field}", c.id), text);
@@ -123,7 +123,7 @@ fn criteria(facts: &Facts, out: &mut String) {
         line!(out, "<td>{}{}</td>", at("verdict", c.verdict.name()), if c.waived { " (waived)" } else { "" });
         line!(out, "<td class=\"n\">{}</td>", at("observed", &c.observed.map_or_else(|| "-".to_owned(), number)));
         line!(out, "<td class=\"n\">{}</td><td>{}</td>", at("threshold", &number(c.threshold)), escape(&c.unit));
-        line!(out, "<td class=\"n\">{} of {}</td>", at("samples", &c.samples.to_string()), c.expected_samples);
+        line!(out, "<td class=\"n\">{} / {}</td>", at("samples", &c.samples.to_string()), c.expected_samples);
         line!(out, "<td>{}</td><td class=\"w\">{}</td></tr>", or_dash(c.since), at("reason", &c.reason));
     }
     line!(out, "</tbody></table>");
@@ -219,13 +219,13 @@ fn runs(facts: &Facts, out: &mut String) {
         line!(out, "<p>The gate never ran on this state.</p>");
         return;
     }
-    line!(out, "<table>\n<thead><tr><th>Run<th>At<th>Verdict<th>Evidence</tr></thead>\n<tbody>");
+    line!(out, "<table>\n<thead><tr><th>Run<th>Verdict<th>At<th>Evidence</tr></thead>\n<tbody>");
     let cut_at = facts.gate_runs.len().saturating_sub(ROWS_MAX);
     for run in &facts.gate_runs[cut_at..] {
         let (at, verdict) = (run.at.to_minute(), run.verdict.name());
         line!(
             out,
-            "<tr class=\"{verdict}\"><td class=\"n\">{}</td><td>{at}</td><td>{verdict}</td><td><code>{}</code></td></tr>",
+            "<tr class=\"{verdict}\"><td class=\"n\">{}</td><td>{verdict}</td><td>{at}</td><td><code>{}</code></td></tr>",
             run.sequence,
             run.digest
         );

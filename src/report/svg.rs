@@ -1,5 +1,6 @@
 //! The pictures: inline SVG that says in shapes and letters what it says in colours.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::html::escape;
@@ -15,6 +16,9 @@ const TRIPLETS_MAX: usize = 300;
 
 /// Marks drawn on the pictures; the table has all.
 const MARKS_MAX: usize = 400;
+
+/// Room for the letter of a mark.
+const LETTER: f64 = 9.0;
 
 /// Writing to a `String` cannot fail.
 macro_rules! line {
@@ -71,13 +75,17 @@ impl Axis {
         }
     }
 
+    /// A line and a letter at each mark, and a band for as long as it lasted. Of the same letter one
+    /// is drawn where they would cover each other, and different ones move apart.
     fn marks(&self, marks: &[Mark], height: f64, out: &mut String) {
+        let (mut free, mut last) = (0.0, BTreeMap::new());
         for mark in marks.iter().take(MARKS_MAX) {
             let (x, kind) = (self.x(mark.at), mark.kind.name());
             let title = format!("{} {kind}: {} {} ({}x)", mark.at.to_minute(), mark.subject, mark.text, mark.times);
             let width = mark.until.map_or(0.0, |until| self.x(until) - x);
             line!(out, "<g class=\"mark {kind}\"><title>{}</title>", escape(&title));
-            if width > 1.5 {
+            // The clock starts again at one time, however long the breach before it went on.
+            if width > 1.5 && mark.kind != MarkKind::Restart {
                 line!(out, "<rect x=\"{x:.1}\" y=\"0\" width=\"{width:.1}\" height=\"{:.1}\"/>", height - 16.0);
             }
             line!(out, "<path d=\"M{x:.1} 0V{:.1}\"/>", height - 16.0);
@@ -88,7 +96,13 @@ impl Axis {
                 MarkKind::Restart => "R",
                 MarkKind::Waiver => "W",
             };
-            line!(out, "<text class=\"letter\" x=\"{:.1}\" y=\"9\">{letter}</text></g>", x + 1.5);
+            if last.get(letter).is_none_or(|at| x - at > LETTER) {
+                let at = f64::max(x + 1.5, free);
+                line!(out, "<text class=\"letter\" x=\"{at:.1}\" y=\"9\">{letter}</text>");
+                free = at + LETTER;
+                last.insert(letter, x);
+            }
+            out.push_str("</g>\n");
         }
     }
 }

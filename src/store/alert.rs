@@ -4,6 +4,7 @@
 use serde_json::json;
 
 use super::db::Lock;
+use super::evidence::insert_note;
 use super::{During, Store, StoreResult, query};
 use crate::domain::criteria::Note;
 use crate::domain::time::{HOUR_MS, Timestamp};
@@ -33,22 +34,16 @@ pub struct AlertRow {
 
 impl Store {
     /// Makes alerts of new notes of these kinds, in one commit. A note about a subject that was
-    /// told of less than `repeat_ms` ago is added to that alert; one older than `news_ms` is kept
-    /// and not sent.
-    pub async fn collect_alerts(
-        &self,
-        kinds: &[&str],
-        now: Timestamp,
-        repeat_ms: i64,
-        news_ms: i64,
-    ) -> StoreResult<()> {
+    /// told of less ago than what stands beside its kind, ms, is added to that alert (0: never);
+    /// one older than `news_ms` is kept and not sent.
+    pub async fn collect_alerts(&self, kinds: &[(&str, i64)], now: Timestamp, news_ms: i64) -> StoreResult<()> {
         let mut connection = self.lock().await;
         let mut tx = connection.begin(Lock::Rows).await.during("begin")?;
         let rows = query(
             "SELECT seq, at, kind, subject, detail FROM note WHERE alerted = 0
                AND kind IN (SELECT value->>0 FROM json_each($1)) ORDER BY seq LIMIT $2",
         )
-        .bind(json!(kinds.iter().map(|kind| [kind]).collect::<Vec<_>>()).to_string())
+        .bind(json!(kinds.iter().map(|(kind, _)| [kind]).collect::<Vec<_>>()).to_string())
         .bind(COLLECT_MAX)
         .fetch_all(&mut tx)
         .await
@@ -56,14 +51,16 @@ impl Store {
         for r in rows {
             let (seq, at): (i64, i64) = (r.get(0), r.get(1));
             let (kind, subject, detail): (String, String, String) = (r.get(2), r.get(3), r.get(4));
+            let repeat_ms = kinds.iter().find(|(name, _)| *name == kind).map_or(0, |(_, ms)| *ms);
             let repeat = query(
                 "UPDATE alert SET repeats = repeats + 1, last_at = $1 WHERE seq =
-                   (SELECT MAX(seq) FROM alert WHERE kind = $2 AND subject = $3 AND last_at > $4)",
+                   (SELECT MAX(seq) FROM alert WHERE kind = $2 AND subject = $3 AND last_at > $4 AND $5 > 0)",
             )
             .bind(at)
             .bind(&kind)
             .bind(&subject)
             .bind(at - repeat_ms)
+            .bind(repeat_ms)
             .execute(&mut tx)
             .await
             .during("fold a repeat")?;
@@ -162,14 +159,7 @@ impl Store {
             .execute(&mut tx)
             .await
             .during("forget old webhooks")?;
-        query("INSERT INTO note (at, kind, subject, detail, alerted) VALUES ($1, $2, $3, $4, 0)")
-            .bind(note.at.millis())
-            .bind(kind)
-            .bind(&note.subject)
-            .bind(&note.detail)
-            .execute(&mut tx)
-            .await
-            .during("note evidence")?;
+        insert_note(kind, note).execute(&mut tx).await.during("note evidence")?;
         tx.commit().await.during("commit")?;
         Ok(true)
     }

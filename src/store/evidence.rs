@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::db::Session;
+use super::db::{Lock, Query, Session};
 use super::{
     During, Store, StoreResult,
     procedure::{ADD_AND_RAISE, CLEAR_AUDIT},
@@ -22,6 +22,15 @@ pub(super) fn lag_counter(lag_ms: i64) -> String {
         Some(s) => format!("lag:{s}"),
         None => "lag:inf".to_owned(),
     }
+}
+
+/// Adds a note inside whatever commit is open.
+pub(super) fn insert_note(kind: &str, note: &Note) -> Query {
+    query("INSERT INTO note (at, kind, subject, detail, alerted) VALUES ($1, $2, $3, $4, 0)")
+        .bind(note.at.millis())
+        .bind(kind)
+        .bind(&note.subject)
+        .bind(&note.detail)
 }
 
 /// Adds to counters inside whatever commit is open.
@@ -93,15 +102,42 @@ impl Store {
     }
 
     pub async fn add_note(&self, kind: &str, note: &Note) -> StoreResult<()> {
-        query("INSERT INTO note (at, kind, subject, detail, alerted) VALUES ($1, $2, $3, $4, 0)")
-            .bind(note.at.millis())
-            .bind(kind)
-            .bind(&note.subject)
-            .bind(&note.detail)
-            .execute(&mut self.lock().await)
-            .await
-            .during("note evidence")?;
+        insert_note(kind, note).execute(&mut self.lock().await).await.during("note evidence")?;
         Ok(())
+    }
+
+    /// Remembers under `key` that something went from `before` to `after`, and notes it, in one
+    /// commit. Returns `false`, with nothing changed, when it is not `before` any more: of several
+    /// callers one notes. What was never remembered counts as `before`.
+    pub async fn note_change(
+        &self,
+        key: &str,
+        before: &str,
+        after: &str,
+        kind: &str,
+        note: &Note,
+    ) -> StoreResult<bool> {
+        let mut connection = self.lock().await;
+        let mut tx = connection.begin(Lock::Rows).await.during("begin")?;
+        query("INSERT INTO meta (key, value) VALUES ($1, $2) ON CONFLICT (key) DO NOTHING")
+            .bind(key)
+            .bind(before)
+            .execute(&mut tx)
+            .await
+            .during("remember what was")?;
+        let changed = query("UPDATE meta SET value = $1 WHERE key = $2 AND value = $3")
+            .bind(after)
+            .bind(key)
+            .bind(before)
+            .execute(&mut tx)
+            .await
+            .during("remember a change")?;
+        if changed == 0 {
+            return Ok(false);
+        }
+        insert_note(kind, note).execute(&mut tx).await.during("note evidence")?;
+        tx.commit().await.during("commit")?;
+        Ok(true)
     }
 
     /// Notes of one kind in order of time, at most 1,000.

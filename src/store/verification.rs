@@ -3,6 +3,7 @@
 
 use super::db::Lock;
 use super::delivery::{parse_fingerprint, parse_triplet};
+use super::evidence::insert_note;
 use super::history::{Look, record_look};
 use super::{During, Row, Sink, Store, StoreResult, from_json, query};
 use crate::domain::criteria::{CriteriaPolicy, EvidenceSource, LookOutcome, Note};
@@ -170,13 +171,7 @@ impl Store {
             let look = Look { source, at: run.at, outcome, samples: run.compared, every_ms, slack_ms };
             record_look(&mut tx, &look).await?;
             for note in run.findings.iter().take(NOTES_MAX) {
-                query("INSERT INTO note (at, kind, subject, detail, alerted) VALUES ($1, 'parity', $2, $3, 0)")
-                    .bind(note.at.millis())
-                    .bind(&note.subject)
-                    .bind(&note.detail)
-                    .execute(&mut tx)
-                    .await
-                    .during("note evidence")?;
+                insert_note("parity", note).execute(&mut tx).await.during("note evidence")?;
             }
         }
         tx.commit().await.during("commit a verification")?;
