@@ -13,8 +13,8 @@ use cutover::domain::token::{KvEntry, Writer};
 use cutover::domain::triplet::Triplet;
 use cutover::engine::{GateReport, NoFreshPass, fresh_pass, record};
 use cutover::store::{
-    Capture, Delivered, Durability, Intake, IntentState, Lead, Look, NewTriplet, NewVersion, PendingDelivery, Place,
-    PollFailure, Sink, Store, StoreError, Vault,
+    Capture, Delivered, Durability, Hints, Intake, IntentState, Lead, Look, NewTriplet, NewVersion, PendingDelivery,
+    Place, PollFailure, Sink, Store, StoreError, Vault,
 };
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -536,9 +536,9 @@ async fn accepted_tokens_reach_the_journal_once_and_in_order(state: State) {
     }
     let (segments, same) = (store.load_intake(100).await.unwrap(), other.load_intake(100).await.unwrap());
     assert_eq!(segments, same);
-    let settled = store.settle_intake(&segments, &Sink::ALL, at(2)).await.unwrap();
+    let settled = store.settle_intake(&segments, &Hints::default(), &Sink::ALL, at(2)).await.unwrap();
     assert_eq!((settled.versions, settled.superseded, settled.duplicates, settled.unknown), (1, 2, 1, 1));
-    let twice = other.settle_intake(&same, &Sink::ALL, at(3)).await.unwrap();
+    let twice = other.settle_intake(&same, &Hints::default(), &Sink::ALL, at(3)).await.unwrap();
     assert_eq!(twice, cutover::store::Settled::default());
     assert_eq!(head(&store).await, "three");
     assert!(store.load_intake(100).await.unwrap().is_empty() && !store.load_due().await.unwrap().intake);

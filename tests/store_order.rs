@@ -7,7 +7,7 @@ use cutover::domain::time::Timestamp;
 use cutover::domain::token::{KvEntry, Writer};
 use cutover::domain::triplet::Triplet;
 use cutover::store::{
-    Capture, Delivered, Durability, Intake, NewTriplet, NewVersion, PendingDelivery, Sink, Store, Vault,
+    Capture, Delivered, Durability, Hints, Intake, NewTriplet, NewVersion, PendingDelivery, Sink, Store, Vault,
 };
 use proptest::prelude::*;
 
@@ -144,7 +144,7 @@ impl Play {
             }
             Step::Drain => {
                 let segments = store.load_intake(100).await.unwrap();
-                store.settle_intake(&segments, &[Sink::KvSource], at(self.now)).await.unwrap();
+                store.settle_intake(&segments, &Hints::default(), &[Sink::KvSource], at(self.now)).await.unwrap();
                 self.worked_in = self.newest;
             }
             Step::Claim(n) => {

@@ -20,7 +20,7 @@ use crate::domain::secret::{Secret, hex};
 use crate::domain::time::{HOUR_MS, SECOND_MS, Timestamp, parse_duration_ms};
 use crate::engine::{Engine, EngineConfig, Lane};
 use crate::exit;
-use crate::shim::{Limits, Shim, ShimConfig, hash_of, serve, tls};
+use crate::shim::{Gather, Limits, Shim, ShimConfig, hash_of, serve, tls};
 
 /// The longest sleep between two looks of a lane: another process may have changed the state.
 const LOOK_EVERY_MS: i64 = 5 * SECOND_MS;
@@ -28,8 +28,8 @@ const LOOK_EVERY_MS: i64 = 5 * SECOND_MS;
 /// How long to wait before a lane is tried again after the state failed.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// What came in close together is worked on together.
-const GATHER: Duration = Duration::from_millis(50);
+/// The shortest sleep between two looks of a lane.
+const LOOK_AFTER_MS: i64 = 50;
 
 /// Requests to one sink that may be under way at once.
 const SINK_PARALLEL: usize = 8;
@@ -220,6 +220,7 @@ async fn run_lane(
     captured: Arc<Notify>,
     mut stopped: watch::Receiver<bool>,
 ) {
+    let mut gather = Gather::new();
     while !*stopped.borrow() {
         // From here on nothing that comes in is missed.
         let mut work = std::pin::pin!(captured.notified());
@@ -236,7 +237,7 @@ async fn run_lane(
                 captured.notify_waiters();
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
-                    () = engine.store().intake_arrived() => tokio::time::sleep(GATHER).await,
+                    () = gather.round(engine.store()) => {}
                     _ = stopped.changed() => {}
                 }
             }
@@ -269,6 +270,6 @@ async fn run_alerts(engine: Arc<Engine<HttpOutside>>, alerts: Alerts, mut stoppe
 /// a reason that only time mends.
 fn until(next: Option<Timestamp>) -> Duration {
     let now = wall_clock();
-    let ms = next.map_or(LOOK_EVERY_MS, |at| at.since(now)).clamp(GATHER.as_millis() as i64, LOOK_EVERY_MS);
+    let ms = next.map_or(LOOK_EVERY_MS, |at| at.since(now)).clamp(LOOK_AFTER_MS, LOOK_EVERY_MS);
     Duration::from_millis(ms.unsigned_abs())
 }

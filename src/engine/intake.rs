@@ -14,10 +14,10 @@ use crate::domain::token::KvEntry;
 use crate::domain::triplet::Triplet;
 use crate::domain::webhook::{AuthWebhook, read_verified};
 use crate::ports::Outside;
-use crate::store::{Intake, IntakeKind, Sink};
+use crate::store::{Hints, Intake, IntakeKind, Sink};
 
 /// Commits of the intake log that are worked in at once.
-const DRAIN_MAX: u32 = 64;
+const DRAIN_MAX: u32 = 512;
 
 /// How often the directory is read again because somebody asked for what is not in it.
 const REFRESH_MS: i64 = 5 * SECOND_MS;
@@ -90,39 +90,19 @@ impl<O: Outside> Engine<O> {
     }
 
     /// Works in what was accepted: webhooks bring reads forward, tokens go into the journal.
+    /// What comes in meanwhile is for the next time: this ends however much that is.
     pub(super) async fn drain(&self, now: Timestamp) -> EngineResult<()> {
+        let Some(end) = self.store.load_intake_end().await? else { return Ok(()) };
         loop {
             let segments = self.store.load_intake(DRAIN_MAX).await?;
-            if segments.is_empty() {
-                return Ok(());
-            }
+            let Some(last) = segments.last().map(|s| s.seq) else { return Ok(()) };
             let webhooks = segments.iter().flat_map(|s| &s.entries).filter(|e| e.kind == IntakeKind::NangoWebhook);
-            self.hint(webhooks.filter_map(|e| read_verified(&e.body).ok()).collect(), now).await?;
-            self.store.settle_intake(&segments, &Sink::ALL, now).await?;
-            if segments.len() < DRAIN_MAX as usize {
+            let webhooks: Vec<AuthWebhook> = webhooks.filter_map(|e| read_verified(&e.body).ok()).collect();
+            self.store.settle_intake(&segments, &hints(&webhooks, now), &Sink::ALL, now).await?;
+            if last >= end {
                 return Ok(());
             }
         }
-    }
-
-    /// Brings reads forward because Nango said that something happened. Many webhooks about one
-    /// connection are one read.
-    async fn hint(&self, webhooks: Vec<AuthWebhook>, now: Timestamp) -> EngineResult<()> {
-        if webhooks.is_empty() {
-            return Ok(());
-        }
-        self.store.add_counts(&[("webhooks", webhooks.len() as i64)]).await?;
-        // After a failure Nango answers from its 30-second cooldown.
-        let after_failure = now.plus_ms(poll_retry_after_ms(1, 0));
-        let mut reads: BTreeMap<(String, String), Timestamp> = BTreeMap::new();
-        for webhook in webhooks {
-            let at = if webhook.success { now } else { after_failure };
-            let read = reads.entry((webhook.integration_key, webhook.connection_id)).or_insert(at);
-            *read = at.min(*read);
-        }
-        let reads: Vec<_> = reads.iter().map(|((key, id), at)| (key.as_str(), id.as_str(), *at)).collect();
-        self.store.advance_polls(&reads).await?;
-        Ok(())
     }
 
     /// Composio says that it lost the grant of one of its accounts. Returns whether this is news:
@@ -137,4 +117,19 @@ impl<O: Outside> Engine<O> {
         tracing::error!(account, %subject, "{detail}");
         Ok(self.store.note_webhook(webhook_id, "account-expired", &Note { at: now, subject, detail }).await?)
     }
+}
+
+/// The reads that come forward because Nango said that something happened. Many webhooks about one
+/// connection are one read.
+fn hints(webhooks: &[AuthWebhook], now: Timestamp) -> Hints<'_> {
+    // After a failure Nango answers from its 30-second cooldown.
+    let after_failure = now.plus_ms(poll_retry_after_ms(1, 0));
+    let mut reads: BTreeMap<(&str, &str), Timestamp> = BTreeMap::new();
+    for webhook in webhooks {
+        let at = if webhook.success { now } else { after_failure };
+        let read = reads.entry((&webhook.integration_key, &webhook.connection_id)).or_insert(at);
+        *read = at.min(*read);
+    }
+    let reads = reads.into_iter().map(|((key, id), at)| (key, id, at)).collect();
+    Hints { webhooks: webhooks.len(), reads }
 }

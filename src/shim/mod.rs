@@ -7,6 +7,7 @@
 mod answer;
 mod connect;
 mod consent;
+mod gather;
 mod keys;
 mod metrics;
 mod observe;
@@ -32,6 +33,7 @@ use crate::ports::Outside;
 use crate::status::Snapshot;
 
 pub use answer::Refusal;
+pub use gather::Gather;
 pub use keys::{AdminKeys, NotAHash, hash_of, weakness};
 pub use metrics::Metrics;
 pub use serve::{Limits, TlsError, serve, tls};

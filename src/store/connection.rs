@@ -1,6 +1,6 @@
 //! Nango connections and when to read them.
 
-use super::db::Lock;
+use super::db::{Lock, Session};
 use super::{During, Row, Store, StoreResult, from_json, query};
 use crate::domain::secret::Fingerprint;
 use crate::domain::time::Timestamp;
@@ -69,6 +69,25 @@ macro_rules! claim {
             columns!()
         )
     };
+}
+
+/// Brings reads forward inside whatever commit is open: each names an integration key, a connection
+/// id and a time. One that is not read at all, or sooner, stays as it is.
+pub(super) async fn advance_polls(session: &mut impl Session, reads: &[(&str, &str, Timestamp)]) -> StoreResult<()> {
+    if reads.is_empty() {
+        return Ok(());
+    }
+    let reads: Vec<_> = reads.iter().map(|(key, id, at)| serde_json::json!([key, id, at.millis()])).collect();
+    query(
+        "UPDATE connection SET poll_at = CAST(j.value->>2 AS BIGINT) FROM json_each($1) AS j
+         WHERE connection.integration_key = j.value->>0 AND connection.connection_id = j.value->>1
+           AND connection.poll_at > CAST(j.value->>2 AS BIGINT)",
+    )
+    .bind(serde_json::json!(reads).to_string())
+    .execute(session)
+    .await
+    .during("bring reads forward")?;
+    Ok(())
 }
 
 impl Store {
@@ -145,22 +164,6 @@ impl Store {
         .await
         .during("put polls off")?;
         tx.commit().await.during("commit")
-    }
-
-    /// Brings reads forward, in one commit: each names an integration key, a connection id and a
-    /// time. One that is not read at all, or sooner, stays as it is.
-    pub async fn advance_polls(&self, reads: &[(&str, &str, Timestamp)]) -> StoreResult<()> {
-        let reads: Vec<_> = reads.iter().map(|(key, id, at)| serde_json::json!([key, id, at.millis()])).collect();
-        query(
-            "UPDATE connection SET poll_at = CAST(j.value->>2 AS BIGINT) FROM json_each($1) AS j
-             WHERE connection.integration_key = j.value->>0 AND connection.connection_id = j.value->>1
-               AND connection.poll_at > CAST(j.value->>2 AS BIGINT)",
-        )
-        .bind(serde_json::json!(reads).to_string())
-        .execute(&mut self.lock().await)
-        .await
-        .during("bring reads forward")?;
-        Ok(())
     }
 
     /// Changes when a connection is read next; `None` stops the reads.

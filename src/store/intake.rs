@@ -4,9 +4,15 @@
 //! is waiting, encrypts it as one payload, links it to the chain, and commits it as one row. Each
 //! caller goes on after that commit. The duties work it in later, the newest token of each triplet
 //! only.
+//!
+//! A sync takes far longer than the rest, so what counts is how many share one. Callers that were
+//! answered together come back together, a moment after the writer took up what waited meanwhile:
+//! left alone they would fall into two halves that wait for each other for ever. So the writer
+//! waits that moment for as many as there were.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use serde_json::json;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -31,6 +37,12 @@ const WAITING_MAX: usize = 4_096;
 
 /// Entries that one commit carries at most.
 const COMMIT_MAX: usize = 1_024;
+
+/// How long a commit waits for callers that the one before answered.
+const RETURN: Duration = Duration::from_millis(1);
+
+/// Bytes of payloads that are loaded at once, about.
+const LOAD_BYTES_MAX: i64 = 16 * 1024 * 1024;
 
 /// What was accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +112,15 @@ pub struct Settled {
     pub unknown: usize,
 }
 
+/// What webhooks ask for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints<'a> {
+    /// How many webhooks there were.
+    pub webhooks: usize,
+    /// Reads that come forward: integration key, connection id, and when.
+    pub reads: Vec<(&'a str, &'a str, Timestamp)>,
+}
+
 /// One caller's entry and where its answer goes.
 struct Waiting {
     intake: Intake,
@@ -139,6 +160,7 @@ impl Store {
                 vault: Arc::clone(&self.vault),
                 arrived: Arc::clone(&self.intake.arrived),
                 previous: None,
+                expected: 0,
             };
             (sender, tokio::spawn(writer.run(waiting)))
         });
@@ -153,24 +175,57 @@ impl Store {
         self.intake.arrived.notified().await;
     }
 
-    /// What was accepted and is not worked in, oldest first, at most `limit` commits of it.
+    /// What was accepted and is not worked in, oldest first: at most `limit` commits of it, and
+    /// fewer when they are large. None only when there is none.
     ///
     /// # Errors
     /// `Corrupt` when a payload is not what was accepted.
     pub async fn load_intake(&self, limit: u32) -> StoreResult<Vec<Segment>> {
-        let rows = query("SELECT seq, payload, digest FROM intake WHERE payload IS NOT NULL ORDER BY seq LIMIT $1")
-            .bind(limit)
-            .fetch_all(&mut self.read().await)
-            .await
-            .during("load what was accepted")?;
+        let mut session = self.read().await;
+        let sizes = query(
+            "SELECT seq, CAST(LENGTH(payload) AS BIGINT) FROM intake WHERE payload IS NOT NULL ORDER BY seq LIMIT $1",
+        )
+        .bind(limit)
+        .fetch_all(&mut session)
+        .await
+        .during("look for what was accepted")?;
+        let mut room = LOAD_BYTES_MAX;
+        let fits = sizes.iter().take_while(|r| {
+            let fits = room > 0;
+            room -= r.get::<i64>(1);
+            fits
+        });
+        let Some(last) = fits.last() else { return Ok(Vec::new()) };
+        let rows =
+            query("SELECT seq, payload, digest FROM intake WHERE payload IS NOT NULL AND seq <= $1 ORDER BY seq")
+                .bind(last.get::<i64>(0))
+                .fetch_all(&mut session)
+                .await
+                .during("load what was accepted")?;
         rows.iter().map(|r| Ok(Segment { seq: r.get(0), entries: open_segment(&self.vault, r)? })).collect()
     }
 
-    /// Works the tokens of `segments` into the journal and erases the segments, in one commit. What
-    /// another machine settled meanwhile is left out. Webhooks are the caller's to act on before.
+    /// The last commit that is not worked in yet.
+    pub async fn load_intake_end(&self) -> StoreResult<Option<i64>> {
+        let row = query("SELECT MAX(seq) FROM intake WHERE payload IS NOT NULL")
+            .fetch_one(&mut self.read().await)
+            .await
+            .during("look for what was accepted")?;
+        Ok(row.get(0))
+    }
+
+    /// Works the tokens of `segments` into the journal, brings the reads forward that their webhooks
+    /// ask for (`hints`), and erases the segments, all in one commit. Tokens that another machine
+    /// settled meanwhile are left out.
     ///
     /// The rule is that of [`Store::append_captures`]: what ends before what is there is superseded.
-    pub async fn settle_intake(&self, segments: &[Segment], sinks: &[Sink], now: Timestamp) -> StoreResult<Settled> {
+    pub async fn settle_intake(
+        &self,
+        segments: &[Segment],
+        hints: &Hints<'_>,
+        sinks: &[Sink],
+        now: Timestamp,
+    ) -> StoreResult<Settled> {
         let mut connection = self.lock().await;
         let mut tx = connection.begin(Lock::Journal).await.during("begin")?;
         let wanted = json!(segments.iter().map(|s| [s.seq]).collect::<Vec<_>>()).to_string();
@@ -185,7 +240,7 @@ impl Store {
         .iter()
         .map(|r| r.get(0))
         .collect();
-        let entries = segments.iter().filter(|s| open.contains(&s.seq)).flat_map(|s| &s.entries);
+        let entries = segments.iter().filter(|s| open.binary_search(&s.seq).is_ok()).flat_map(|s| &s.entries);
         let mut settled = Settled::default();
         let tokens = coalesce(entries, &mut settled)?;
         let custodies = load_custodies(&mut tx, tokens.keys()).await?;
@@ -208,6 +263,7 @@ impl Store {
         settled.versions = appended.versions;
         settled.superseded += appended.superseded;
         settled.duplicates += appended.duplicates;
+        super::connection::advance_polls(&mut tx, &hints.reads).await?;
         query("UPDATE intake SET payload = NULL WHERE seq IN (SELECT CAST(value->>0 AS BIGINT) FROM json_each($1))")
             .bind(&wanted)
             .execute(&mut tx)
@@ -216,6 +272,7 @@ impl Store {
         super::evidence::add(
             &mut tx,
             &[
+                ("webhooks", hints.webhooks as i64),
                 ("intake_versions", settled.versions as i64),
                 ("intake_superseded", settled.superseded as i64),
                 ("intake_duplicates", settled.duplicates as i64),
@@ -273,22 +330,40 @@ struct IntakeWriter {
     arrived: Arc<Notify>,
     /// The last hash of the chain, as far as this process knows.
     previous: Option<Vec<u8>>,
+    /// Callers that the last commit answered, and those that waited behind it.
+    expected: usize,
 }
 
 impl IntakeWriter {
     async fn run(mut self, mut waiting: mpsc::Receiver<Waiting>) {
         let mut batch = Vec::new();
         while waiting.recv_many(&mut batch, COMMIT_MAX).await > 0 {
+            self.await_return(&mut batch, &mut waiting).await;
             let (entries, answers): (Vec<Intake>, Vec<_>) = batch.drain(..).map(|w| (w.intake, w.answer)).unzip();
             let result = self.commit(&entries).await.map_err(Arc::new);
             if result.is_ok() {
                 self.arrived.notify_one();
             }
+            self.expected = (answers.len() + waiting.len()).min(COMMIT_MAX);
             for answer in answers {
                 // Nobody may be waiting any more: the client hung up.
                 let _ = answer.send(result.clone());
             }
         }
+    }
+
+    /// Fills the batch up with callers that are on their way back. Somebody who comes alone, or for
+    /// the first time, waits for nobody.
+    async fn await_return(&self, batch: &mut Vec<Waiting>, waiting: &mut mpsc::Receiver<Waiting>) {
+        let all = async {
+            while batch.len() < self.expected {
+                if waiting.recv_many(batch, COMMIT_MAX - batch.len()).await == 0 {
+                    return;
+                }
+            }
+        };
+        // Who did not come back in time was not waiting for us.
+        let _ = tokio::time::timeout(RETURN, all).await;
     }
 
     async fn commit(&mut self, entries: &[Intake]) -> StoreResult<()> {

@@ -48,7 +48,7 @@ pub use event::{EventRow, IntentState};
 pub use evidence::LAG_BOUNDS_S;
 pub use gate::{GateRun, StateIdentity};
 pub use history::Look;
-pub use intake::{Intake, IntakeKind, Segment, Settled};
+pub use intake::{Hints, Intake, IntakeKind, Segment, Settled};
 pub use journal::{Capture, NewVersion};
 pub use lease::Lead;
 pub use place::{Place, PlaceError};
@@ -65,6 +65,10 @@ const POSTGRES_CONNECTIONS_MAX: u32 = 8;
 /// How long a statement waits for the database: for a lock of another process on SQLite, for a
 /// connection on PostgreSQL.
 const WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Pages of SQLite's log (16 MB) after which they are copied into the file. What was accepted is erased
+/// soon after; the longer this waits, the more of it is never copied.
+const CHECKPOINT_PAGES: &str = "4000";
 
 /// Prepared statements that a connection keeps.
 const STATEMENTS_MAX: usize = 300;
@@ -361,6 +365,7 @@ async fn open_sqlite(path: &Path, durability: Durability) -> sqlx::Result<Sqlite
         })
         .foreign_keys(true)
         .busy_timeout(WAIT_MAX)
+        .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
         .statement_cache_capacity(STATEMENTS_MAX)
         .disable_statement_logging();
     SqliteConnection::connect_with(&options).await

@@ -37,7 +37,7 @@ use cutover::domain::time::Timestamp;
 use cutover::engine::{Engine, EngineConfig, Lane};
 use cutover::plan::{Policy, Route};
 use cutover::ports::SourceCredential;
-use cutover::shim::{Limits, Shim, ShimConfig, serve};
+use cutover::shim::{Gather, Limits, Shim, ShimConfig, serve};
 use cutover::store::{Durability, NewTriplet, Place, Store, Vault};
 use fake::{Fake, connection_id, triplet};
 use load::Measured;
@@ -128,13 +128,11 @@ async fn shim(store: Store) -> SocketAddr {
     for lane in &Lane::ALL[..4] {
         let engine = Arc::clone(&engine);
         tokio::spawn(async move {
+            let mut gather = Gather::new();
             loop {
                 engine.run_lane(*lane, now()).await.unwrap();
                 match lane {
-                    Lane::Reads => {
-                        engine.store().intake_arrived().await;
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                    }
+                    Lane::Reads => gather.round(engine.store()).await,
                     _ => tokio::time::sleep(Duration::from_secs(1)).await,
                 }
             }
@@ -182,14 +180,17 @@ async fn state(place: &Place, million: bool) -> Store {
     store
 }
 
-/// A million triplets with a version each that every sink has, put beside the 200 of the load.
+/// A million triplets, each with a connection of its own and a version that every sink has, put beside
+/// the 200 of the load.
 async fn fill(file: &Path) {
     let url = format!("sqlite:{}", file.display());
     let mut raw = <sqlx::SqliteConnection as sqlx::Connection>::connect(&url).await.unwrap();
     for statement in [
         "CREATE TEMP TABLE n AS WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000) SELECT i FROM n",
+        "INSERT INTO connection (id, integration_key, connection_id, poll_at, expires_at, rotation)
+         SELECT 1000000 + i, 'slack', 'acme__slack__m' || i, 4000000000000, 4000000000000, 1 FROM n",
         "INSERT INTO triplet (key, connection, integration_key, wave, toolkit, scopes, custody, stage, version, fingerprint, expires_at)
-         SELECT 'acme:slack:m' || n.i, t.connection, t.integration_key, 1, 'slack', '[]', t.custody, t.stage, 1, printf('%024x', n.i), 4000000000000
+         SELECT 'acme:slack:m' || n.i, 1000000 + n.i, t.integration_key, 1, 'slack', '[]', t.custody, t.stage, 1, printf('%024x', n.i), 4000000000000
          FROM n JOIN triplet t ON t.key = 'acme:slack:a0'",
         "INSERT INTO journal (at, triplet, version, epoch, writer, fingerprint, expires_at, payload, digest, hash)
          SELECT 1, 'acme:slack:m' || i, 1, 1, 'nango', printf('%024x', i), 4000000000000, randomblob(400), randomblob(32), randomblob(32) FROM n",

@@ -1,0 +1,36 @@
+//! When the duties work in what was accepted.
+
+use std::time::Duration;
+
+use tokio::time::{Interval, MissedTickBehavior};
+
+use crate::store::Store;
+
+/// What came in close together is worked on together.
+const TOGETHER: Duration = Duration::from_millis(50);
+
+/// Under load there is something at any time, and each round takes syncs from those who wait for an answer.
+const ROUND: Duration = Duration::from_millis(500);
+
+/// Says when something accepted is to be worked in: 50 ms after it came in, and 500 ms after the
+/// time before.
+#[derive(Debug)]
+pub struct Gather(Interval);
+
+impl Gather {
+    /// # Panics
+    /// Outside of a runtime with timers.
+    #[expect(clippy::new_without_default, reason = "it belongs to a runtime")]
+    pub fn new() -> Self {
+        let mut rounds = tokio::time::interval(ROUND);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self(rounds)
+    }
+
+    /// Waits for the next time. Whoever gives up waiting must look by itself.
+    pub async fn round(&mut self, store: &Store) {
+        store.intake_arrived().await;
+        tokio::time::sleep(TOGETHER).await;
+        self.0.tick().await;
+    }
+}
