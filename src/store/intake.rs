@@ -570,6 +570,16 @@ mod tests {
         }
     }
 
+    /// One by one, the journal knows the first token when it comes again: it was the newest before.
+    #[test]
+    fn what_was_the_newest_before_is_no_news_when_it_comes_again() {
+        let mut settled = Settled::default();
+        let entries = [token("a:b:c", "one", 10), token("a:b:c", "two", 20), token("a:b:c", "one", 20)];
+        let kept = coalesce(entries.iter(), &mut settled).unwrap().into_values().next().unwrap();
+        let kept: Vec<&str> = kept.iter().map(|k| k.access_token.expose()).collect();
+        assert_eq!((kept, settled.superseded, settled.duplicates), (vec!["two"], 1, 1));
+    }
+
     #[test]
     fn only_what_ends_last_is_worked_in_and_equals_stay_in_their_order() {
         let mut settled = Settled::default();
