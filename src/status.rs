@@ -174,6 +174,7 @@ pub async fn snapshot(store: &Store, policy: &Policy, now: Timestamp) -> StoreRe
     let counters = store.load_counters().await?;
     let count = |name: &str| counters.get(name).copied().unwrap_or(0);
     let soak_from = at(store.load_meta("soak_from").await?);
+    let gap_ms = union_ms(store.load_gaps().await?.into_iter().map(|gap| (gap.from, gap.until)).collect());
     let due = store.load_due().await?;
     let outages = store.load_metas("down:").await?;
     let backlog = store.load_backlog(BACKLOG_MAX).await?;
@@ -183,7 +184,7 @@ pub async fn snapshot(store: &Store, policy: &Policy, now: Timestamp) -> StoreRe
         plan: store.load_plan_id().await?,
         ready: false,
         soak_from,
-        soaked_ms: soak_from.map(|from| now.since(from) - count("gap_ms")),
+        soaked_ms: soak_from.map(|from| now.since(from) - gap_ms),
         soak_wanted_ms: policy.criteria.soak_ms(),
         triplets: stages.values().sum(),
         stages,
@@ -258,9 +259,30 @@ fn listed(rows: Vec<TripletRow>, behind: &BTreeMap<&Triplet, Vec<&'static str>>)
     rows.into_iter().map(status).collect()
 }
 
+/// How long it was inside of any of these times, in milliseconds.
+fn union_ms(mut times: Vec<(Timestamp, Timestamp)>) -> i64 {
+    times.sort_unstable();
+    let mut counted_to = None;
+    let mut total = 0;
+    for (from, until) in times {
+        let from = counted_to.map_or(from, |to: Timestamp| to.max(from));
+        total += until.since(from).max(0);
+        counted_to = Some(counted_to.map_or(until, |to: Timestamp| to.max(until)));
+    }
+    total
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_that_overlap_count_once() {
+        let at = Timestamp::from_secs;
+        let times = vec![(at(5), at(9)), (at(0), at(4)), (at(1), at(2)), (at(3), at(6))];
+        assert_eq!(union_ms(times), 9_000);
+        assert_eq!(union_ms(Vec::new()), 0);
+    }
 
     #[test]
     fn four_classes_tell_which_side_has_it() {

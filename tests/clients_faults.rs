@@ -257,6 +257,7 @@ fn calls() -> Vec<Call> {
         "composio auth configs": |o| o.target().list_auth_configs();
         "composio accounts": |o| o.target().list_accounts();
         "composio accounts of": |o| o.target().list_accounts_of("canary-user");
+        "composio subscriptions": |o| o.target().list_webhook_subscriptions();
         "composio account": |o| o.target().get_account("ca_canary");
         "composio toolkit": |o| o.target().find_toolkit("canary");
         "composio proxy": |o| o.target().proxy("ca_canary", &asked("https://a.example/canary"));
@@ -269,6 +270,8 @@ fn calls() -> Vec<Call> {
         "composio delete": |o| o.target().delete_account("ca_canary");
         "kv list": |o| o.cloudflare().list_keys(Namespace::Source, "tokens:canary", Some("canary"));
         "kv bulk get": |o| o.cloudflare().bulk_get(Namespace::Target, &["tokens:canary".to_owned()]);
+        "object namespaces": |o| o.cloudflare().list_object_namespaces();
+        "objects": |o| o.cloudflare().list_objects("canary");
         "kv inspect page": |o|
             o.cloudflare().list_page(&KvPlace::Gateway(Namespace::Source), "tokens:canary", Some("canary"));
         "kv inspect values": |o|

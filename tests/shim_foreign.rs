@@ -7,7 +7,7 @@ mod fake;
 use std::process::Command;
 
 use cutover::catalogue::Catalogue;
-use cutover::domain::criteria::Verdict;
+use cutover::domain::criteria::{EvidenceSource, Verdict};
 use cutover::domain::secret::Secret;
 use cutover::domain::time::{MINUTE_MS, Timestamp};
 use cutover::domain::token::KvEntry;
@@ -80,8 +80,9 @@ impl Case {
         self.now.since(began)
     }
 
-    async fn scans(&self) -> i64 {
-        self.engine.store().load_counters().await.unwrap().get("scans").copied().unwrap_or(0)
+    async fn scans(&self) -> u64 {
+        let looks = self.engine.store().load_looks(BEGIN).await.unwrap();
+        looks.get(&EvidenceSource::Scan).into_iter().flatten().map(|l| l.runs).sum()
     }
 
     /// The alarm's put: no metadata of ours.

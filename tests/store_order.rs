@@ -222,7 +222,7 @@ fn cases() -> u32 {
 }
 
 fn play(steps: &[Step], stalls: bool) {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let mut play = Play::begin(stalls).await;
         for step in steps {
