@@ -108,7 +108,8 @@ fn writes_during_the_scan_make_no_false_finding() {
         if seed == 0 {
             // Looked at only once, the two sides seem to differ here and there.
             let once = world.verify(Depth::Full, &Rules { look_again_ms: None, ..rules() });
-            assert!(once.counts.differing() > 20);
+            let seemed = once.counts.differing() as usize;
+            assert!(seemed > 2 * planted.len(), "{seemed}");
             continue;
         }
         let mut report = world.verify(Depth::Full, &rules());
