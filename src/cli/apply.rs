@@ -288,10 +288,13 @@ async fn dry_run(
 ) -> CommandResult {
     let rows = rows_text(plan, &catalogue);
     let outcome = if args.state.exists() {
-        let (store, ours) = args.state.open_with_duties().await?;
+        let operate = args.operate();
+        let (store, ours, scratch) = operate.open_state().await?;
         let id = Some(plan.id.clone());
-        let session = Session::with(&args.operate(), store, ours, id, config.policy, catalogue, start, ui).await?;
-        session.run(job, ui).await?
+        let session = Session::with(&operate, store, ours, id, config.policy, catalogue, start, ui).await?;
+        let outcome = session.run(job, ui).await?;
+        drop(scratch);
+        outcome
     } else {
         let folder = tempfile::tempdir()
             .map_err(|error| CommandError::failed("cannot make a temporary folder").because(&error))?;
