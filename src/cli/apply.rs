@@ -149,6 +149,15 @@ impl StateArgs {
         }
     }
 
+    /// The keys of the state, or throw-away ones while there are none: for a copy of an empty state.
+    ///
+    /// # Errors
+    /// As [`StateArgs::vault`].
+    pub fn vault_for_a_copy(&self) -> Result<Vault, CommandError> {
+        let given = std::env::var_os(KEY_VARIABLE).is_some_and(|text| !text.is_empty());
+        if given || self.key_file.exists() { self.vault() } else { Ok(Vault::from_master(&[0; 32])) }
+    }
+
     /// Where the state is, for people.
     pub fn shown(&self) -> String {
         self.place.to_string()

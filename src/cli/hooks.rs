@@ -37,8 +37,8 @@ pub fn explain(error: HookError) -> CommandError {
         HookError::NoFolder(_) => CommandError::usage(error.to_string()),
         HookError::SaidNo { .. } => CommandError::new(exit::REFUSED, error.to_string()),
         HookError::Endless { .. } => CommandError::failed(error.to_string()),
-        HookError::Run { path, source } => CommandError::failed(format!("cannot run the hook `{path}`"))
-            .because(source)
-            .hint("it must be executable"),
+        HookError::Run { path, source } => {
+            CommandError::failed(format!("cannot run the hook `{path}`")).because(source).hint("it must be executable")
+        }
     }
 }

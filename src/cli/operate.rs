@@ -93,7 +93,7 @@ impl OperateArgs {
         };
         let folder = scratch_folder()?;
         let copy = folder.path().join("state.db");
-        let vault = self.state.vault()?;
+        let vault = self.state.vault_for_a_copy()?;
         Store::copy_postgres(url, &copy).await.map_err(|error| cannot(&error))?;
         let store = Store::open(&copy, Durability::ProcessCrash, vault).await.map_err(|error| cannot(&error))?;
         Ok((store, false, Some(folder)))
@@ -395,7 +395,7 @@ impl Session {
         let copy = folder.path().join("dry-run.db");
         let failed = |error| explain(EngineError::from(error));
         self.engine.store().copy_to(&copy).await.map_err(failed)?;
-        let vault = self.args.state.vault()?;
+        let vault = self.args.state.vault_for_a_copy()?;
         let store = Store::open(&copy, Durability::ProcessCrash, vault).await.map_err(failed)?;
         let config = self.engine.config().clone();
         let catalogue = self.engine.catalogue().clone();

@@ -118,10 +118,7 @@ async fn copy_table(
     };
     let kinds: Vec<Kind> = described.iter().map(kind).collect();
     let names: Vec<String> = described.iter().map(|row| format!("\"{}\"", row.get::<String, _>(0))).collect();
-    let (names, places) = (
-        names.join(", "),
-        (1..=kinds.len()).map(|n| format!("${n}")).collect::<Vec<_>>().join(", "),
-    );
+    let (names, places) = (names.join(", "), (1..=kinds.len()).map(|n| format!("${n}")).collect::<Vec<_>>().join(", "));
     let insert = format!("INSERT INTO \"{table}\" ({names}) VALUES ({places})");
     let cursor = format!("DECLARE copied NO SCROLL CURSOR FOR SELECT {names} FROM \"{table}\"");
     sqlx::query(AssertSqlSafe(cursor)).execute(&mut **from).await.during(ACTION)?;

@@ -29,10 +29,7 @@ type Shown<'a> = &'a mut dyn FnMut(Position);
 
 impl Driver {
     /// All phases up to where the gate lets them go. Returns the last gate and what ended it.
-    pub(super) async fn phases(
-        &mut self,
-        progress: Shown<'_>,
-    ) -> Result<(Option<GateReport>, String), RehearsalError> {
+    pub(super) async fn phases(&mut self, progress: Shown<'_>) -> Result<(Option<GateReport>, String), RehearsalError> {
         self.assess().await?;
 
         self.enter("apply");
@@ -204,7 +201,7 @@ impl Driver {
         for (n, &wave) in waves.iter().enumerate() {
             if n == 0 {
                 self.enter("no");
-                let outcome = self.say_no(wave).await?;
+                let outcome = self.say_no(wave, progress).await?;
                 self.end_phase(outcome);
                 self.enter("switch");
                 self.switch(wave, progress).await?;
@@ -233,9 +230,19 @@ impl Driver {
     }
 
     /// Says no when the canary of a wave has moved, sees the switch stop, and takes it back.
-    async fn say_no(&mut self, wave: u32) -> Result<String, RehearsalError> {
-        self.step(async |engine, now| engine.switch(wave, now).await).await?;
-        let moved = self.switched(wave).await?;
+    async fn say_no(&mut self, wave: u32, progress: Shown<'_>) -> Result<String, RehearsalError> {
+        let moved = loop {
+            let step = self.step(async |engine, now| engine.switch(wave, now).await).await?;
+            let moved = self.switched(wave).await?;
+            match step {
+                // Something did not answer before the canary could move.
+                Progress::Wait(at) if moved == 0 => {
+                    let due = self.step(async |engine, now| engine.run_due(now).await).await?;
+                    self.pass(due.map_or(at, |due| due.min(at)), progress).await;
+                }
+                _ => break moved,
+            }
+        };
         let scope = Scope::Wave(wave);
         let said = |at| ControlRow {
             scope,
@@ -297,8 +304,11 @@ impl Driver {
             })
         })
         .await?;
-        let found: Vec<String> =
-            found.into_inner().iter().map(|z| format!("zombie {}: `{}` {}", z.kind.name(), z.subject, z.detail)).collect();
+        let found: Vec<String> = found
+            .into_inner()
+            .iter()
+            .map(|z| format!("zombie {}: `{}` {}", z.kind.name(), z.subject, z.detail))
+            .collect();
         if found.is_empty() { Ok(()) } else { Err(refused(found.join("; "))) }
     }
 
@@ -363,7 +373,8 @@ fn refused(reason: String) -> RehearsalError {
 /// The change that the Worker's team must deploy, in one line.
 fn told(removal: &Removal) -> String {
     let lines = |diff: &str, sign: char| {
-        let changed = diff.lines().filter(|line| line.starts_with(sign) && !line.starts_with(&sign.to_string().repeat(3)));
+        let changed =
+            diff.lines().filter(|line| line.starts_with(sign) && !line.starts_with(&sign.to_string().repeat(3)));
         changed.count()
     };
     let deploy = |diff: &str| format!("-{} +{} lines", lines(diff, '-'), lines(diff, '+'));
