@@ -163,16 +163,17 @@ impl Walk {
         }
         let address = line.trim().split("listening on ").nth(1).unwrap().to_owned();
         let url = format!("{address}/admin/status");
-        let header = (0..600).find_map(|_| {
+        let caught_up = || {
             let status = self.get(&url)?;
             let pending = status["sinks"].as_array()?.iter().any(|sink| sink["pending"] != 0);
-            let due =
-                status["header"]["poll_at"].as_str().is_some_and(|at| Timestamp::parse(at).unwrap() <= self.now());
-            let caught_up = !pending && !due;
-            if !caught_up {
+            let due = status["header"]["poll_at"].as_str().is_some_and(|at| Timestamp::parse(at).unwrap() <= self.now());
+            (!pending && !due).then(|| status["header"].clone())
+        };
+        let header = (0..600).find_map(|_| {
+            caught_up().or_else(|| {
                 std::thread::sleep(std::time::Duration::from_millis(50));
-            }
-            caught_up.then(|| status["header"].clone())
+                None
+            })
         });
         let header = header.unwrap_or_else(|| panic!("the shim does not catch up: {:#}", self.ledger()));
         let killed = Command::new("kill").arg(shim.0.id().to_string()).status().unwrap();
@@ -266,7 +267,7 @@ fn the_runbook_walks_a_whole_cutover_of_a_served_sandbox() {
                 args.push("--yes");
                 walk.until_done(&args);
             }
-            ("settle", _) | ("retire", "nango") => walk.until_done(&args),
+            ("settle", _) | ("retire", "nango") if !dry => walk.until_done(&args),
             _ => {
                 walk.done(&args);
             }

@@ -296,6 +296,10 @@ pub(super) fn inventory_or_adr_038(inputs: &Inputs, ui: &Ui) -> Result<Inventory
 }
 
 fn explain(error: RehearsalError) -> CommandError {
+    let error = match error {
+        RehearsalError::Hook(error) => return hooks::explain(error),
+        other => other,
+    };
     match &error {
         RehearsalError::Blocked { .. } => CommandError::new(exit::REFUSED, "the rehearsal cannot start")
             .because(&error)
