@@ -49,7 +49,7 @@ const LOAD_BYTES_MAX: i64 = 16 * 1024 * 1024;
 pub enum IntakeKind {
     /// A token that somebody else wrote to KV: the subject is its triplet, the body its KV entry.
     Token,
-    /// A verified webhook of Nango: the body as it came.
+    /// A verified webhook of Nango: what counts of its body.
     NangoWebhook,
     /// A verified webhook of Composio: the subject is its `webhook-id`, the body as it came.
     ComposioWebhook,
