@@ -145,8 +145,6 @@ pub enum StoreError {
     /// Whoever sent it must not be told that it is safe.
     #[error("what was sent could not be put on disk")]
     NotAccepted(#[source] std::sync::Arc<StoreError>),
-    #[error("a dry run works on a copy of the state, and only a state file can be copied")]
-    NoCopy,
     #[error("the writer of the intake log has ended")]
     IntakeEnded,
     #[error("triplet `{0}` is not in the applied plan")]
