@@ -5,6 +5,7 @@
 //! method returns, unless [`Durability::ProcessCrash`] was asked for.
 
 mod alert;
+mod audit;
 mod connection;
 mod control;
 mod copy;
@@ -21,6 +22,7 @@ mod place;
 mod procedure;
 mod rotation;
 mod schema;
+mod slot;
 mod status;
 mod triplet;
 mod vault;
@@ -40,7 +42,8 @@ use crate::domain::secret::hex;
 use crate::domain::time::Timestamp;
 use db::{Conn, Row, query};
 
-pub use alert::AlertRow;
+pub use alert::{AlertRow, NewsKind};
+pub use audit::SentAudit;
 pub use connection::{ConnectionRow, PollFailure};
 pub use control::{ControlRow, Decision, Scope};
 pub use delivery::{Delivered, PendingDelivery, Sink, SinkState};
