@@ -5,6 +5,7 @@
 //! method returns, unless [`Durability::ProcessCrash`] was asked for.
 
 mod alert;
+mod audit;
 mod connection;
 mod control;
 mod copy;
@@ -24,6 +25,7 @@ mod reauth;
 mod retention;
 mod rotation;
 mod schema;
+mod slot;
 mod status;
 mod triplet;
 mod vault;
@@ -43,7 +45,8 @@ use crate::domain::secret::hex;
 use crate::domain::time::Timestamp;
 use db::{Conn, Row, query};
 
-pub use alert::AlertRow;
+pub use alert::{AlertRow, NewsKind};
+pub use audit::SentAudit;
 pub use connection::{ConnectionRow, PollFailure};
 pub use control::{ControlRow, Decision, Scope};
 pub use delivery::{Delivered, PendingDelivery, Sink, SinkState};

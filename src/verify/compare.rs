@@ -89,6 +89,9 @@ pub(super) struct UpstreamIdentity {
     /// How the new one must relate to the old one.
     pub rule: IdentityRule,
     pub identity: Identity,
+    /// It is the new grant's, whichever side it stands on.
+    #[serde(default)]
+    pub new: bool,
 }
 
 /// What comparing two entries of one key gave.
@@ -191,12 +194,14 @@ fn is_facet(field: &Field<'_>) -> bool {
     field.place == Place::Entry && matches!(field.name.as_ref(), b"identity" | b"live" | b"status" | b"connection")
 }
 
-/// Whether the new grant is of the upstream account of the old one, by the rule of its provider.
-fn same_identity(old: &[u8], new: &[u8]) -> bool {
+/// Whether the new grant is of the upstream account of the old one, by the rule of its provider. The
+/// new one is on the right unless the sides say otherwise.
+fn same_identity(left: &[u8], right: &[u8]) -> bool {
     let read = |text: &[u8]| serde_json::from_slice::<UpstreamIdentity>(text).ok();
-    match (read(old), read(new)) {
+    match (read(left), read(right)) {
+        (Some(new), Some(old)) if new.new && !old.new => new.identity.continues(&old.identity, old.rule),
         (Some(old), Some(new)) => new.identity.continues(&old.identity, old.rule),
-        _ => same_json(old, new),
+        _ => same_json(left, right),
     }
 }
 
@@ -489,6 +494,10 @@ mod tests {
         assert!(changed(&row("equal", &[1]), &row("equal", &[1, 2])));
         assert!(!changed(&row("superset", &[1]), &row("superset", &[1, 2])), "access may grow");
         assert!(changed(&row("superset", &[1, 2]), &row("superset", &[1])), "and may not shrink");
+        // The same when the new grant stands on the left.
+        let new = |accounts| row("superset", accounts).replace(r#""rule""#, r#""new":true,"rule""#);
+        assert!(!changed(&new(&[1, 2]), &row("superset", &[1])));
+        assert!(changed(&new(&[1]), &row("superset", &[1, 2])));
     }
 
     #[test]
