@@ -113,6 +113,11 @@ pub fn run(args: ShimArgs, ui: &Ui) -> CommandResult {
     let clock: Clock = Arc::new(move || wall_clock().plus_ms(ahead_ms));
     let outside = HttpOutside::new(endpoints, Arc::clone(&clock))
         .map_err(|error| CommandError::usage("cannot use the settings").because(&error))?;
+    let cannot_listen =
+        |error: std::io::Error| CommandError::failed(format!("cannot listen on `{}`", args.listen)).because(&error);
+    // Only this may need a capability, which is gone afterwards.
+    let privileged = is_privileged(&args.listen).then(|| TcpListener::bind(args.listen)).transpose();
+    let privileged = privileged.map_err(cannot_listen)?;
     harden();
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -129,9 +134,8 @@ pub fn run(args: ShimArgs, ui: &Ui) -> CommandResult {
             EngineConfig { sink_parallel: SINK_PARALLEL, claim_ms: args.claim.0, ..EngineConfig::new(policy) };
         let engine = Engine::new(store, outside, catalogue, engine_config).await.map_err(|e| broken(&e))?;
         let engine = Arc::new(engine);
-        let cannot_listen =
-            |error: std::io::Error| CommandError::failed(format!("cannot listen on `{}`", args.listen)).because(&error);
-        let (listener, address) = listen(args.listen).map_err(cannot_listen)?;
+        let bound = privileged.map_or_else(|| TcpListener::bind(args.listen), Ok);
+        let (listener, address) = bound.and_then(listen).map_err(cannot_listen)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(cannot_listen)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot_listen)?;
         let scheme = if acceptor.is_some() { "https" } else { "http" };
@@ -203,8 +207,12 @@ fn refuse_weak(listen: &SocketAddr, routes: &ShimConfig) -> Result<(), CommandEr
     }
 }
 
-fn listen(address: SocketAddr) -> std::io::Result<(tokio::net::TcpListener, SocketAddr)> {
-    let listener = TcpListener::bind(address)?;
+/// Whether binding this port can take a capability.
+fn is_privileged(listen: &SocketAddr) -> bool {
+    (1..1024).contains(&listen.port())
+}
+
+fn listen(listener: TcpListener) -> std::io::Result<(tokio::net::TcpListener, SocketAddr)> {
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
     Ok((tokio::net::TcpListener::from_std(listener)?, address))

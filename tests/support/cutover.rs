@@ -18,7 +18,7 @@ use cutover::domain::time::{DAY_MS, HOUR_MS, SECOND_MS, Timestamp};
 use cutover::engine::{Engine, EngineConfig};
 use cutover::inventory::{self, Source};
 use cutover::plan::{self, Policy};
-use cutover::sandbox::{Fault, LedgerSummary, Sandbox, TokenLife, World, WorldConfig};
+use cutover::sandbox::{Fault, LedgerSummary, Sandbox, TokenLife, World, WorldConfig, WorldOptions};
 use cutover::store::{Durability, Place, Store, Vault};
 use reqwest::Url;
 use serde_json::Value;
@@ -49,6 +49,11 @@ pub struct Cutover {
 impl Cutover {
     /// A world with the connections of `inventory` (CSV), and a plan for it.
     pub fn start(inventory: &str, policy: &str, faults: Vec<Fault>) -> Self {
+        Self::start_with(inventory, policy, faults, WorldOptions::default())
+    }
+
+    /// The same in a world with options of its own.
+    pub fn start_with(inventory: &str, policy: &str, faults: Vec<Fault>, options: WorldOptions) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("inventory.csv");
         std::fs::write(&file, inventory).unwrap();
@@ -59,7 +64,7 @@ impl Cutover {
         let policy = Policy::from_toml(policy).unwrap();
         let plan = plan::plan(&read, &catalogue, &policy, &[], start);
         let retained: BTreeSet<_> = plan.rows.iter().filter(|r| !r.route.moves()).map(|r| r.triplet.clone()).collect();
-        let world = World::new(WorldConfig {
+        let config = WorldConfig {
             seed: 3,
             start,
             rows: read.rows,
@@ -70,7 +75,8 @@ impl Cutover {
             fault_until: start.plus_ms(DAY_MS),
             token_life: TokenLife::Fixed(HOUR_MS),
             shim_url: None,
-        });
+        };
+        let world = World::with_options(config, options);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let sandbox = runtime.block_on(Sandbox::start(world)).unwrap();
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -290,6 +296,28 @@ impl Cutover {
         let key = self.sandbox.lock().keys().gateway_admin_key;
         let url = format!("{}{path}", self.sandbox.urls.gateway);
         let (status, text) = self.send(method, &url, &[("x-admin-key", &key)], body);
+        assert_eq!(status, 200, "{text}");
+    }
+
+    /// Calls Composio with the project's key.
+    pub fn composio(&self, method: &str, path: &str, body: &str) {
+        let key = self.sandbox.lock().keys().composio_api_key;
+        let url = format!("{}/api/v3.1{path}", self.sandbox.urls.composio);
+        let (status, text) = self.send(method, &url, &[("x-api-key", &key)], body);
+        assert!(status < 300, "{method} {path}: {status} {text}");
+    }
+
+    /// Puts a row into `kv_audit`, as another writer would.
+    pub fn audit_row(&self, op_id: &str, at: Timestamp, key: &str, source: &str) {
+        let keys = self.sandbox.lock().keys();
+        let url = format!(
+            "{}/client/v4/accounts/{}/d1/database/{}/raw",
+            self.sandbox.urls.cloudflare, keys.cloudflare_account_id, keys.d1_database
+        );
+        let sql = "INSERT INTO kv_audit (op_id, at, key, action, source) VALUES (?1, ?2, ?3, ?4, ?5)";
+        let body = serde_json::json!({"sql": sql, "params": [op_id, at.to_rfc3339(), key, "put", source]}).to_string();
+        let bearer = format!("Bearer {}", keys.cloudflare_token);
+        let (status, text) = self.send("POST", &url, &[("authorization", &bearer)], &body);
         assert_eq!(status, 200, "{text}");
     }
 

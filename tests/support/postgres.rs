@@ -152,6 +152,22 @@ impl Postgres {
         self.url(&name)
     }
 
+    /// Makes an empty database whose texts are ordered as in a language, such as `en-US`. Returns its URL.
+    pub fn database_in(&self, language: &str) -> String {
+        let name = format!("state_{}", language.replace('-', "_").to_lowercase());
+        let sql = format!(
+            "CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER icu ICU_LOCALE '{language}'"
+        );
+        self.psql("postgres", &sql).expect("a database with ICU's rules can be made");
+        self.url(&name)
+    }
+
+    /// What a statement gives in the database of `url`, as psql prints it.
+    pub fn ask(&self, url: &str, sql: &str) -> String {
+        let database = url.rsplit('/').next().expect("a URL ends with its database");
+        self.psql(database, sql).expect("a statement of a test")
+    }
+
     fn url(&self, database: &str) -> String {
         format!("postgres://cutover@127.0.0.1:{}/{database}", self.port)
     }
