@@ -120,10 +120,12 @@ async fn copy_table(
     let names: Vec<String> = described.iter().map(|row| format!("\"{}\"", row.get::<String, _>(0))).collect();
     let (names, places) = (names.join(", "), (1..=kinds.len()).map(|n| format!("${n}")).collect::<Vec<_>>().join(", "));
     let insert = format!("INSERT INTO \"{table}\" ({names}) VALUES ({places})");
-    let cursor = format!("DECLARE copied NO SCROLL CURSOR FOR SELECT {names} FROM \"{table}\"");
-    sqlx::query(AssertSqlSafe(cursor)).execute(&mut **from).await.during(ACTION)?;
+    // A name of its own: a statement that is sent again is taken to give the same columns again.
+    let cursor = format!("copied_{table}");
+    let declare = format!("DECLARE {cursor} NO SCROLL CURSOR FOR SELECT {names} FROM \"{table}\"");
+    sqlx::query(AssertSqlSafe(declare)).execute(&mut **from).await.during(ACTION)?;
     loop {
-        let page = sqlx::query(AssertSqlSafe(format!("FETCH {PAGE} FROM copied")));
+        let page = sqlx::query(AssertSqlSafe(format!("FETCH {PAGE} FROM {cursor}")));
         let page = page.fetch_all(&mut **from).await.during(ACTION)?;
         if page.is_empty() {
             break;
@@ -142,6 +144,6 @@ async fn copy_table(
         }
         tx.commit().await.during(ACTION)?;
     }
-    sqlx::query("CLOSE copied").execute(&mut **from).await.during(ACTION)?;
+    sqlx::query(AssertSqlSafe(format!("CLOSE {cursor}"))).execute(&mut **from).await.during(ACTION)?;
     Ok(())
 }

@@ -75,6 +75,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_migration_has_a_number_of_its_own() {
+        let mut numbers: Vec<i64> = SQLITE.iter().map(|migration| migration.version).collect();
+        let all = numbers.len();
+        numbers.dedup();
+        assert_eq!(numbers.len(), all, "two files of `migrations/sqlite` begin with the same number");
+    }
+
+    #[test]
     fn tables_are_translated_word_by_word() {
         let table = "CREATE TABLE t (\n  seq  INTEGER PRIMARY KEY AUTOINCREMENT,\n  id INTEGER PRIMARY KEY,\n  n INTEGER NOT NULL, b BLOB, t TEXT NOT NULL\n) WITHOUT ROWID;";
         assert_eq!(
