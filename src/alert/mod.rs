@@ -14,7 +14,7 @@ use std::fmt::Write as _;
 use serde_json::json;
 
 use crate::domain::time::{DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS, Timestamp};
-use crate::store::{AlertRow, Lead, Store, StoreResult};
+use crate::store::{AlertRow, Lead, NewsKind, Store, StoreResult};
 
 pub use quiet::{NotQuietHours, QuietHours};
 pub use slack::{SendError, Sent, Slack, SlackError};
@@ -117,6 +117,16 @@ impl Kind {
         }
     }
 
+    /// The kind that begins or ends what this one ends or begins. An alert of it about the same
+    /// subject makes the next one of this kind an episode of its own, which is told.
+    const fn counterpart(self) -> Option<Self> {
+        match self {
+            Self::CircuitOpen => Some(Self::CircuitClosed),
+            Self::CircuitClosed => Some(Self::CircuitOpen),
+            _ => None,
+        }
+    }
+
     /// Whether it is sent in quiet hours too: somebody is served badly, or soon will be.
     pub const fn is_urgent(self) -> bool {
         match self {
@@ -157,7 +167,11 @@ impl Alerts {
         if let Lead::Theirs { until } = store.lead(LEAD, now, now.plus_ms(LEAD_MS)).await? {
             return Ok(until);
         }
-        let kinds = Kind::ALL.map(|kind| (kind.name(), kind.repeat_ms()));
+        let kinds = Kind::ALL.map(|kind| NewsKind {
+            name: kind.name(),
+            repeat_ms: kind.repeat_ms(),
+            counterpart: kind.counterpart().map(Kind::name),
+        });
         store.collect_alerts(&kinds, now, NEWS_MS).await?;
         let Some(slack) = &self.slack else { return Ok(now.plus_ms(LOOK_MS)) };
         let due = store.load_due_alerts(now, BATCH).await?;

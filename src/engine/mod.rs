@@ -5,6 +5,7 @@
 //! The engine never sleeps and never reads a clock. It keeps nothing that matters in memory: an
 //! engine that was killed at any await and built again from its store goes on where it was.
 
+mod audit;
 mod circuit;
 mod evidence;
 mod failure;
@@ -27,7 +28,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::catalogue::Catalogue;
 use crate::domain::api::Api;
-use crate::domain::criteria::{EvidenceSource, LookOutcome, Note};
+use crate::domain::criteria::Note;
 use crate::domain::time::{HOUR_MS, MINUTE_MS, SECOND_MS, Timestamp};
 use crate::domain::triplet::Triplet;
 use crate::plan::Policy;
@@ -49,8 +50,6 @@ pub use sample::Sample;
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
     pub policy: Policy,
-    /// Sending audit rows to D1.
-    pub audit_every_ms: i64,
     /// A difference in KV younger than this is settling, not a finding. Must exceed the
     /// propagation time and the gateway's own `cacheTtl` (Cloudflare contract §2.6).
     pub settle_ms: i64,
@@ -77,7 +76,6 @@ impl EngineConfig {
     pub fn new(policy: Policy) -> Self {
         Self {
             policy,
-            audit_every_ms: 10 * MINUTE_MS,
             settle_ms: 150 * SECOND_MS,
             silence_ms: 2 * HOUR_MS,
             claim_ms: 2 * MINUTE_MS,
@@ -120,8 +118,6 @@ struct Known {
     comparing: Option<watch::Comparing>,
     /// The soak clock runs.
     soak_started: bool,
-    /// What sources of evidence that look all the time last recorded.
-    looked: BTreeMap<EvidenceSource, (LookOutcome, Timestamp)>,
     /// When the soak clock last showed that we are there.
     alive_at: Option<Timestamp>,
     /// The epoch in which this engine led the periodic duties last.
@@ -394,7 +390,7 @@ impl<O: Outside> Engine<O> {
             Periodic::Smoke => self.smoke(now).await?,
             Periodic::Scan => self.scan(now).await?,
             Periodic::Verify => self.verify(now).await?,
-            Periodic::Audit => self.flush_audit(now).await?,
+            Periodic::Audit => self.audit(now).await?,
             Periodic::Sample => self.sample(now).await?,
             Periodic::Prune => self.prune(now).await?,
         };

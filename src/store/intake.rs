@@ -53,7 +53,7 @@ const LOAD_BYTES_MAX: i64 = 16 * 1024 * 1024;
 pub enum IntakeKind {
     /// A token that somebody else wrote to KV: the subject is its triplet, the body its KV entry.
     Token,
-    /// A verified webhook of Nango: the body as it came.
+    /// A verified webhook of Nango: what counts of its body.
     NangoWebhook,
 }
 

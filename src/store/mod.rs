@@ -5,6 +5,7 @@
 //! method returns, unless [`Durability::ProcessCrash`] was asked for.
 
 mod alert;
+mod audit;
 mod connection;
 mod control;
 mod copy;
@@ -24,6 +25,7 @@ mod reauth;
 mod retention;
 mod rotation;
 mod schema;
+mod slot;
 mod status;
 mod triplet;
 mod vault;
@@ -43,7 +45,8 @@ use crate::domain::secret::hex;
 use crate::domain::time::Timestamp;
 use db::{Conn, Row, query};
 
-pub use alert::AlertRow;
+pub use alert::{AlertRow, NewsKind};
+pub use audit::SentAudit;
 pub use connection::{ConnectionRow, PollFailure};
 pub use control::{ControlRow, Decision, Scope};
 pub use delivery::{Delivered, PendingDelivery, Sink, SinkState};
@@ -150,8 +153,6 @@ pub enum StoreError {
     /// Whoever sent it must not be told that it is safe.
     #[error("what was sent could not be put on disk")]
     NotAccepted(#[source] std::sync::Arc<StoreError>),
-    #[error("a dry run works on a copy of the state, and only a state file can be copied")]
-    NoCopy,
     #[error("the writer of the intake log has ended")]
     IntakeEnded,
     #[error("triplet `{0}` is not in the applied plan")]

@@ -133,11 +133,15 @@ ON CONFLICT (name) DO UPDATE SET
 "
 );
 
-/// Forgets audit rows that D1 has.
+/// Takes audit rows that D1 took out of the queue; those under `sent` are waited for there.
 pub(super) const CLEAR_AUDIT: Procedure = procedure!(
     "clear_audit",
     "clear audit rows",
     "
+INSERT INTO audit_sent (op_id, key, fingerprint, sent_at)
+SELECT o.op_id, o.key, o.fingerprint, CAST(j.value->>1 AS BIGINT)
+FROM json_each(NEW.parameter, '$.sent') AS j, audit_outbox AS o WHERE o.op_id = j.value->>0
+ON CONFLICT (op_id) DO NOTHING;
 DELETE FROM audit_outbox WHERE op_id IN (SELECT value->>0 FROM json_each(NEW.parameter, '$.ids'));
 INSERT INTO counter (name, value)
 SELECT value->>0, CAST(value->>1 AS BIGINT) FROM json_each(NEW.parameter, '$.add') WHERE true

@@ -12,11 +12,11 @@ use cutover::domain::token::{KvEntry, KvEntryError, KvMetadata};
 use cutover::domain::triplet::Triplet;
 use cutover::plan::Route;
 use cutover::ports::{
-    AccountStatus, AlarmFire, AlarmMode, AlarmState, Api, ApiError, ApiErrorKind, ApiResult, AuditRow, AuditSink,
-    AuthConfig, ConnectSession, ConnectedAccount, ConsentLink, GatewayAdmin, GatewayRead, KvKey, KvPage, KvPut, KvRead,
-    KvWrite, Namespace, Outside, ProviderAnswer, ProviderCall, ProviderRead, ProxyAnswer, SmokeResult,
-    SourceConnection, SourceCredential, SourceCustody, SourceIntegration, SourceRead, TargetCustody, TargetRead,
-    TargetScheme, Traffic, WebhookSubscription,
+    AccountStatus, AlarmFire, AlarmMode, AlarmState, Api, ApiError, ApiErrorKind, ApiResult, AuditRead, AuditRecord,
+    AuditRow, AuditSink, AuthConfig, ConnectSession, ConnectedAccount, ConsentLink, GatewayAdmin, GatewayRead, KvKey,
+    KvPage, KvPut, KvRead, KvWrite, Namespace, Outside, ProviderAnswer, ProviderCall, ProviderRead, ProxyAnswer,
+    SmokeResult, SourceConnection, SourceCredential, SourceCustody, SourceIntegration, SourceRead, TargetCustody,
+    TargetRead, TargetScheme, Traffic, WebhookSubscription,
 };
 use cutover::store::{Durability, NewTriplet, Place, Sink, Store, Vault};
 use serde_json::Value;
@@ -249,6 +249,18 @@ impl KvWrite for Fake {
         }
         state.kv.remove(&(namespace, key.to_owned()));
         Ok(())
+    }
+}
+
+impl AuditRead for Fake {
+    async fn audit_end(&self) -> ApiResult<u64> {
+        Ok(0)
+    }
+    async fn read_audit(&self, _: u64) -> ApiResult<Vec<AuditRecord>> {
+        Ok(Vec::new())
+    }
+    async fn find_audit(&self, _: &[String]) -> ApiResult<Vec<AuditRecord>> {
+        Ok(Vec::new())
     }
 }
 
