@@ -168,7 +168,7 @@ async fn journalled(store: &Store) {
             claim: connection.claim,
             fingerprint: store.vault().fingerprints().fingerprint(&entry.access_token),
             expires_at: None,
-            poll_at: None,
+            poll_at: at(1_000),
             versions: vec![NewVersion { triplet, epoch: 1, writer: Writer::Nango, entry }],
             scheduled: None,
         };

@@ -122,10 +122,12 @@ impl Audit {
             .iter()
             .map(|name| place_of(name).ok_or_else(|| format!("no such column: {name}: SQLITE_ERROR")))
             .collect::<Result<_, _>>()?;
-        let bound = |term: &str| if term.starts_with('?') { params.first().map_or("", String::as_str) } else { term };
-        let limit = match tail.split_once(" limit ") {
+        let limit = match tail.split_once(" limit ").map(|(_, n)| n.trim()) {
             None => ROWS_MAX,
-            Some((_, n)) => bound(n.trim()).parse().map_err(|_| "datatype mismatch: SQLITE_MISMATCH".to_owned())?,
+            Some(n) => {
+                let bound = if n.starts_with('?') { params.first().map(String::as_str).unwrap_or_default() } else { n };
+                bound.parse().map_err(|_| "datatype mismatch: SQLITE_MISMATCH".to_owned())?
+            }
         };
         // Rows are numbered as they come in and none is ever deleted.
         let first = self.total - self.rows.len() as u64 + 1;
