@@ -15,6 +15,8 @@ mod lifecycle;
 mod mirror;
 mod onboard;
 mod poll;
+mod prune;
+mod reauth;
 mod sample;
 pub mod steps;
 mod together;
@@ -32,7 +34,7 @@ use crate::domain::triplet::Triplet;
 use crate::plan::Policy;
 use crate::ports::{ApiResult, Outside};
 use crate::status::{Snapshot, snapshot};
-use crate::store::{Due, Lead, Sink, Store, StoreError};
+use crate::store::{Due, Lead, Pruning, Retention, Sink, Store, StoreError};
 
 pub use evidence::{collect, lag_p99};
 pub use gate::{GateReport, NoFreshPass, fresh_pass, judge_state, record};
@@ -66,6 +68,8 @@ pub struct EngineConfig {
     /// Requests to one sink that may be under way at once. More than one makes their order a
     /// matter of chance, which a rehearsal must not have.
     pub sink_parallel: usize,
+    /// What is kept, and for how long.
+    pub retention: Retention,
 }
 
 impl EngineConfig {
@@ -79,6 +83,7 @@ impl EngineConfig {
             delivery_attempts_max: 60,
             reads_at_once: 16,
             sink_parallel: 1,
+            retention: Retention::default(),
         }
     }
 }
@@ -118,6 +123,8 @@ struct Known {
     /// The epoch in which this engine led the periodic duties last.
     led: Option<u64>,
     mirroring: mirror::Mirroring,
+    /// How far the round of pruning is.
+    pruning: Pruning,
 }
 
 /// The lease under which one machine runs the periodic duties for all.
@@ -183,8 +190,15 @@ impl Lane {
 }
 
 /// The periodic duties, in the order in which they run when several are due.
-const PERIODIC: [Periodic; 6] =
-    [Periodic::Probe, Periodic::Smoke, Periodic::Scan, Periodic::Verify, Periodic::Audit, Periodic::Sample];
+const PERIODIC: [Periodic; 7] = [
+    Periodic::Probe,
+    Periodic::Smoke,
+    Periodic::Scan,
+    Periodic::Verify,
+    Periodic::Audit,
+    Periodic::Sample,
+    Periodic::Prune,
+];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Periodic {
@@ -194,6 +208,7 @@ enum Periodic {
     Verify,
     Audit,
     Sample,
+    Prune,
 }
 
 impl<O: Outside> Engine<O> {
@@ -377,6 +392,7 @@ impl<O: Outside> Engine<O> {
             Periodic::Verify => self.verify(now).await?,
             Periodic::Audit => self.audit(now).await?,
             Periodic::Sample => self.sample(now).await?,
+            Periodic::Prune => self.prune(now).await?,
         };
         self.known(|known| known.periodic.insert(duty, next));
         Ok(next)

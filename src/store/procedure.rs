@@ -67,8 +67,14 @@ ON CONFLICT (triplet, sink) DO UPDATE SET
 UPDATE connection SET fingerprint = j.value->>'fp', expires_at = CAST(j.value->>'exp' AS BIGINT),
   poll_at = CAST(j.value->>'poll' AS BIGINT), rotation = rotation + CAST(j.value->>'new' AS BIGINT), failures = 0,
   failing_since = NULL, dead_at = NULL, missed = 0,
+  refreshed_at = CASE WHEN CAST(j.value->>'new' AS BIGINT) = 1 THEN CAST(j.value->>'at' AS BIGINT) ELSE refreshed_at END,
   settled = CASE WHEN settled < CAST(j.value->>'claim' AS BIGINT) THEN CAST(j.value->>'claim' AS BIGINT) ELSE settled END
 FROM json_each(NEW.parameter, '$.connections') AS j WHERE connection.id = CAST(j.value->>'id' AS BIGINT);
+
+-- The grant lives after all, or there is a new one.
+UPDATE reauth SET wanted = 0, next_at = COALESCE(claimed_until, 0) WHERE wanted = 1 AND triplet IN (
+  SELECT t.key FROM json_each(NEW.parameter, '$.connections') AS j
+  JOIN triplet t ON t.connection = CAST(j.value->>'id' AS BIGINT));
 
 INSERT INTO counter (name, value)
 SELECT value->>0, CAST(value->>1 AS BIGINT) FROM json_each(NEW.parameter, '$.counts') WHERE true

@@ -36,6 +36,19 @@ pub(super) async fn migrate_sqlite(connection: &mut SqliteConnection) -> Result<
     SQLITE.run(connection).await
 }
 
+/// Applies the migrations up to `version`. Whether there is such a version.
+pub(super) async fn migrate_sqlite_up_to(
+    connection: &mut SqliteConnection,
+    version: i64,
+) -> Result<bool, MigrateError> {
+    if !SQLITE.version_exists(version) {
+        return Ok(false);
+    }
+    let some = SQLITE.iter().filter(|migration| migration.version <= version).cloned().collect();
+    Migrator::with_migrations(some).run(connection).await?;
+    Ok(true)
+}
+
 pub(super) async fn migrate_postgres(connection: &mut PgConnection) -> Result<(), MigrateError> {
     let functions = Migration::new(
         0,

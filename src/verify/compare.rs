@@ -1,6 +1,7 @@
 //! Two entries with the same key: what differs, of which class, and how strong the comparison was.
 
 use std::collections::BTreeSet;
+use std::hash::RandomState;
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -19,6 +20,8 @@ use crate::domain::time::Timestamp;
 pub struct Keys {
     /// Of this run only: it is made at random, never leaves memory and dies with the process.
     run: Hmac<Sha256>,
+    /// A pseudorandom function (SipHash under a random key), of this run only as well.
+    prf: RandomState,
     /// Of the installation, under which the fingerprints in KV metadata and the journal were made.
     /// Without it a fingerprint can only be compared with another one.
     installation: Option<FingerprintKey>,
@@ -28,7 +31,11 @@ impl Keys {
     /// `run` must be random and used for nothing else.
     pub fn new(run: [u8; 32], installation: Option<FingerprintKey>) -> Self {
         let run = <Hmac<Sha256> as KeyInit>::new_from_slice(&run).expect("HMAC takes a key of any length");
-        Self { run, installation }
+        Self { run, prf: RandomState::new(), installation }
+    }
+
+    pub(super) fn prf(&self) -> &RandomState {
+        &self.prf
     }
 
     pub(super) fn digest(&self, secret: &[u8]) -> [u8; 16] {

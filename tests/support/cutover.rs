@@ -19,7 +19,7 @@ use cutover::engine::{Engine, EngineConfig};
 use cutover::inventory::{self, Source};
 use cutover::plan::{self, Policy};
 use cutover::sandbox::{Fault, LedgerSummary, Sandbox, TokenLife, World, WorldConfig, WorldOptions};
-use cutover::store::{Durability, Store, Vault};
+use cutover::store::{Durability, Place, Store, Vault};
 use reqwest::Url;
 use serde_json::Value;
 
@@ -41,6 +41,8 @@ pub struct Cutover {
     pub clock: Arc<AtomicI64>,
     pub policy: String,
     pub plan: String,
+    /// Where the state is, unless it is the file `cutover.db`.
+    pub state: Option<String>,
     inventory: PathBuf,
 }
 
@@ -79,8 +81,8 @@ impl Cutover {
         let sandbox = runtime.block_on(Sandbox::start(world)).unwrap();
         let _ = rustls::crypto::ring::default_provider().install_default();
         let clock = Arc::new(AtomicI64::new(start.millis()));
-        let mut cutover =
-            Self { sandbox, runtime, dir, clock, policy: String::new(), plan: String::new(), inventory: file };
+        let (policy, plan, state) = (String::new(), String::new(), None);
+        let mut cutover = Self { sandbox, runtime, dir, clock, policy, plan, state, inventory: file };
         cutover.policy = cutover.path("policy.toml");
         cutover.plan = cutover.path("plan.json");
         let args = [
@@ -110,53 +112,11 @@ impl Cutover {
     }
 
     pub fn environment(&self) -> Vec<(&'static str, String)> {
-        let (urls, keys) = (&self.sandbox.urls, self.sandbox.lock().keys());
-        vec![
-            ("CUTOVER_NANGO_URL", urls.nango.clone()),
-            ("CUTOVER_NANGO_KEY", keys.nango_api_key),
-            ("CUTOVER_NANGO_WEBHOOK_KEY", keys.nango_webhook_signing_key),
-            ("CUTOVER_COMPOSIO_URL", urls.composio.clone()),
-            ("CUTOVER_COMPOSIO_KEY", keys.composio_api_key),
-            (
-                "CUTOVER_CLOUDFLARE_URL",
-                format!("{}/client/v4/accounts/{}", urls.cloudflare, keys.cloudflare_account_id),
-            ),
-            ("CUTOVER_CLOUDFLARE_TOKEN", keys.cloudflare_token),
-            ("CUTOVER_KV_SOURCE", keys.kv_source),
-            ("CUTOVER_KV_TARGET", keys.kv_target),
-            ("CUTOVER_D1", keys.d1_database),
-            ("CUTOVER_GATEWAY_URL", urls.gateway.clone()),
-            ("CUTOVER_GATEWAY_ADMIN_KEY", keys.gateway_admin_key),
-            ("CUTOVER_GATEWAY_KEY", keys.gateway_key),
-            ("CUTOVER_PROVIDER_URL", urls.provider.clone()),
-        ]
+        environment(&self.sandbox)
     }
 
     pub fn endpoints(&self) -> Endpoints {
-        let (urls, keys) = (&self.sandbox.urls, self.sandbox.lock().keys());
-        let url = |text: &str| Url::parse(text).unwrap();
-        Endpoints {
-            nango: NangoEndpoint { base: url(&urls.nango), key: Secret::new(keys.nango_api_key) },
-            composio: ComposioEndpoint {
-                base: url(&urls.composio),
-                key: Secret::new(keys.composio_api_key),
-                oauth_apps: std::collections::BTreeMap::new(),
-            },
-            cloudflare: CloudflareEndpoint {
-                base: url(&format!("{}/client/v4/accounts/{}", urls.cloudflare, keys.cloudflare_account_id)),
-                token: Secret::new(keys.cloudflare_token),
-                kv_source: keys.kv_source,
-                kv_target: keys.kv_target,
-                d1: keys.d1_database,
-            },
-            gateway: GatewayEndpoint {
-                base: url(&urls.gateway),
-                admin_key: Secret::new(keys.gateway_admin_key),
-                gateway_key: Secret::new(keys.gateway_key),
-            },
-            provider: ProviderEndpoint { base_override: Some(url(&urls.provider)) },
-            allow_insecure_http: false,
-        }
+        endpoints(&self.sandbox)
     }
 
     /// Runs the binary at the world's time, its files in the test's folder.
@@ -165,7 +125,11 @@ impl Cutover {
     }
 
     pub fn run_with(&self, args: &[&str], more: &[(&str, &str)]) -> (i32, String, String) {
-        let Output { status, stdout, stderr } = self.command(args).envs(more.iter().copied()).output().unwrap();
+        let mut args = args.to_vec();
+        if let Some(state) = self.state.as_ref().filter(|_| !args.contains(&"--state")) {
+            args.extend(["--state", state]);
+        }
+        let Output { status, stdout, stderr } = self.command(&args).envs(more.iter().copied()).output().unwrap();
         (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
     }
 
@@ -211,8 +175,11 @@ impl Cutover {
 
     pub fn store(&self) -> Store {
         let vault = Vault::load_or_create(&self.dir.path().join("cutover.key")).unwrap();
-        let path = self.dir.path().join("cutover.db");
-        self.runtime.block_on(Store::open(&path, Durability::ProcessCrash, vault)).unwrap()
+        let place = match &self.state {
+            Some(url) => url.parse().unwrap(),
+            None => Place::Sqlite(self.dir.path().join("cutover.db")),
+        };
+        self.runtime.block_on(Store::open_at(&place, Durability::ProcessCrash, vault)).unwrap()
     }
 
     pub fn engine(&self) -> Engine<HttpOutside> {
@@ -376,6 +343,55 @@ impl Cutover {
         let id = listed["items"][0]["id"].as_str().unwrap();
         let (status, text) = self.send("DELETE", &format!("{url}/{id}"), &[("x-api-key", &key)], "");
         assert_eq!(status, 200, "{text}");
+    }
+}
+
+/// What points the binary at a sandbox.
+pub fn environment(sandbox: &Sandbox) -> Vec<(&'static str, String)> {
+    let (urls, keys) = (&sandbox.urls, sandbox.lock().keys());
+    vec![
+        ("CUTOVER_NANGO_URL", urls.nango.clone()),
+        ("CUTOVER_NANGO_KEY", keys.nango_api_key),
+        ("CUTOVER_NANGO_WEBHOOK_KEY", keys.nango_webhook_signing_key),
+        ("CUTOVER_COMPOSIO_URL", urls.composio.clone()),
+        ("CUTOVER_COMPOSIO_KEY", keys.composio_api_key),
+        ("CUTOVER_CLOUDFLARE_URL", format!("{}/client/v4/accounts/{}", urls.cloudflare, keys.cloudflare_account_id)),
+        ("CUTOVER_CLOUDFLARE_TOKEN", keys.cloudflare_token),
+        ("CUTOVER_KV_SOURCE", keys.kv_source),
+        ("CUTOVER_KV_TARGET", keys.kv_target),
+        ("CUTOVER_D1", keys.d1_database),
+        ("CUTOVER_GATEWAY_URL", urls.gateway.clone()),
+        ("CUTOVER_GATEWAY_ADMIN_KEY", keys.gateway_admin_key),
+        ("CUTOVER_GATEWAY_KEY", keys.gateway_key),
+        ("CUTOVER_PROVIDER_URL", urls.provider.clone()),
+    ]
+}
+
+/// What points our clients at a sandbox.
+pub fn endpoints(sandbox: &Sandbox) -> Endpoints {
+    let (urls, keys) = (&sandbox.urls, sandbox.lock().keys());
+    let url = |text: &str| Url::parse(text).unwrap();
+    Endpoints {
+        nango: NangoEndpoint { base: url(&urls.nango), key: Secret::new(keys.nango_api_key) },
+        composio: ComposioEndpoint {
+            base: url(&urls.composio),
+            key: Secret::new(keys.composio_api_key),
+            oauth_apps: std::collections::BTreeMap::new(),
+        },
+        cloudflare: CloudflareEndpoint {
+            base: url(&format!("{}/client/v4/accounts/{}", urls.cloudflare, keys.cloudflare_account_id)),
+            token: Secret::new(keys.cloudflare_token),
+            kv_source: keys.kv_source,
+            kv_target: keys.kv_target,
+            d1: keys.d1_database,
+        },
+        gateway: GatewayEndpoint {
+            base: url(&urls.gateway),
+            admin_key: Secret::new(keys.gateway_admin_key),
+            gateway_key: Secret::new(keys.gateway_key),
+        },
+        provider: ProviderEndpoint { base_override: Some(url(&urls.provider)) },
+        allow_insecure_http: false,
     }
 }
 

@@ -124,6 +124,26 @@ impl Postgres {
         output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
     }
 
+    /// Runs SQL on the database at `url`. What it printed.
+    pub fn run(&self, url: &str, sql: &str) -> String {
+        let database = url.rsplit('/').next().unwrap();
+        self.psql(database, sql).unwrap_or_else(|| panic!("{sql} fails: see {}", self.folder.join("log").display()))
+    }
+
+    /// Makes `to` a copy of the database `from`, whoever is connected to either.
+    pub fn copy(&self, from: &str, to: &str) {
+        let name = |url: &str| url.rsplit('/').next().unwrap().to_owned();
+        let (from, to) = (name(from), name(to));
+        let alone = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{from}'");
+        for sql in [
+            alone,
+            format!("DROP DATABASE IF EXISTS {to} WITH (FORCE)"),
+            format!("CREATE DATABASE {to} TEMPLATE {from}"),
+        ] {
+            self.run("/postgres", &sql);
+        }
+    }
+
     /// Makes an empty database. Returns its URL.
     pub fn database(&self) -> String {
         static NEXT: AtomicU32 = AtomicU32::new(1);
