@@ -75,11 +75,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_migration_has_a_number_of_its_own() {
-        let mut numbers: Vec<i64> = SQLITE.iter().map(|migration| migration.version).collect();
-        let all = numbers.len();
-        numbers.dedup();
-        assert_eq!(numbers.len(), all, "two files of `migrations/sqlite` begin with the same number");
+    fn no_two_migrations_have_one_number() {
+        let mut versions: Vec<i64> = SQLITE.iter().map(|migration| migration.version).collect();
+        versions.dedup();
+        assert_eq!(versions.len(), SQLITE.iter().count(), "{versions:?}");
     }
 
     #[test]
