@@ -166,7 +166,8 @@ impl Walk {
         let caught_up = || {
             let status = self.get(&url)?;
             let pending = status["sinks"].as_array()?.iter().any(|sink| sink["pending"] != 0);
-            let due = status["header"]["poll_at"].as_str().is_some_and(|at| Timestamp::parse(at).unwrap() <= self.now());
+            let due =
+                status["header"]["poll_at"].as_str().is_some_and(|at| Timestamp::parse(at).unwrap() <= self.now());
             (!pending && !due).then(|| status["header"].clone())
         };
         let header = (0..600).find_map(|_| {
