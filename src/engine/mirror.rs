@@ -280,8 +280,9 @@ impl<O: Outside> Engine<O> {
             patched.untried.extend(untried);
         }
         self.delivered(Sink::Composio, patched.done, now).await?;
-        for (p, kind) in patched.failed {
-            self.put_off(Sink::Composio, std::slice::from_ref(&p), &kind, now).await?;
+        for alike in patched.failed.chunk_by(|a, b| a.1 == b.1) {
+            let deliveries: Vec<PendingDelivery> = alike.iter().map(|(p, _)| p.clone()).collect();
+            self.put_off(Sink::Composio, &deliveries, &alike[0].1, now).await?;
         }
         Ok(self.store.release_deliveries(&patched.untried, now).await?)
     }
