@@ -235,7 +235,7 @@ impl<O: Outside> Engine<O> {
         while doubtful.peek().is_some() {
             let chunk: Vec<PendingDelivery> = doubtful.by_ref().take(LOOK_MAX).collect();
             let keys: Vec<String> = chunk.iter().map(|p| p.triplet.kv_key()).collect();
-            let answer = self.outside.cloudflare().bulk_get(namespace, &keys).await;
+            let answer = self.outside.cloudflare().bulk_get_urgent(namespace, &keys).await;
             self.observe(Api::Cloudflare, now, &answer).await?;
             let found = match answer {
                 Ok(found) => found,
