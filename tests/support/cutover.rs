@@ -135,9 +135,13 @@ impl Cutover {
 
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cutover"));
+        // Composio has no OAuth app of its own for this toolkit.
+        let app = self.sandbox.lock().keys().composio_clients.remove("linkedin_ads").expect("the catalogue has it");
         command
             .args(args)
             .env_clear()
+            .env("CUTOVER_COMPOSIO_OAUTH_LINKEDIN_ADS_CLIENT_ID", app.client_id)
+            .env("CUTOVER_COMPOSIO_OAUTH_LINKEDIN_ADS_CLIENT_SECRET", app.client_secret)
             .env("CUTOVER_NOW", self.now().to_rfc3339())
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("USER", "alice")

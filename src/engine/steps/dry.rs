@@ -326,31 +326,7 @@ impl<R: OutsideRead> ProviderRead for Dry<R> {
 }
 
 impl<R: OutsideRead> Outside for Dry<R> {
-    type Source = Self;
-    type Target = Self;
-    type Cloudflare = Self;
-    type Gateway = Self;
-    type Provider = Self;
-
-    fn source(&self) -> &Self {
-        self
-    }
-
-    fn target(&self) -> &Self {
-        self
-    }
-
-    fn cloudflare(&self) -> &Self {
-        self
-    }
-
-    fn gateway(&self) -> &Self {
-        self
-    }
-
-    fn provider(&self) -> &Self {
-        self
-    }
+    itself!();
 
     fn take_traffic(&self) -> BTreeMap<Api, Traffic> {
         BTreeMap::new()

@@ -312,31 +312,7 @@ impl<O: Outside> ProviderRead for Traced<O> {
 }
 
 impl<O: Outside> Outside for Traced<O> {
-    type Source = Self;
-    type Target = Self;
-    type Cloudflare = Self;
-    type Gateway = Self;
-    type Provider = Self;
-
-    fn source(&self) -> &Self {
-        self
-    }
-
-    fn target(&self) -> &Self {
-        self
-    }
-
-    fn cloudflare(&self) -> &Self {
-        self
-    }
-
-    fn gateway(&self) -> &Self {
-        self
-    }
-
-    fn provider(&self) -> &Self {
-        self
-    }
+    itself!();
 
     fn take_traffic(&self) -> BTreeMap<Api, Traffic> {
         self.inner.take_traffic()
