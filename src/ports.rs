@@ -398,6 +398,15 @@ pub trait KvRead: Send + Sync {
         namespace: Namespace,
         keys: &[String],
     ) -> impl Future<Output = ApiResult<BTreeMap<String, Option<Result<KvEntry, crate::domain::token::KvEntryError>>>>> + Send;
+    /// The same out of the urgent part of the budget: a write that keeps a served token alive waits for it.
+    fn bulk_get_urgent(
+        &self,
+        namespace: Namespace,
+        keys: &[String],
+    ) -> impl Future<Output = ApiResult<BTreeMap<String, Option<Result<KvEntry, crate::domain::token::KvEntryError>>>>> + Send
+    {
+        self.bulk_get(namespace, keys)
+    }
 }
 
 /// KV with writes.

@@ -14,7 +14,7 @@ use cutover::domain::token::KvEntry;
 use cutover::engine::{Engine, EngineConfig, Lane};
 use cutover::plan::Policy;
 use cutover::ports::Namespace;
-use fake::{Fake, soaking, triplet};
+use fake::{Fake, Fate, Step, soaking, triplet};
 use serde_json::Value;
 
 const BEGIN: Timestamp = Timestamp::from_secs(1_000_000);
@@ -157,6 +157,22 @@ async fn a_write_that_the_gateway_reports_reaches_both_sides_and_is_ours_again()
     let counters = case.engine.store().load_counters().await.unwrap();
     let dropped = |name: &str| counters.get(name).copied().unwrap_or(0);
     assert_eq!(dropped("intake_superseded") + dropped("intake_duplicates"), 1, "{counters:?}");
+}
+
+#[tokio::test]
+async fn a_delivery_that_must_look_first_does_not_wait_for_the_ordinary_budget() {
+    let mut case = Case::start().await;
+    case.run(30 * MINUTE_MS).await;
+    {
+        let mut state = case.world.state();
+        state.no_ordinary_reads = true;
+        state.script.push_back(Step { before: 0, after: 0, fate: Fate::Failed });
+    }
+    case.report(0, "second", 90).await;
+    case.run(0).await;
+    assert_eq!(case.served(Namespace::Source, 0), "first", "the first try failed");
+    case.run(5_000).await;
+    assert_eq!(case.served(Namespace::Source, 0), "second");
 }
 
 #[test]

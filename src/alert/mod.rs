@@ -9,11 +9,12 @@
 mod quiet;
 mod slack;
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use serde_json::json;
 
-use crate::domain::time::{DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS, Timestamp};
+use crate::domain::time::{DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS, Timestamp, format_duration_ms};
 use crate::store::{AlertRow, Lead, NewsKind, Store, StoreResult};
 
 pub use quiet::{NotQuietHours, QuietHours};
@@ -239,7 +240,7 @@ fn message(alerts: &[&AlertRow]) -> serde_json::Value {
         } else {
             ":information_source:"
         };
-        let (subject, detail) = (escaped(&alert.subject), escaped(&alert.detail));
+        let (subject, detail) = (escaped(&alert.subject), escaped(&told(alert)));
         let _ = write!(text, "{mark} *{}* {subject}: {detail} ({} UTC)", alert.kind, alert.at.to_minute());
         if alert.repeats > 0 {
             let _ = write!(text, ", and {} times more until {}", alert.repeats, alert.last_at.to_minute());
@@ -250,6 +251,15 @@ fn message(alerts: &[&AlertRow]) -> serde_json::Value {
         text.push('\n');
     }
     json!({"text": text.trim_end()})
+}
+
+/// What an alert says. The detail of an outage is its length, which the gate counts with.
+fn told(alert: &AlertRow) -> Cow<'_, str> {
+    let length: Option<i64> = alert.detail.parse().ok().filter(|_| alert.kind == Kind::Outage.name());
+    match length {
+        Some(ms) => format!("was out of reach for {}, and is back", format_duration_ms(ms)).into(),
+        None => Cow::Borrowed(&alert.detail),
+    }
 }
 
 fn escaped(text: &str) -> String {
@@ -291,6 +301,15 @@ mod tests {
         assert_eq!(
             text,
             r#"{"text":":rotating_light: *dead-grant* a:b:c: gone &lt;!channel&gt; &amp; out  (1970-01-01 00:01 UTC)\n:information_source: *gate* p-1: pass to fail (1970-01-01 00:01 UTC), and 2 times more until 1970-01-01 00:01 _(may be a repeat)_"}"#
+        );
+    }
+
+    #[test]
+    fn the_length_of_an_outage_is_told_in_words() {
+        let text = message(&[&row("outage", "nango", "90000"), &row("parity", "a:b:c", "90000")]).to_string();
+        assert!(
+            text.contains("nango: was out of reach for 1m 30s, and is back (") && text.contains("a:b:c: 90000 ("),
+            "{text}"
         );
     }
 

@@ -114,8 +114,12 @@ impl<O: Outside> Engine<O> {
         let owner = self.store.load_account_owner(account).await?;
         let subject = owner.as_ref().map_or_else(|| account.to_owned(), Triplet::to_string);
         let detail = format!("Composio lost the grant of `{account}`");
-        tracing::error!(account, %subject, "{detail}");
-        Ok(self.store.note_webhook(webhook_id, "account-expired", &Note { at: now, subject, detail }).await?)
+        let note = Note { at: now, subject, detail };
+        let is_news = self.store.note_webhook(webhook_id, "account-expired", &note).await?;
+        if is_news {
+            tracing::error!(account, subject = note.subject, "{}", note.detail);
+        }
+        Ok(is_news)
     }
 }
 

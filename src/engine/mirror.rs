@@ -235,7 +235,7 @@ impl<O: Outside> Engine<O> {
         while doubtful.peek().is_some() {
             let chunk: Vec<PendingDelivery> = doubtful.by_ref().take(LOOK_MAX).collect();
             let keys: Vec<String> = chunk.iter().map(|p| p.triplet.kv_key()).collect();
-            let answer = self.outside.cloudflare().bulk_get(namespace, &keys).await;
+            let answer = self.outside.cloudflare().bulk_get_urgent(namespace, &keys).await;
             self.observe(Api::Cloudflare, now, &answer).await?;
             let found = match answer {
                 Ok(found) => found,
@@ -280,8 +280,9 @@ impl<O: Outside> Engine<O> {
             patched.untried.extend(untried);
         }
         self.delivered(Sink::Composio, patched.done, now).await?;
-        for (p, kind) in patched.failed {
-            self.put_off(Sink::Composio, std::slice::from_ref(&p), &kind, now).await?;
+        for alike in patched.failed.chunk_by(|a, b| a.1 == b.1) {
+            let deliveries: Vec<PendingDelivery> = alike.iter().map(|(p, _)| p.clone()).collect();
+            self.put_off(Sink::Composio, &deliveries, &alike[0].1, now).await?;
         }
         Ok(self.store.release_deliveries(&patched.untried, now).await?)
     }

@@ -119,6 +119,10 @@ impl<O: Outside> Engine<O> {
                 Ok(credential) => round.captures.extend(self.capture(connection, &fed, credential, now).await?),
                 Err(error) => {
                     if let Some(until) = self.read_failed(connection, &fed, &error, now).await? {
+                        // Those under way beside it meet the same wall; once is enough to know.
+                        if round.shut_until.is_none() && !error.is_held_back() {
+                            tracing::warn!("no connection can be read: {error}");
+                        }
                         round.shut_until = round.shut_until.max(Some(until));
                         round.unread.push(connection.clone());
                     }
@@ -205,9 +209,6 @@ impl<O: Outside> Engine<O> {
         let failure = judge_read(error, failures, draw);
         let retry_at = now.plus_ms(failure.wait_ms);
         if failure.of_all {
-            if !error.is_held_back() {
-                tracing::warn!(class = failure.class.name(), "no connection can be read: {error}");
-            }
             return Ok(Some(retry_at));
         }
         tracing::warn!(connection.id = %connection.connection_id, integration = %connection.integration_key,

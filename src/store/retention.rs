@@ -17,8 +17,9 @@ const BATCH: i64 = 500;
 /// For how long things are kept, in milliseconds unless it says otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
-    /// Superseded token versions, after they ended. Their secrets are erased long before. A version
-    /// that never ends stays: without it a replay of it would look new.
+    /// Superseded token versions, after they ended. Their secrets are erased long before. The first of
+    /// each triplet stays, since it says from when on its entries are ours; and one that never ends:
+    /// without it a replay of it would look new.
     pub versions_ms: i64,
     /// What was accepted and worked in; its content is erased at once.
     pub intake_ms: i64,
@@ -28,7 +29,8 @@ pub struct Retention {
     pub evidence_ms: i64,
     /// Notes of one kind about one subject, newest first (a count). More of them change no verdict.
     pub notes_of_a_subject: u32,
-    /// Rows that wait for D1 (a count). When it is away for that long, the oldest are given up.
+    /// Rows that wait for D1, and as many that wait to be read there (a count). When it is away for
+    /// that long, the oldest are given up.
     pub audit_rows: u32,
 }
 
@@ -95,12 +97,12 @@ fn before(ms: i64, now: Timestamp) -> i64 {
 }
 
 /// The last entry of each chain stays: the next one is linked to it.
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     Step::Chain(
         Chain::Journal,
         |kept| kept.versions_ms,
         "SELECT j.seq, j.at, j.triplet, j.version, j.epoch, j.writer, j.fingerprint, j.expires_at, j.payload, j.digest,
-                j.hash, CAST(CASE WHEN j.payload IS NULL AND j.version < t.version AND j.expires_at < $2 AND j.at < $2
+                j.hash, CAST(CASE WHEN j.payload IS NULL AND j.version > 1 AND j.version < t.version AND j.expires_at < $2 AND j.at < $2
                                AND j.seq < (SELECT MAX(seq) FROM journal) THEN 1 ELSE 0 END AS BIGINT), j.at
          FROM journal j LEFT JOIN triplet t ON t.key = j.triplet WHERE j.seq > $1 ORDER BY j.seq LIMIT $3",
     ),
@@ -143,6 +145,13 @@ const STEPS: [Step; 7] = [
         look: "SELECT op_id FROM audit_outbox WHERE at <
                  (SELECT at FROM audit_outbox ORDER BY at DESC LIMIT 1 OFFSET $1) ORDER BY at LIMIT $2",
         delete: "DELETE FROM audit_outbox WHERE op_id IN (SELECT value->>0 FROM json_each($1))",
+        count: Some("audit_rows_dropped"),
+    },
+    Step::Rows {
+        bound: |kept, _| i64::from(kept.audit_rows),
+        look: "SELECT op_id FROM audit_sent WHERE sent_at <
+                 (SELECT sent_at FROM audit_sent ORDER BY sent_at DESC LIMIT 1 OFFSET $1) ORDER BY sent_at LIMIT $2",
+        delete: "DELETE FROM audit_sent WHERE op_id IN (SELECT value->>0 FROM json_each($1))",
         count: Some("audit_rows_dropped"),
     },
 ];

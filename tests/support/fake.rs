@@ -62,6 +62,8 @@ pub struct State {
     pub failures: BTreeMap<String, ApiErrorKind>,
     /// What the provider answers to whoami; none: nothing.
     pub whoami: Option<(u16, &'static str)>,
+    /// The ordinary part of the budget for KV is used up.
+    pub no_ordinary_reads: bool,
     /// Writes of anything but tokens fail.
     pub no_markers: bool,
 }
@@ -201,6 +203,16 @@ impl KvRead for Fake {
         Ok(KvPage { keys: state.kv.iter().filter_map(of).collect(), cursor: None })
     }
     async fn bulk_get(
+        &self,
+        namespace: Namespace,
+        keys: &[String],
+    ) -> ApiResult<BTreeMap<String, Option<Result<KvEntry, KvEntryError>>>> {
+        if self.state().no_ordinary_reads {
+            return Err(error(Api::Cloudflare, ApiErrorKind::OverBudget { wait_ms: 300_000 }));
+        }
+        self.bulk_get_urgent(namespace, keys).await
+    }
+    async fn bulk_get_urgent(
         &self,
         namespace: Namespace,
         keys: &[String],

@@ -91,12 +91,20 @@ impl KvRead for CloudflareClient {
         Ok(KvPage { keys: rows.into_iter().map(WireKey::into_key).collect(), cursor })
     }
 
-    async fn bulk_get(
-        &self,
-        namespace: Namespace,
-        keys: &[String],
-    ) -> ApiResult<BTreeMap<String, Option<Result<KvEntry, KvEntryError>>>> {
-        let request = self.kv_request(Method::POST, BULK_GET, namespace, "/bulk/get");
+    async fn bulk_get(&self, namespace: Namespace, keys: &[String]) -> ApiResult<Entries> {
+        self.read_bulk(self.kv_request(Method::POST, BULK_GET, namespace, "/bulk/get"), keys).await
+    }
+
+    async fn bulk_get_urgent(&self, namespace: Namespace, keys: &[String]) -> ApiResult<Entries> {
+        self.read_bulk(self.kv_request(Method::POST, BULK_GET, namespace, "/bulk/get").urgent(), keys).await
+    }
+}
+
+/// What a bulk read finds, by key.
+type Entries = BTreeMap<String, Option<Result<KvEntry, KvEntryError>>>;
+
+impl CloudflareClient {
+    async fn read_bulk(&self, request: Request, keys: &[String]) -> ApiResult<Entries> {
         let line = request.line();
         if keys.is_empty() {
             return Ok(BTreeMap::new());
