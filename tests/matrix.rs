@@ -138,7 +138,7 @@ impl Variant {
             return 1;
         }
         // Strikes come in threes: a multiple would take only one kind of them.
-        let stride = blows.div_ceil(PART).max(1);
+        let stride = blows.div_ceil(if self.postgres { PART } else { 4 * PART }).max(1);
         if stride.is_multiple_of(3) { stride + 1 } else { stride }
     }
 }

@@ -214,6 +214,8 @@ async fn a_token_that_nango_hands_out_past_its_end_has_no_refresh_token() {
     let mut case = Case::start(1).await;
     case.run_until(59).await;
     assert_eq!(case.marker(0), None);
+    let reads = case.engine.store().load_connections().await.unwrap()[0].claim;
+    assert!((2..=9).contains(&reads), "{reads} reads: a token that stays is no reason to hurry");
     case.run_until(70).await;
     let marker = case.marker(0).unwrap();
     assert!(marker["reason"].as_str().unwrap().contains("no refresh token"), "{marker}");

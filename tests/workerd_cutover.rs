@@ -169,7 +169,7 @@ async fn fifty_triplets_go_there_and_back_under_load_without_one_failed_read() {
     let triplets: Vec<Triplet> = live.plan.rows.iter().map(|row| row.triplet.clone()).collect();
     assert_eq!(triplets.len(), 50);
     let key = live.sandbox.lock().keys().gateway_key;
-    let load = ReadLoad::start(&live.sandbox.urls.gateway, &key, &triplets, 4, Duration::from_millis(10)).unwrap();
+    let load = ReadLoad::start(&live.sandbox.urls.gateway, &key, &triplets, 8, Duration::from_millis(5)).unwrap();
     live.until_done(async |engine, now| engine.switch(1, now).await).await;
     assert_eq!(live.stages().await, BTreeSet::from(["switched"]));
     live.until_done(async |engine, now| engine.reverse(&Reversal::Wave(1), now).await).await;

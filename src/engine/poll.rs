@@ -14,7 +14,7 @@ use crate::catalogue::classify::Class;
 use crate::domain::api::Api;
 use crate::domain::budget::Lane;
 use crate::domain::criteria::Note;
-use crate::domain::schedule::{poll_at, poll_retry_after_ms};
+use crate::domain::schedule::{REFRESH_MARGIN_MS, poll_at, poll_retry_after_ms};
 use crate::domain::secret::Secret;
 use crate::domain::time::{MINUTE_MS, Timestamp};
 use crate::domain::token::{KvEntry, Writer};
@@ -141,9 +141,9 @@ impl<O: Outside> Engine<O> {
         if connection.config != credential.connection_config {
             self.store.save_connection_config(connection.id, &credential.connection_config).await?;
         }
-        // A read inside the margin that gives the old token back did not refresh: without a
-        // refresh token Nango answers 200 with the stale token for ever.
-        let stuck = !is_new && credential.expires_at.is_some_and(|e| e.since(now) < 13 * MINUTE_MS);
+        // A read inside the margin that gives the old token back did not refresh: Nango's clock is
+        // behind, or it has no refresh token and answers 200 with the stale token for ever.
+        let stuck = !is_new && credential.expires_at.is_some_and(|e| e.since(now) < REFRESH_MARGIN_MS);
         if stuck {
             let ended = credential.expires_at.is_some_and(|e| now.since(e) > CLOCKS_APART_MS);
             if ended && !self.has_rival(connection, fed, now) {

@@ -75,6 +75,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn no_two_migrations_have_one_number() {
+        let mut versions: Vec<i64> = SQLITE.iter().map(|migration| migration.version).collect();
+        versions.dedup();
+        assert_eq!(versions.len(), SQLITE.iter().count(), "{versions:?}");
+    }
+
+    #[test]
     fn tables_are_translated_word_by_word() {
         let table = "CREATE TABLE t (\n  seq  INTEGER PRIMARY KEY AUTOINCREMENT,\n  id INTEGER PRIMARY KEY,\n  n INTEGER NOT NULL, b BLOB, t TEXT NOT NULL\n) WITHOUT ROWID;";
         assert_eq!(
