@@ -11,8 +11,8 @@ use cutover::domain::time::{DAY_MS, HOUR_MS, Timestamp};
 use cutover::domain::token::{KvEntry, Writer};
 use cutover::domain::triplet::Triplet;
 use cutover::store::{
-    Capture, Durability, Hints, Intake, NewTriplet, NewVersion, Place, Pruning, Retention, Sink, Store, StoreError,
-    Vault,
+    Capture, Durability, Hints, Intake, NewTriplet, NewVersion, NewsKind, Place, Pruning, Retention, Sink, Store,
+    StoreError, Vault,
 };
 use proptest::prelude::*;
 use sqlx::{AssertSqlSafe, Connection};
@@ -253,7 +253,10 @@ async fn notes_alerts_and_audit_rows_are_bounded(state: State) {
             let note = Note { at, subject: subject.into(), detail: n.to_string() };
             store.add_note("smoke-stale", &note).await.unwrap();
         }
-        store.collect_alerts(&[("smoke-stale", 0)], at, DAY_MS).await.unwrap();
+        store
+            .collect_alerts(&[NewsKind { name: "smoke-stale", repeat_ms: 0, counterpart: None }], at, DAY_MS)
+            .await
+            .unwrap();
         capture(&store, 0, &format!("{n}"), true, at).await;
         for sink in Sink::ALL {
             let pending = store.claim_deliveries(sink, at, 10, at.plus_ms(1)).await.unwrap();
