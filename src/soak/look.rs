@@ -131,22 +131,47 @@ fn word<T: serde::Serialize>(value: &T) -> String {
     }
 }
 
+/// What an event says beside what its line shows anyway, or what only machines compare.
+const UNSAID: [&str; 3] = ["by", "digest", "given_at"];
+
 /// `switched reverse_until=…`: the event's name, then what it says.
 fn event(row: &EventRow) -> EventLine {
+    fn say(fields: &serde_json::Map<String, Value>, words: &mut Vec<String>) {
+        for (key, value) in fields.iter().filter(|(key, value)| !UNSAID.contains(&key.as_str()) && !value.is_null()) {
+            match value {
+                Value::Object(inner) => say(inner, words),
+                Value::String(name) if key == "event" => words.insert(0, name.replace('_', " ")),
+                Value::String(text) => words.push(format!("{key}={text}")),
+                other => words.push(format!("{key}={other}")),
+            }
+        }
+    }
     let text = match serde_json::from_str::<Value>(&row.json) {
         Ok(Value::Object(fields)) => {
             let mut words: Vec<String> = Vec::new();
-            for (key, value) in &fields {
-                let shown = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
-                if key == "event" {
-                    words.insert(0, shown.replace('_', " "));
-                } else {
-                    words.push(format!("{key}={shown}"));
-                }
-            }
+            say(&fields, &mut words);
             words.join(" ")
         }
         _ => row.json.clone(),
     };
     EventLine { at: row.at, subject: row.subject.clone(), text: format!("{text} ({})", row.actor) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_says_in_words_what_a_person_needs() {
+        let said = |json: &str| {
+            let json = json.to_owned();
+            event(&EventRow { seq: 1, at: Timestamp::from_secs(1), actor: "ann".into(), subject: "gate".into(), json })
+                .text
+        };
+        assert_eq!(said(r#"{"event":"gate","verdict":"fail","digest":"sha256:ab"}"#), "gate verdict=fail (ann)");
+        let waived = r#"{"event":"waived","waiver":{"by":"ann","criterion":"outage","given_at":1,"revoked_at":null,"scope":"*"}}"#;
+        assert_eq!(said(waived), "waived criterion=outage scope=* (ann)");
+        assert_eq!(said(r#"{"event":"reverse_begun","epoch":3}"#), "reverse begun epoch=3 (ann)");
+        assert_eq!(said("no object"), "no object (ann)");
+    }
 }
