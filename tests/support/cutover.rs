@@ -326,6 +326,33 @@ impl Cutover {
         assert_eq!(status, 200, "{text}");
     }
 
+    /// Tells the sandbox what the next matching requests get, as `POST /_sandbox/script` takes it.
+    pub fn script(&self, entry: &str) {
+        self.sandbox.lock().add_script(serde_json::from_str(entry).unwrap()).unwrap();
+    }
+
+    fn cloudflare(&self, method: &str, path: &str, body: &str) {
+        let keys = self.sandbox.lock().keys();
+        let account = format!("{}/client/v4/accounts/{}", self.sandbox.urls.cloudflare, keys.cloudflare_account_id);
+        let bearer = format!("Bearer {}", keys.cloudflare_token);
+        let (status, text) = self.send(method, &format!("{account}{path}"), &[("authorization", &bearer)], body);
+        assert_eq!(status, 200, "{text}");
+    }
+
+    /// Puts an entry into the source namespace, as somebody else would.
+    pub fn put_kv(&self, key: &str, entry: &str) {
+        let namespace = self.sandbox.lock().keys().kv_source;
+        let key = key.replace(':', "%3A");
+        self.cloudflare("PUT", &format!("/storage/kv/namespaces/{namespace}/values/{key}"), entry);
+    }
+
+    /// Runs a statement on the D1 database.
+    pub fn d1(&self, sql: &str) {
+        let database = self.sandbox.lock().keys().d1_database;
+        let body = serde_json::json!({"sql": sql}).to_string();
+        self.cloudflare("POST", &format!("/d1/database/{database}/raw"), &body);
+    }
+
     /// Makes Composio send its events somewhere.
     pub fn subscribe(&self, to: &str) {
         let key = self.sandbox.lock().keys().composio_api_key;
@@ -345,6 +372,12 @@ impl Cutover {
         let (status, text) = self.send("DELETE", &format!("{url}/{id}"), &[("x-api-key", &key)], "");
         assert_eq!(status, 200, "{text}");
     }
+}
+
+/// Real time, for what is no part of the world.
+pub fn real_now_ms() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    i64::try_from(since.as_millis()).unwrap()
 }
 
 pub fn time(text: &str) -> Timestamp {
