@@ -326,6 +326,18 @@ impl Cutover {
         assert_eq!(status, 200, "{text}");
     }
 
+    /// What the gateway's hot path answers for a triplet now, and where it read from.
+    pub fn served(&self, triplet: &str) -> (u16, String) {
+        let url = format!("{}/v1/{}/whoami", self.sandbox.urls.gateway, triplet.replace(':', "/"));
+        let key = self.sandbox.lock().keys().gateway_key;
+        self.runtime.block_on(async {
+            let http = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
+            let answer = http.get(url).bearer_auth(key).send().await.unwrap();
+            let reads = answer.headers()["x-read-authority"].to_str().unwrap().to_owned();
+            (answer.status().as_u16(), reads)
+        })
+    }
+
     /// Tells the sandbox what the next matching requests get, as `POST /_sandbox/script` takes it.
     pub fn script(&self, entry: &str) {
         self.sandbox.lock().add_script(serde_json::from_str(entry).unwrap()).unwrap();
@@ -351,6 +363,14 @@ impl Cutover {
         let database = self.sandbox.lock().keys().d1_database;
         let body = serde_json::json!({"sql": sql}).to_string();
         self.cloudflare("POST", &format!("/d1/database/{database}/raw"), &body);
+    }
+
+    /// Asks Composio for something, with the project's key.
+    pub fn composio(&self, method: &str, path: &str, body: &str) {
+        let key = self.sandbox.lock().keys().composio_api_key;
+        let url = format!("{}/api/v3.1{path}", self.sandbox.urls.composio);
+        let (status, text) = self.send(method, &url, &[("x-api-key", &key)], body);
+        assert!((200..300).contains(&status), "{text}");
     }
 
     /// Makes Composio send its events somewhere.
