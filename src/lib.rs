@@ -11,6 +11,7 @@ pub mod domain;
 pub mod engine;
 pub mod exit;
 pub mod failpoint;
+pub mod hooks;
 pub mod inventory;
 pub mod plan;
 pub mod ports;

@@ -484,8 +484,36 @@ pub struct AuditRow {
     pub fingerprint: Option<String>,
 }
 
-/// D1 `kv_audit`.
-pub trait AuditSink: Send + Sync {
+/// A row as `kv_audit` has it. Others write there too: nothing in it is more than what they say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditRecord {
+    /// Its place in the table, which grows with every insertion.
+    pub place: u64,
+    /// Empty when it has none.
+    pub op_id: String,
+    /// `None` when it is no time.
+    pub at: Option<Timestamp>,
+    pub key: String,
+    pub action: String,
+    pub source: String,
+    pub fingerprint: Option<String>,
+}
+
+/// Rows that [`AuditRead::read_audit`] gives at most.
+pub const AUDIT_PAGE: usize = 1_000;
+
+/// D1 `kv_audit`, reading.
+pub trait AuditRead: Send + Sync {
+    /// The place of the newest row, 0 when there is none.
+    fn audit_end(&self) -> impl Future<Output = ApiResult<u64>> + Send;
+    /// The rows behind a place in the order of their insertion. Fewer than [`AUDIT_PAGE`]: that is all.
+    fn read_audit(&self, after: u64) -> impl Future<Output = ApiResult<Vec<AuditRecord>>> + Send;
+    /// Which of these operations have a row. At most 1,000 are asked for at once.
+    fn find_audit(&self, op_ids: &[String]) -> impl Future<Output = ApiResult<Vec<AuditRecord>>> + Send;
+}
+
+/// D1 `kv_audit`, writing.
+pub trait AuditSink: AuditRead {
     /// Inserts with `ON CONFLICT DO NOTHING`; safe to repeat.
     fn append_audit(&self, rows: &[AuditRow]) -> impl Future<Output = ApiResult<()>> + Send;
 }

@@ -167,7 +167,7 @@ async fn answer(State(outer): State<Arc<Outer>>, method: Method, uri: Uri, body:
         (Method::GET, path) if path.ends_with("/keys") => {
             Json(world().keys(uri.query().unwrap_or_default())).into_response()
         }
-        (Method::POST, path) if path.ends_with("/raw") => done(json!([{"success": true}])),
+        (Method::POST, path) if path.ends_with("/raw") => done(json!([{"success": true, "results": {"rows": []}}])),
         (Method::POST, path) if path.ends_with("/bulk/get") => {
             let asked: Value = serde_json::from_slice(&body).unwrap();
             let asked = asked["keys"].as_array().unwrap();

@@ -22,9 +22,9 @@ use cutover::domain::secret::Secret;
 use cutover::domain::time::Timestamp;
 use cutover::domain::triplet::Triplet;
 use cutover::ports::{
-    AlarmMode, ApiError, ApiErrorKind, ApiResult, AuditRow, AuditSink, GatewayAdmin, GatewayRead, KvInspect, KvPlace,
-    KvPut, KvRead, KvWrite, Namespace, Outside, ProviderCall, ProviderRead, SourceCustody, SourceRead, TargetCustody,
-    TargetRead, TargetScheme,
+    AlarmMode, ApiError, ApiErrorKind, ApiResult, AuditRead, AuditRow, AuditSink, GatewayAdmin, GatewayRead, KvInspect,
+    KvPlace, KvPut, KvRead, KvWrite, Namespace, Outside, ProviderCall, ProviderRead, SourceCustody, SourceRead,
+    TargetCustody, TargetRead, TargetScheme,
 };
 use reqwest::Url;
 use serde_json::json;
@@ -289,6 +289,9 @@ fn calls() -> Vec<Call> {
             source: "nango".into(),
             fingerprint: None,
         }]);
+        "d1 audit end": |o| o.cloudflare().audit_end();
+        "d1 audit rows": |o| o.cloudflare().read_audit(7);
+        "d1 audit of operations": |o| o.cloudflare().find_audit(&["canary".to_owned()]);
         "gateway alarms": |o| o.gateway().list_alarms();
         "gateway alarm": |o| o.gateway().read_alarm(&triplet());
         "gateway fires": |o| o.gateway().list_fires(Timestamp::from_secs(1));

@@ -1,6 +1,8 @@
 //! A cutover from the command line, from apply to retire: what a person types, in the order in
 //! which they type it, and what happens when something is not as it should be.
 
+#[path = "support/postgres.rs"]
+mod postgres;
 #[path = "support/cutover.rs"]
 mod support;
 
@@ -79,9 +81,14 @@ fn lines(reports: &[Value]) -> Vec<String> {
 
 /// Runs an operation dry and then for real: the dry run asks with `GET` and refreshes nothing, and
 /// both take the same steps.
-fn dry_then_real(cutover: &Cutover, name: &str, args: &[&str], before_people: bool) {
+///
+/// `looker`: where the dry run finds the state, if that is another address than the real run's.
+fn dry_then_real(cutover: &Cutover, looker: Option<&str>, name: &str, args: &[&str], before_people: bool) {
     let asked = cutover.ledger();
-    let dry_args = [args, &["--dry-run", "--policy", &cutover.policy, "--format", "json"]].concat();
+    let mut dry_args = [args, &["--dry-run", "--policy", &cutover.policy, "--format", "json"]].concat();
+    if let Some(looker) = looker {
+        dry_args.extend(["--state", looker]);
+    }
     let (code, out, error) = cutover.run(&dry_args);
     assert_eq!(code, 0, "{name}: {out}{error}");
     let after = cutover.ledger();
@@ -106,32 +113,63 @@ fn dry_then_real(cutover: &Cutover, name: &str, args: &[&str], before_people: bo
     insta::assert_snapshot!(format!("steps_{name}"), dry.join("\n"));
 }
 
-#[test]
-fn a_dry_run_only_reads_and_takes_the_steps_of_the_real_run() {
-    let cutover = Cutover::start(SMALL, POLICY, Vec::new());
-    dry_then_real(&cutover, "apply", &["apply", &cutover.plan, "--yes"], false);
+/// Every operation of a cutover, dry and then for real.
+fn walk_dry(cutover: &Cutover, looker: Option<&str>) {
+    let dry = |name: &str, args: &[&str], before_people| dry_then_real(cutover, looker, name, args, before_people);
+    dry("apply", &["apply", &cutover.plan, "--yes"], false);
     cutover.live(26 * 3_600_000);
-    dry_then_real(&cutover, "consent", &["consent", "all", "--yes"], true);
-    dry_then_real(&cutover, "drill", &["switch", "--wave", "1", "--drill", "--yes"], false);
+    dry("consent", &["consent", "all", "--yes"], true);
+    dry("drill", &["switch", "--wave", "1", "--drill", "--yes"], false);
     for wave in cutover.waves().iter().skip(1) {
         cutover.until_done(&["switch", "--wave", &wave.to_string(), "--drill", "--yes"]);
     }
     assert_eq!(cutover.gate(), "pass");
-    dry_then_real(&cutover, "switch", &["switch", "--wave", "1", "--yes"], false);
-    dry_then_real(&cutover, "reverse", &["reverse", "--wave", "1", "--yes"], false);
+    dry("switch", &["switch", "--wave", "1", "--yes"], false);
+    dry("reverse", &["reverse", "--wave", "1", "--yes"], false);
     for wave in cutover.waves() {
         cutover.until_done(&["switch", "--wave", &wave.to_string(), "--yes"]);
     }
     cutover.live(6 * 3_600_000);
     assert_eq!(cutover.gate(), "pass");
     let id = cutover.plan_id();
-    dry_then_real(&cutover, "settle", &["settle", "--confirm", &id], false);
-    dry_then_real(&cutover, "retire_do_alarm", &["retire", "do-alarm", "--yes"], false);
-    dry_then_real(&cutover, "retire_restore", &["retire", "restore", "--yes"], false);
+    dry("settle", &["settle", "--confirm", &id], false);
+    dry("retire_do_alarm", &["retire", "do-alarm", "--yes"], false);
+    dry("retire_restore", &["retire", "restore", "--yes"], false);
     cutover.until_done(&["retire", "do-alarm", "--yes"]);
-    dry_then_real(&cutover, "retire_nango_prepare", &["retire", "nango", "--prepare"], false);
-    dry_then_real(&cutover, "retire_nango_undo", &["retire", "nango", "--undo"], false);
-    dry_then_real(&cutover, "retire_nango", &["retire", "nango", "--confirm", &id], false);
+    dry("retire_nango_prepare", &["retire", "nango", "--prepare"], false);
+    dry("retire_nango_undo", &["retire", "nango", "--undo"], false);
+    dry("retire_nango", &["retire", "nango", "--confirm", &id], false);
+}
+
+#[test]
+fn a_dry_run_only_reads_and_takes_the_steps_of_the_real_run() {
+    walk_dry(&Cutover::start(SMALL, POLICY, Vec::new()), None);
+}
+
+/// On PostgreSQL the dry runs log in as a role that may only read, and the real runs take the same
+/// steps as on a file.
+#[test]
+fn a_dry_run_on_postgresql_needs_no_right_to_write() {
+    let server = postgres::shared();
+    let mut cutover = Cutover::start(SMALL, POLICY, Vec::new());
+    let url = server.database();
+    let looker = url.replace("cutover@", "looker@");
+    server.run(
+        &url,
+        "CREATE ROLE looker LOGIN; REVOKE ALL ON SCHEMA public FROM PUBLIC; GRANT USAGE ON SCHEMA public TO looker",
+    );
+    server.run(&url, "ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO looker");
+    cutover.state = Some(url.clone());
+    // A database without a state is left without one.
+    let plan = cutover.plan.clone();
+    let first = ["apply", &plan, "--yes", "--dry-run", "--policy", &cutover.policy, "--state", &looker];
+    let (code, out, error) = cutover.run(&first);
+    assert!(code == 0 && out.contains("nothing was written"), "{code}: {out}{error}");
+    assert_eq!(server.run(&url, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"), "0\n");
+    // The role cannot do for real what it did dry.
+    let (code, _, error) = cutover.run(&["apply", &plan, "--yes", "--policy", &cutover.policy, "--state", &looker]);
+    assert!(code == 1 && error.contains("permission denied"), "{code}: {error}");
+    walk_dry(&cutover, Some(&looker));
 }
 
 #[test]
@@ -381,79 +419,4 @@ fn a_guard_that_trips_after_a_switch_brings_the_reads_back_by_itself() {
     is_back(&cutover, &triplet, "went back by itself");
     let ledger = cutover.ledger();
     assert_eq!((ledger.lost, ledger.double_refreshes, ledger.regressions), (0, 0, 0), "{:?}", ledger.incidents);
-}
-
-/// A checkout of a gateway.
-fn checkout(cutover: &Cutover) {
-    let folder = cutover.dir.path().join("gateway");
-    std::fs::create_dir_all(folder.join("src")).unwrap();
-    std::fs::write(
-        folder.join("wrangler.toml"),
-        "name = \"gateway\"\n\n[[durable_objects.bindings]]\nname = \"TOKEN_MANAGER\"\nclass_name = \"TokenManager\"\n\n\
-         [exports.TokenManager]\ntype = \"durable-object\"\nstorage = \"sqlite\"\n",
-    )
-    .unwrap();
-    std::fs::write(
-        folder.join("src/index.ts"),
-        "export class TokenManager {\n  async alarm() {\n    await this.refresh();\n  }\n}\n",
-    )
-    .unwrap();
-}
-
-/// The commands of the runbook's walk, in its order.
-fn runbook() -> Vec<Vec<String>> {
-    let text = std::fs::read_to_string(support::repository("docs/runbook.md")).unwrap();
-    let mut commands = Vec::new();
-    let mut inside = false;
-    for line in text.lines() {
-        if line.starts_with("```") {
-            inside = line == "```console walk";
-        } else if inside && let Some(command) = line.strip_prefix("cutover ") {
-            let command = command.split(" #").next().unwrap();
-            commands.push(command.split_whitespace().map(str::to_owned).collect());
-        }
-    }
-    commands
-}
-
-#[test]
-fn the_runbook_walks_a_whole_cutover() {
-    let cutover = Cutover::start(SMALL, POLICY, Vec::new());
-    checkout(&cutover);
-    std::fs::remove_file(&cutover.plan).unwrap();
-    let commands = runbook();
-    assert!(commands.len() > 20, "{commands:?}");
-    for command in commands {
-        let id = if std::path::Path::new(&cutover.plan).exists() { cutover.plan_id() } else { String::new() };
-        let args: Vec<String> =
-            command.into_iter().map(|arg| if arg == "p-0123456789ab" { id.clone() } else { arg }).collect();
-        let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let dry = args.contains(&"--dry-run");
-        match (args[0], args.get(1).copied().unwrap_or_default()) {
-            // The shim runs on; here it runs as long as the soak and the reverse windows need.
-            ("shim", _) => cutover.live(27 * 3_600_000),
-            ("apply" | "switch" | "reverse", _) | ("consent", "all") if !dry => {
-                args.push("--yes");
-                cutover.until_done(&args);
-            }
-            ("settle", _) | ("retire", "nango") => {
-                cutover.until_done(&args);
-            }
-            ("retire", "do-alarm") if !dry => {
-                args.push("--yes");
-                cutover.until_done(&args);
-            }
-            _ => {
-                let (code, out, error) = cutover.run(&args);
-                assert!(code == 0, "{args:?}: {code}\n{out}\n{error}");
-            }
-        }
-    }
-    assert!(cutover.stages().iter().all(|stage| stage == "retired"), "{:?}", cutover.stages());
-    let draft = std::fs::read_to_string(cutover.dir.path().join("retire/adr-draft.md")).unwrap();
-    assert!(draft.contains("was disarmed and read back at"), "{draft}");
-    let second = std::fs::read_to_string(cutover.dir.path().join("retire/deploy-2.diff")).unwrap();
-    assert!(second.contains("+state = \"deleted\"") && second.contains("-export class TokenManager"), "{second}");
-    let ledger = cutover.ledger();
-    assert_eq!((ledger.lost, ledger.stale_reads, ledger.double_refreshes), (0, 0, 0), "{:?}", ledger.incidents);
 }

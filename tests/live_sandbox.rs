@@ -99,6 +99,34 @@ fn post(address: &str, signature: &str, body: &str) -> String {
     line
 }
 
+/// No thread of the process has a capability or can get one, and its memory goes nowhere.
+#[cfg(target_os = "linux")]
+fn assert_unprivileged(process: u32) {
+    let read = |path: String| std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let threads: Vec<_> = std::fs::read_dir(format!("/proc/{process}/task")).unwrap().map(Result::unwrap).collect();
+    assert!(threads.len() > 1, "its duties run in threads of their own");
+    let root = read("/proc/self/status".to_owned()).lines().any(|line| line.starts_with("Uid:\t0\t"));
+    for thread in threads {
+        let status = read(format!("{}/status", thread.path().display()));
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.unwrap_or_else(|| panic!("no {name}: {status}")).trim().to_owned()
+        };
+        assert_eq!(field("NoNewPrivs"), "1");
+        let sets: &[&str] =
+            if root { &["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] } else { &["CapPrm", "CapEff"] };
+        for set in sets {
+            assert_eq!(field(set), "0000000000000000", "{set}: {status}");
+        }
+    }
+    let limits = read(format!("/proc/{process}/limits"));
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
+}
+
+#[cfg(not(target_os = "linux"))]
+fn assert_unprivileged(_: u32) {}
+
 #[test]
 fn the_shim_takes_signed_webhooks_alone_on_its_state_and_stops_when_told() {
     let live = Live::start();
@@ -114,6 +142,7 @@ fn the_shim_takes_signed_webhooks_alone_on_its_state_and_stops_when_told() {
     stderr.read_line(&mut line).unwrap();
     let address = line.trim().strip_prefix("listening on http://").unwrap_or_else(|| panic!("{line}")).to_owned();
 
+    assert_unprivileged(shim.0.id());
     let body = r#"{"type":"auth","operation":"override","success":true,"connectionId":"kahuna__slack__default","providerConfigKey":"slack"}"#;
     let key = live.variable("CUTOVER_NANGO_WEBHOOK_KEY");
     let signature = hex(&hmac_sha256(key.as_bytes(), &[body.as_bytes()]));

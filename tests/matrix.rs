@@ -2,16 +2,21 @@
 //! process dies before it, dies after its effect, or the answer is lost), and dropped at its
 //! awaits. Whatever happened, the operation is called again until it is done, and then once more.
 //!
+//! It is played on a state file, on PostgreSQL, and with the duties of a running engine beside every
+//! call (poller, mirrors, watch), which a blow strikes as well. The latter two take a part of the
+//! blows unless `CUTOVER_MATRIX=full` asks for all of them.
+//!
 //! What must hold: at every crash, reads are nowhere that custody does not know of; in the end the
 //! state is what it is without a crash, nothing exists twice, and nothing is done twice; or a
 //! person is asked.
 
+#[path = "support/postgres.rs"]
+mod postgres;
 #[path = "support/cutover.rs"]
 mod support;
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -27,7 +32,7 @@ use cutover::engine::{Engine, EngineConfig, EngineError, EngineResult, GateRepor
 use cutover::plan::{Plan, Policy};
 use cutover::ports::{AccountStatus, AlarmMode, GatewayRead, Namespace, Outside, SourceRead, TargetRead};
 use cutover::sandbox::{Strike, World};
-use cutover::store::{Durability, Store, Vault};
+use cutover::store::{Durability, Place, Store, Vault};
 use support::{Cutover, SMALL};
 
 const POLICY: &str = "reverse_window = \"10m\"\n";
@@ -91,7 +96,8 @@ impl Op {
 #[derive(Clone)]
 struct Moment {
     world: World,
-    state: PathBuf,
+    /// A copy of the state; `None` before there is one.
+    state: Option<Place>,
     now: Timestamp,
 }
 
@@ -116,7 +122,32 @@ enum Blow {
     Drop(usize),
 }
 
+/// Where the state is, and who else is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Variant {
+    postgres: bool,
+    /// The duties of another engine on the same state run beside every call.
+    duties: bool,
+}
+
+impl Variant {
+    /// Of how many blows one is played.
+    fn stride(self, blows: usize) -> usize {
+        let full = std::env::var("CUTOVER_MATRIX").is_ok_and(|text| text == "full");
+        if full || self == (Self { postgres: false, duties: false }) {
+            return 1;
+        }
+        // Strikes come in threes: a multiple would take only one kind of them.
+        let stride = blows.div_ceil(if self.postgres { PART } else { 4 * PART }).max(1);
+        if stride.is_multiple_of(3) { stride + 1 } else { stride }
+    }
+}
+
+/// Blows for each operation of a matrix that is played in part.
+const PART: usize = 12;
+
 struct Matrix {
+    variant: Variant,
     cutover: Cutover,
     plan: Plan,
     http: reqwest::Client,
@@ -125,15 +156,48 @@ struct Matrix {
 }
 
 impl Matrix {
-    fn new() -> Self {
+    fn new(variant: Variant) -> Self {
         let cutover = Cutover::start(SMALL, POLICY, Vec::new());
         let plan = Plan::from_json(&std::fs::read_to_string(&cutover.plan).unwrap()).unwrap();
         let http = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
-        Self { cutover, plan, http, cases: 0, asked: 0 }
+        Self { variant, cutover, plan, http, cases: 0, asked: 0 }
     }
 
-    async fn open(&self, state: &Path) -> Engine<HttpOutside> {
-        let store = Store::open(state, Durability::ProcessCrash, Vault::from_master(&[7; 32])).await.unwrap();
+    /// A place of our own for a state.
+    fn place(&self, name: &str) -> Place {
+        if self.variant.postgres {
+            postgres::shared().database().parse().unwrap()
+        } else {
+            Place::Sqlite(self.cutover.dir.path().join(name))
+        }
+    }
+
+    /// Makes `to` a copy of the state at `from`.
+    fn copy(from: &Place, to: &Place) {
+        match (from, to) {
+            (Place::Postgres(from), Place::Postgres(to)) => postgres::shared().copy(from, to),
+            (Place::Sqlite(from), Place::Sqlite(to)) => {
+                Self::erase(&Place::Sqlite(to.clone()));
+                std::fs::copy(from, to).unwrap();
+            }
+            _ => unreachable!("all states of a matrix are of one kind"),
+        }
+    }
+
+    /// Leaves no state there.
+    fn erase(place: &Place) {
+        match place {
+            Place::Postgres(url) => postgres::shared().copy("/template0", url),
+            Place::Sqlite(path) => {
+                for end in ["", "-wal", "-shm"] {
+                    let _ = std::fs::remove_file(format!("{}{end}", path.display()));
+                }
+            }
+        }
+    }
+
+    async fn open(&self, state: &Place) -> Engine<HttpOutside> {
+        let store = Store::open_at(state, Durability::ProcessCrash, Vault::from_master(&[7; 32])).await.unwrap();
         let clock = Arc::clone(&self.cutover.clock);
         let clock: Clock = Arc::new(move || Timestamp::from_millis(clock.load(Ordering::Relaxed)));
         let outside = HttpOutside::new(self.cutover.endpoints(), clock).unwrap();
@@ -142,61 +206,86 @@ impl Matrix {
     }
 
     /// Puts the world and a copy of the state back to a moment.
-    fn back_to(&self, moment: &Moment, copy: &str) -> PathBuf {
+    fn back_to(&self, moment: &Moment, copy: &Place) {
         *self.cutover.sandbox.lock() = moment.world.clone();
         self.cutover.clock.store(moment.now.millis(), Ordering::Relaxed);
-        let state = self.cutover.dir.path().join(copy);
-        for end in ["", "-wal", "-shm"] {
-            let _ = std::fs::remove_file(format!("{}{end}", state.display()));
+        match &moment.state {
+            Some(kept) => Self::copy(kept, copy),
+            None => Self::erase(copy),
         }
-        if moment.state.exists() {
-            std::fs::copy(&moment.state, &state).unwrap();
-        }
-        state
+    }
+
+    /// Another engine on the same state, as in another process, if there is one.
+    async fn beside(&self, state: &Place) -> Option<Engine<HttpOutside>> {
+        if self.variant.duties { Some(self.open(state).await) } else { None }
     }
 
     /// Calls an operation until it is done. Whoever dies is built again from the state.
-    async fn until_done(&self, op: Op, state: &Path, blow: Blow) -> Result<(), EngineError> {
+    async fn until_done(&self, op: Op, state: &Place, blow: Blow) -> Result<(), EngineError> {
         let mut drop_at = None;
         match blow {
             Blow::At(ahead, strike) => self.cutover.sandbox.lock().strike(ahead, strike),
             Blow::Drop(at) => drop_at = Some(at),
             Blow::None => {}
         }
-        let mut engine = self.open(state).await;
-        for _ in 0..500 {
+        let (mut engine, mut beside) = (self.open(state).await, self.beside(state).await);
+        for _ in 0..2_000 {
             let now = self.cutover.now();
             let crash = self.cutover.sandbox.crash.clone();
             let mut polls = 0;
             let result = {
                 let mut call = pin!(op.call(&engine, &self.plan, now));
+                let mut duties = pin!(async {
+                    match &beside {
+                        Some(beside) => beside.run_due(now).await.unwrap(),
+                        None => None,
+                    }
+                });
                 let mut crashed = pin!(crash.crashed());
+                let (mut called, mut due) = (None, None);
                 std::future::poll_fn(|cx| {
                     polls += 1;
                     if crashed.as_mut().poll(cx).is_ready() {
                         return Poll::Ready(None);
                     }
-                    match call.as_mut().poll(cx) {
-                        Poll::Ready(result) => Poll::Ready(Some(result)),
-                        Poll::Pending if drop_at.is_some_and(|at| polls >= at) => Poll::Ready(None),
-                        Poll::Pending => Poll::Pending,
+                    if called.is_none()
+                        && let Poll::Ready(result) = call.as_mut().poll(cx)
+                    {
+                        called = Some(result);
+                    }
+                    if due.is_none()
+                        && let Poll::Ready(at) = duties.as_mut().poll(cx)
+                    {
+                        due = Some(at);
+                    }
+                    match (called.take_if(|_| due.is_some()), due) {
+                        (Some(result), Some(due)) => Poll::Ready(Some((result, due))),
+                        _ if drop_at.is_some_and(|at| polls >= at) => Poll::Ready(None),
+                        _ => Poll::Pending,
                     }
                 })
                 .await
             };
-            let Some(result) = result else {
+            let Some((result, due)) = result else {
                 // Dead in the middle. Whatever was on its way arrives or does not; then somebody looks.
                 drop_at = None;
-                drop(engine);
+                drop((engine, beside));
                 self.cutover.sandbox.crash.reset();
-                engine = self.open(state).await;
+                (engine, beside) = (self.open(state).await, self.beside(state).await);
                 self.nothing_is_half_done(&engine, op, blow).await;
                 continue;
             };
             drop_at = drop_at.map(|at| at.saturating_sub(polls).max(1));
-            match result? {
-                Progress::Done => return Ok(()),
-                Progress::Wait(at) => self.cutover.advance(at.max(now.plus_ms(SECOND_MS))),
+            match result {
+                Ok(Progress::Wait(at)) => {
+                    self.cutover.advance(due.map_or(at, |due| due.min(at)).max(now.plus_ms(SECOND_MS)));
+                }
+                ended => {
+                    for engine in std::iter::once(engine).chain(beside) {
+                        engine.into_store().close().await.unwrap();
+                    }
+                    return ended.map(|_| ());
+                }
             }
         }
         panic!("{op:?} {blow:?} does not end");
@@ -234,7 +323,7 @@ impl Matrix {
         results.into_iter().map(|result| (result.triplet, result.read_authority)).collect()
     }
 
-    async fn end(&self, state: &Path) -> End {
+    async fn end(&self, state: &Place) -> End {
         let engine = self.open(state).await;
         let outside = engine.outside();
         let shown = |custody: &Custody| (custody.stage.to_string(), custody.read, custody.moving.is_some());
@@ -262,7 +351,7 @@ impl Matrix {
     }
 
     /// Lets the gate pass now, as far as the state knows.
-    async fn pass(&self, state: &Path) {
+    async fn pass(&self, state: &Place) {
         let engine = self.open(state).await;
         let now = self.cutover.now();
         let judged = engine.gate(now).await.unwrap();
@@ -282,10 +371,10 @@ impl Matrix {
     }
 
     /// One case: the operation with a blow, then once more.
-    async fn case(&mut self, op: Op, before: &Moment, blow: Blow, expected: &End) {
+    async fn case(&mut self, op: Op, before: &Moment, state: &Place, blow: Blow, expected: &End) {
         self.cases += 1;
-        let state = self.back_to(before, "case.db");
-        match self.until_done(op, &state, blow).await {
+        self.back_to(before, state);
+        match self.until_done(op, state, blow).await {
             Ok(()) => {}
             Err(EngineError::Ambiguous { question, .. }) => {
                 assert!(question.ends_with('?'), "{op:?} {blow:?}: {question}");
@@ -294,59 +383,80 @@ impl Matrix {
             }
             Err(error) => panic!("{op:?} {blow:?}: {error}"),
         }
-        let end = self.end(&state).await;
+        let end = self.end(state).await;
         assert_eq!(&end, expected, "{op:?} {blow:?}");
         let writes = self.writes();
-        self.until_done(op, &state, Blow::None).await.unwrap_or_else(|e| panic!("{op:?} {blow:?} again: {e}"));
-        assert_eq!(self.writes(), writes, "{op:?} {blow:?}: a second call writes something");
-        assert_eq!(self.end(&state).await.custody, end.custody, "{op:?} {blow:?} again");
+        self.until_done(op, state, Blow::None).await.unwrap_or_else(|e| panic!("{op:?} {blow:?} again: {e}"));
+        // Duties go on writing; the operation does not.
+        if !self.variant.duties {
+            assert_eq!(self.writes(), writes, "{op:?} {blow:?}: a second call writes something");
+        }
+        assert_eq!(self.end(state).await.custody, end.custody, "{op:?} {blow:?} again");
         let ledger = self.cutover.ledger();
         let damage = (ledger.double_refreshes, ledger.regressions, ledger.lost);
         assert_eq!(damage, (0, 0, 0), "{op:?} {blow:?}: {:?}", ledger.incidents);
+        if self.variant.duties {
+            assert_eq!(ledger.stale_reads, 0, "{op:?} {blow:?}: {:?}", ledger.incidents);
+        }
     }
+
+    /// Every operation, undisturbed and then under each blow.
+    async fn play(&mut self) {
+        let (state, struck) = (self.place("cutover.db"), self.place("case.db"));
+        for (n, op) in OPS.into_iter().enumerate() {
+            let now = self.cutover.now();
+            let mut kept = None;
+            if op != Op::Apply {
+                self.pass(&state).await;
+                let place = self.place(&format!("moment-{n}.db"));
+                Self::copy(&state, &place);
+                kept = Some(place);
+            }
+            let before = Moment { world: self.cutover.sandbox.lock().clone(), state: kept, now };
+
+            // Undisturbed, and how many requests that takes.
+            let first = self.cutover.sandbox.lock().request_number();
+            self.until_done(op, &state, Blow::None).await.unwrap_or_else(|error| panic!("{op:?}: {error}"));
+            let requests = self.cutover.sandbox.lock().request_number() - first;
+            let expected = self.end(&state).await;
+            let after = (self.cutover.sandbox.lock().clone(), self.cutover.now());
+
+            let strikes = (1..=requests).flat_map(|ahead| {
+                [Strike::CrashBefore, Strike::CrashAfter, Strike::ReplyLost].map(|strike| Blow::At(ahead, strike))
+            });
+            let blows: Vec<Blow> = strikes.chain(DROPS.map(Blow::Drop)).collect();
+            let cases = self.cases;
+            let stride = self.variant.stride(blows.len());
+            for blow in blows.iter().skip(n % stride).step_by(stride) {
+                self.case(op, &before, &struck, *blow, &expected).await;
+            }
+            println!("{op:?}: {requests} requests, {} of {} cases", self.cases - cases, blows.len());
+            *self.cutover.sandbox.lock() = after.0;
+            self.cutover.clock.store(after.1.millis(), Ordering::Relaxed);
+        }
+    }
+}
+
+fn play(postgres: bool, duties: bool, least: u64) {
+    let mut matrix = Matrix::new(Variant { postgres, duties });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(matrix.play());
+    let Matrix { variant, cases, asked, .. } = matrix;
+    println!("crash matrix, {variant:?}: {cases} cases, of which a person was asked in {asked}");
+    assert!(cases > least, "{cases} cases");
 }
 
 #[test]
 fn whatever_is_struck_ends_as_if_nothing_had_happened() {
-    let mut matrix = Matrix::new();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let state = matrix.cutover.dir.path().join("cutover.db");
-        let _ = std::fs::remove_file(&state);
-        for (n, op) in OPS.into_iter().enumerate() {
-            let now = matrix.cutover.now();
-            if op != Op::Apply {
-                matrix.pass(&state).await;
-            }
-            let kept = matrix.cutover.dir.path().join(format!("moment-{n}.db"));
-            if state.exists() {
-                let engine = matrix.open(&state).await;
-                engine.store().copy_to(&kept).await.unwrap();
-                engine.into_store().close().await.unwrap();
-            }
-            let before = Moment { world: matrix.cutover.sandbox.lock().clone(), state: kept, now };
+    play(false, false, 300);
+}
 
-            // Undisturbed, and how many requests that takes.
-            let first = matrix.cutover.sandbox.lock().request_number();
-            matrix.until_done(op, &state, Blow::None).await.unwrap_or_else(|error| panic!("{op:?}: {error}"));
-            let requests = matrix.cutover.sandbox.lock().request_number() - first;
-            let expected = matrix.end(&state).await;
-            let after = (matrix.cutover.sandbox.lock().clone(), matrix.cutover.now());
+#[test]
+fn it_does_on_postgresql_too() {
+    play(true, false, 100);
+}
 
-            let cases = matrix.cases;
-            for ahead in 1..=requests {
-                for strike in [Strike::CrashBefore, Strike::CrashAfter, Strike::ReplyLost] {
-                    matrix.case(op, &before, Blow::At(ahead, strike), &expected).await;
-                }
-            }
-            for at in DROPS {
-                matrix.case(op, &before, Blow::Drop(at), &expected).await;
-            }
-            println!("{op:?}: {requests} requests, {} cases", matrix.cases - cases);
-            *matrix.cutover.sandbox.lock() = after.0;
-            matrix.cutover.clock.store(after.1.millis(), Ordering::Relaxed);
-        }
-    });
-    println!("crash matrix: {} cases, of which a person was asked in {}", matrix.cases, matrix.asked);
-    assert!(matrix.cases > 300, "{} cases", matrix.cases);
+#[test]
+fn it_does_with_the_duties_of_another_engine_beside() {
+    play(false, true, 100);
 }

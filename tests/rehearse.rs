@@ -49,6 +49,83 @@ fn a_healthy_cutover_passes_and_the_world_counts_no_damage() {
 }
 
 #[test]
+fn a_rehearsal_goes_through_everything_that_a_cutover_has() {
+    let (code, report) = report(&["--days", "1"]);
+    assert_eq!(code, 0, "{report:#}");
+    let phases = report["phases"].as_array().unwrap();
+    let names: Vec<&str> = phases.iter().map(|phase| phase["name"].as_str().unwrap()).collect();
+    let expected = [
+        "assess",
+        "apply",
+        "soak",
+        "consent",
+        "drill",
+        "gate",
+        "no",
+        "switch",
+        "reverse",
+        "switch",
+        "settle",
+        "retire do-alarm",
+        "worker change",
+        "retire nango",
+        "after",
+        "sweep",
+        "audit",
+    ];
+    assert_eq!(names, expected);
+    let outcome = |name: &str| {
+        let phase = phases.iter().find(|phase| phase["name"] == name).unwrap();
+        phase["outcome"].as_str().unwrap()
+    };
+    for (name, said) in [
+        ("assess", "0 errors, 0 unknown"),
+        ("consent", "one of them by its page"),
+        ("no", "said when 1 of wave 1 had moved: the switch stopped there"),
+        ("reverse", "back at the source"),
+        ("retire do-alarm", "restored once, stopped again; disarmed and read back at"),
+        ("worker change", "deploy 2: -"),
+        ("retire nango", "undone"),
+        ("audit", "both chains unchanged"),
+    ] {
+        assert!(outcome(name).contains(said), "{name}: {}", outcome(name));
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn hooks_are_called_around_every_operation_and_their_no_ends_the_rehearsal() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let told = dir.path().join("told");
+    let hooks = dir.path().join("hooks");
+    std::fs::create_dir(&hooks).unwrap();
+    let write = |name: &str, last: &str| {
+        let path = hooks.join(name);
+        let line = "echo $CUTOVER_HOOK $CUTOVER_WAVE $CUTOVER_REHEARSAL $CUTOVER_COMPOSIO_KEY";
+        std::fs::write(&path, format!("#!/bin/sh\n{line} >> {}\n{last}\n", told.display())).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    write("before-switch", "true");
+    write("after-retire-nango", "true");
+    let folder = hooks.display().to_string();
+    let (code, done) = report(&["--days", "1", "--hooks", &folder]);
+    assert_eq!(code, 0, "{done:#}");
+    let lines = std::fs::read_to_string(&told).unwrap();
+    // The first wave moves twice: it goes back once.
+    assert_eq!(
+        lines.lines().collect::<Vec<_>>(),
+        ["before-switch 1 1", "before-switch 1 1", "before-switch 2 1", "after-retire-nango 1"]
+    );
+    assert_eq!(done["hooks"], 4);
+    write("before-settle", "exit 3");
+    let (code, stopped) = report(&["--days", "1", "--hooks", &folder]);
+    assert_eq!(code, 3, "{stopped:#}");
+    assert!(stopped["reason"].as_str().unwrap().contains("`before-settle` said no"), "{}", stopped["reason"]);
+    assert_eq!(stopped["stages"]["switched"], 24, "{}", stopped["stages"]);
+}
+
+#[test]
 fn the_same_seed_gives_the_same_bytes_and_another_seed_does_not() {
     let strip = |(_, mut report): (i32, Value)| {
         report.as_object_mut().unwrap().remove("elapsed_wall_s");

@@ -10,6 +10,7 @@ use cutover::catalogue::Catalogue;
 use cutover::domain::secret::Secret;
 use cutover::domain::time::Timestamp;
 use cutover::domain::token::KvEntry;
+use cutover::domain::webhook::read_verified;
 use cutover::engine::{Engine, EngineConfig, Lane, Reported};
 use cutover::plan::Policy;
 use cutover::ports::SourceCredential;
@@ -115,7 +116,7 @@ async fn hint(engine: &Engine<Fake>, triplet: usize, now: Timestamp) {
         "type": "auth", "operation": "refresh", "success": true,
         "connectionId": connection_id(triplet), "providerConfigKey": "slack",
     });
-    engine.accept_hint(body.to_string().as_bytes(), now).await.unwrap();
+    engine.accept_hint(&read_verified(body.to_string().as_bytes()).unwrap(), now).await.unwrap();
 }
 
 async fn run_case(acts: Vec<Act>) -> Result<(), TestCaseError> {

@@ -293,3 +293,33 @@ async fn alerts_come_once_survive_a_refusal_and_keep_quiet_hours() {
     assert!(text.contains("*gate* p-1: pass to fail") && !text.contains("foreign"), "{text}");
     assert_eq!(store.count_waiting_alerts().await.unwrap(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_episode_of_a_circuit_is_told_from_its_opening_to_its_closing() {
+    let (dir, place) = (tempfile::tempdir().unwrap(), postgres::shared().database().parse().unwrap());
+    for store in [soaking(dir.path(), 1).await, soaking_at(&place, 1).await] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = Secret::new(format!("http://{}/hook", listener.local_addr().unwrap()));
+        let alerts = Alerts::new(Some(Slack::new(&address).unwrap()), None);
+        let mut told = Vec::new();
+        // Open, open again on another machine, closed, open, closed: all within the hour, each minute one.
+        let episodes =
+            [Kind::CircuitOpen, Kind::CircuitOpen, Kind::CircuitClosed, Kind::CircuitOpen, Kind::CircuitClosed];
+        for (minute, kind) in (0..).zip(episodes) {
+            let now = BEGIN.plus_ms(minute * 60_000);
+            note(&store, kind, "kv.source", &format!("note {minute}"), now).await;
+            // Another sink's circuit is its own business.
+            if minute == 1 {
+                note(&store, Kind::CircuitClosed, "composio", "note of another", now).await;
+            }
+            if (minute, kind) == (1, Kind::CircuitOpen) {
+                told.push(exchange(&alerts, &store, &listener, "200 OK", now).await);
+                assert!(!told[1].contains("kv.source"), "{told:?}");
+                continue;
+            }
+            told.push(exchange(&alerts, &store, &listener, "200 OK", now).await);
+            assert!(told.last().unwrap().contains(&format!("*{}* kv.source: note {minute}", kind.name())), "{told:?}");
+        }
+        assert_eq!((told.len(), store.count_waiting_alerts().await.unwrap()), (5, 0), "{told:?}");
+    }
+}

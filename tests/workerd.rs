@@ -20,7 +20,8 @@ use cutover::domain::token::{KvMetadata, Writer};
 use cutover::domain::triplet::{Part, Triplet};
 use cutover::inventory::Row;
 use cutover::ports::{
-    AlarmMode, ApiErrorKind, AuditRow, AuditSink, GatewayAdmin, GatewayRead, KvPut, KvRead, KvWrite, Namespace, Outside,
+    AlarmMode, ApiErrorKind, AuditRead, AuditRow, AuditSink, GatewayAdmin, GatewayRead, KvPut, KvRead, KvWrite,
+    Namespace, Outside,
 };
 use cutover::sandbox::{
     GatewayKind, LiveClock, ReadLoad, Sandbox, SandboxKeys, TokenLife, Workerd, World, WorldConfig, WorldOptions,
@@ -232,6 +233,17 @@ async fn our_client_speaks_to_the_runtimes_own_kv_and_d1() {
         cloudflare.append_audit(&(0..n).map(audit).collect::<Vec<_>>()).await.unwrap();
     }
     assert_eq!(live.rows_in("kv_audit").await, 7);
+    // They are read in the order of their insertion, behind a place, and by their operation.
+    assert_eq!(cloudflare.audit_end().await.unwrap(), 7);
+    let behind = cloudflare.read_audit(5).await.unwrap();
+    let shown: Vec<_> = behind.iter().map(|row| (row.place, row.op_id.as_str(), row.at)).collect();
+    assert_eq!(shown, [(6, "op-5", Some(START)), (7, "op-6", Some(START))]);
+    assert_eq!(
+        (behind[0].fingerprint.as_deref(), behind[1].fingerprint.as_deref()),
+        (None, Some("ab".repeat(12).as_str()))
+    );
+    let found = cloudflare.find_audit(&["op-2".to_owned(), "op-9".to_owned()]).await.unwrap();
+    assert_eq!(found.iter().map(|row| row.op_id.as_str()).collect::<Vec<_>>(), ["op-2"]);
     live.stop().await;
 }
 

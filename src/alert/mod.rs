@@ -14,7 +14,7 @@ use std::fmt::Write as _;
 use serde_json::json;
 
 use crate::domain::time::{DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS, Timestamp};
-use crate::store::{AlertRow, Lead, Store, StoreResult};
+use crate::store::{AlertRow, Lead, NewsKind, Store, StoreResult};
 
 pub use quiet::{NotQuietHours, QuietHours};
 pub use slack::{SendError, Sent, Slack, SlackError};
@@ -40,6 +40,8 @@ const LEAD_MS: i64 = MINUTE_MS;
 pub enum Kind {
     /// A grant is gone: its user must connect again.
     DeadGrant,
+    /// A grant cannot be used, and nobody can tell from here whether it is gone.
+    GrantDoubt,
     /// Composio lost the grant of an account.
     AccountExpired,
     /// Somebody else wrote a token key in KV.
@@ -61,11 +63,14 @@ pub enum Kind {
     Outage,
     /// The gate's verdict changed.
     Gate,
+    /// The journal or the intake log does not fit its hash chain.
+    ChainBroken,
 }
 
 impl Kind {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::DeadGrant,
+        Self::GrantDoubt,
         Self::AccountExpired,
         Self::ForeignWrite,
         Self::DeadLetter,
@@ -77,11 +82,13 @@ impl Kind {
         Self::CircuitClosed,
         Self::Outage,
         Self::Gate,
+        Self::ChainBroken,
     ];
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::DeadGrant => "dead-grant",
+            Self::GrantDoubt => "grant-doubt",
             Self::AccountExpired => "account-expired",
             Self::ForeignWrite => "foreign-write",
             Self::DeadLetter => "dead-letter",
@@ -93,6 +100,7 @@ impl Kind {
             Self::CircuitClosed => "circuit-closed",
             Self::Outage => "outage",
             Self::Gate => "gate",
+            Self::ChainBroken => "chain-broken",
         }
     }
 
@@ -109,10 +117,22 @@ impl Kind {
         }
     }
 
+    /// The kind that begins or ends what this one ends or begins. An alert of it about the same
+    /// subject makes the next one of this kind an episode of its own, which is told.
+    const fn counterpart(self) -> Option<Self> {
+        match self {
+            Self::CircuitOpen => Some(Self::CircuitClosed),
+            Self::CircuitClosed => Some(Self::CircuitOpen),
+            _ => None,
+        }
+    }
+
     /// Whether it is sent in quiet hours too: somebody is served badly, or soon will be.
     pub const fn is_urgent(self) -> bool {
         match self {
             Self::DeadGrant
+            | Self::GrantDoubt
+            | Self::ChainBroken
             | Self::AccountExpired
             | Self::ForeignWrite
             | Self::MissedRefresh
@@ -147,7 +167,11 @@ impl Alerts {
         if let Lead::Theirs { until } = store.lead(LEAD, now, now.plus_ms(LEAD_MS)).await? {
             return Ok(until);
         }
-        let kinds = Kind::ALL.map(|kind| (kind.name(), kind.repeat_ms()));
+        let kinds = Kind::ALL.map(|kind| NewsKind {
+            name: kind.name(),
+            repeat_ms: kind.repeat_ms(),
+            counterpart: kind.counterpart().map(Kind::name),
+        });
         store.collect_alerts(&kinds, now, NEWS_MS).await?;
         let Some(slack) = &self.slack else { return Ok(now.plus_ms(LOOK_MS)) };
         let due = store.load_due_alerts(now, BATCH).await?;
@@ -268,6 +292,14 @@ mod tests {
             text,
             r#"{"text":":rotating_light: *dead-grant* a:b:c: gone &lt;!channel&gt; &amp; out  (1970-01-01 00:01 UTC)\n:information_source: *gate* p-1: pass to fail (1970-01-01 00:01 UTC), and 2 times more until 1970-01-01 00:01 _(may be a repeat)_"}"#
         );
+    }
+
+    #[test]
+    fn every_alert_has_its_line_in_the_runbook() {
+        let runbook = include_str!("../../docs/runbook.md");
+        for kind in Kind::ALL {
+            assert!(runbook.contains(&format!("\n| `{}` | ", kind.name())), "{}", kind.name());
+        }
     }
 
     #[test]

@@ -149,6 +149,15 @@ impl StateArgs {
         }
     }
 
+    /// The keys of the state, or throw-away ones while there are none: for a copy of an empty state.
+    ///
+    /// # Errors
+    /// As [`StateArgs::vault`].
+    pub fn vault_for_a_copy(&self) -> Result<Vault, CommandError> {
+        let given = std::env::var_os(KEY_VARIABLE).is_some_and(|text| !text.is_empty());
+        if given || self.key_file.exists() { self.vault() } else { Ok(Vault::from_master(&[0; 32])) }
+    }
+
     /// Where the state is, for people.
     pub fn shown(&self) -> String {
         self.place.to_string()
@@ -288,10 +297,13 @@ async fn dry_run(
 ) -> CommandResult {
     let rows = rows_text(plan, &catalogue);
     let outcome = if args.state.exists() {
-        let (store, ours) = args.state.open_with_duties().await?;
+        let operate = args.operate();
+        let (store, ours, scratch) = operate.open_state().await?;
         let id = Some(plan.id.clone());
-        let session = Session::with(&args.operate(), store, ours, id, config.policy, catalogue, start, ui).await?;
-        session.run(job, ui).await?
+        let session = Session::with(&operate, store, ours, id, config.policy, catalogue, start, ui).await?;
+        let outcome = session.run(job, ui).await?;
+        drop(scratch);
+        outcome
     } else {
         let folder = tempfile::tempdir()
             .map_err(|error| CommandError::failed("cannot make a temporary folder").because(&error))?;

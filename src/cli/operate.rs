@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use super::apply::{StateArgs, explain};
 use super::config::Config;
-use super::hooks::Hooks;
+use super::hooks;
 use super::plan::{Inputs, wall_clock};
 use super::{CommandError, CommandResult, Ui};
 use crate::clients::{Clock, HttpOutside};
@@ -20,10 +21,11 @@ use crate::domain::time::{HOUR_MS, Timestamp};
 use crate::engine::steps::{Dry, Step, Traced};
 use crate::engine::{Engine, EngineConfig, EngineError, EngineResult, Progress, Reversal, Zombie};
 use crate::exit;
+use crate::hooks::Hooks;
 use crate::plan::saved::digest_of;
 use crate::plan::{Plan, Policy};
 use crate::ports::{Namespace, Outside};
-use crate::store::{Durability, Store, Vault};
+use crate::store::{Durability, Place, Store, Vault};
 
 /// How often an operation that waits asks whether somebody said no.
 const ASK_EVERY: Duration = Duration::from_secs(2);
@@ -68,6 +70,38 @@ pub struct OperateArgs {
     /// Shape of the report on stdout
     #[arg(long, value_enum, default_value_t)]
     pub format: OutputFormat,
+}
+
+impl OperateArgs {
+    /// Opens the state; says whether the duties are this command's, and gives the folder of a copy. A
+    /// dry run on a database that others share works on a copy of it from the start, and reads it
+    /// through a connection that cannot write.
+    ///
+    /// # Errors
+    /// As [`StateArgs::open_with_duties`].
+    pub async fn open_state(&self) -> Result<(Store, bool, Option<TempDir>), CommandError> {
+        let Place::Postgres(url) = self.state.place() else {
+            let (store, duties) = self.state.open_with_duties().await?;
+            return Ok((store, duties, None));
+        };
+        if !self.dry_run {
+            let (store, duties) = self.state.open_with_duties().await?;
+            return Ok((store, duties, None));
+        }
+        let cannot = |error: &dyn std::error::Error| {
+            CommandError::failed(format!("cannot copy the state `{}`", self.state.shown())).because(error)
+        };
+        let folder = scratch_folder()?;
+        let copy = folder.path().join("state.db");
+        let vault = self.state.vault_for_a_copy()?;
+        Store::copy_postgres(url, &copy).await.map_err(|error| cannot(&error))?;
+        let store = Store::open(&copy, Durability::ProcessCrash, vault).await.map_err(|error| cannot(&error))?;
+        Ok((store, false, Some(folder)))
+    }
+}
+
+fn scratch_folder() -> Result<TempDir, CommandError> {
+    tempfile::tempdir().map_err(|error| CommandError::failed("cannot make a temporary folder").because(&error))
 }
 
 /// An operation on the applied plan.
@@ -148,6 +182,8 @@ pub struct Session {
     args: OperateArgs,
     hooks: Hooks,
     config: Option<PathBuf>,
+    /// Where the state is, if it is a copy that goes with this session.
+    _scratch: Option<TempDir>,
 }
 
 /// How an operation ended, for its report.
@@ -193,7 +229,7 @@ impl Session {
         if !args.state.exists() {
             return Err(not_applied());
         }
-        let (store, duties) = args.state.open_with_duties().await?;
+        let (store, duties, scratch) = args.open_state().await?;
         let failed = |error| explain(EngineError::from(error));
         let plan = store.load_applied_plan().await.map_err(failed)?.ok_or_else(not_applied)?;
         let plan = Plan::from_json(&plan)
@@ -201,7 +237,8 @@ impl Session {
         let inputs = Inputs { policy: args.policy.clone(), catalogue: args.catalogue.clone(), ..Inputs::default() };
         let (policy, catalogue) = (inputs.load_policy()?, inputs.load_catalogue()?);
         refuse_other_policy(&plan, &policy)?;
-        Self::with(args, store, duties, Some(plan.id), policy, catalogue, inputs.now()?, ui).await
+        let session = Self::with(args, store, duties, Some(plan.id), policy, catalogue, inputs.now()?, ui).await?;
+        Ok(Self { _scratch: scratch, ..session })
     }
 
     /// Around a store that is open.
@@ -224,8 +261,8 @@ impl Session {
         let clock: Clock = Arc::new(move || wall_clock().plus_ms(ahead_ms));
         let outside = Traced::new(connect(ui.config.as_deref(), &clock)?, Arc::clone(&clock));
         let engine = Engine::new(store, outside, catalogue, EngineConfig::new(policy)).await.map_err(explain)?;
-        let hooks = Hooks::new(args.hooks.clone())?;
-        Ok(Self { engine, clock, duties, plan, args: args.clone(), hooks, config: ui.config.clone() })
+        let hooks = Hooks::new(args.hooks.clone()).map_err(hooks::explain)?;
+        Ok(Self { engine, clock, duties, plan, args: args.clone(), hooks, config: ui.config.clone(), _scratch: None })
     }
 
     pub fn now(&self) -> Timestamp {
@@ -243,12 +280,12 @@ impl Session {
         }
         self.args.state.lock_operation(self.engine.store()).await?;
         let facts = self.facts(job).await?;
-        self.hooks.run(&format!("before-{}", job.name()), &facts, self, ui).await?;
+        hooks::run(&self.hooks, &format!("before-{}", job.name()), &facts, self, ui).await?;
         let result = self.drive(job, &facts, ui).await;
         let steps = self.engine.outside().take_steps();
         match result {
             Ok(Progress::Done) => {
-                self.hooks.run(&format!("after-{}", job.name()), &self.facts(job).await?, self, ui).await?;
+                hooks::run(&self.hooks, &format!("after-{}", job.name()), &self.facts(job).await?, self, ui).await?;
                 let reason = format!("{} is done", job.name());
                 Ok(Outcome { code: exit::OK, reason, steps, next_at: None })
             }
@@ -260,7 +297,7 @@ impl Session {
                 let mut facts = self.facts(job).await?;
                 facts.insert("CUTOVER_EXIT_CODE", error.code().to_string());
                 facts.insert("CUTOVER_REASON", error.to_string());
-                self.hooks.run(&format!("failed-{}", job.name()), &facts, self, ui).await?;
+                hooks::run(&self.hooks, &format!("failed-{}", job.name()), &facts, self, ui).await?;
                 Err(if steps.is_empty() {
                     error
                 } else {
@@ -285,7 +322,7 @@ impl Session {
                 && self.phase(&format!("switch:{wave}")).await?.starts_with("canary")
             {
                 canary_seen = true;
-                self.hooks.run("canary-switch", facts, self, ui).await?;
+                hooks::run(&self.hooks, "canary-switch", facts, self, ui).await?;
             }
             let Progress::Wait(until) = progress else { return Ok(Progress::Done) };
             if self.args.no_wait {
@@ -354,12 +391,11 @@ impl Session {
     /// The job on a copy of the state, against an outside that cannot be written to. Waits pass at
     /// once, up to what a gate pass outlives.
     async fn dry_run(&self, job: &Job) -> Result<Outcome, CommandError> {
-        let folder = tempfile::tempdir()
-            .map_err(|error| CommandError::failed("cannot make a temporary folder").because(&error))?;
+        let folder = scratch_folder()?;
         let copy = folder.path().join("dry-run.db");
         let failed = |error| explain(EngineError::from(error));
         self.engine.store().copy_to(&copy).await.map_err(failed)?;
-        let vault = self.args.state.vault()?;
+        let vault = self.args.state.vault_for_a_copy()?;
         let store = Store::open(&copy, Durability::ProcessCrash, vault).await.map_err(failed)?;
         let config = self.engine.config().clone();
         let catalogue = self.engine.catalogue().clone();

@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::gateway::{self, Gateway};
+use super::hooks;
 use super::plan::Inputs;
 use super::{CommandError, CommandResult, Ui};
 use crate::domain::duration::Millis;
 use crate::domain::time::parse_duration_ms;
 use crate::domain::triplet::Part;
 use crate::exit;
+use crate::hooks::Hooks;
 use crate::inventory::{self, Inventory, Source};
 use crate::rehearse::{Campaign, Pace, Position, RealTime, Rehearsal, RehearsalError, grow};
 use crate::sandbox::Fault;
@@ -39,6 +41,7 @@ Examples:
   cutover rehearse --faults nango-outage=2h
   cutover rehearse --connections 1000
   cutover rehearse --faults grant-revoked --report soak.html
+  cutover rehearse --days 7 --hooks ops/hooks
   cutover rehearse --campaign 20 --days 1 --connections 4
   cutover rehearse --gateway workerd --soak 90s
 
@@ -77,6 +80,9 @@ pub struct RehearseArgs {
     /// Faults to inject
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = fault)]
     faults: Vec<Fault>,
+    /// Folder with executables that are called around the operations, with `CUTOVER_REHEARSAL=1`
+    #[arg(long, value_name = "DIR", conflicts_with = "campaign")]
+    hooks: Option<PathBuf>,
     /// Grow the inventory to this many synthetic connections
     #[arg(long, value_name = "N")]
     connections: Option<usize>,
@@ -187,6 +193,7 @@ pub fn run(args: RehearseArgs, ui: &Ui) -> CommandResult {
         }
         inventory = grow(&inventory, connections);
     }
+    let hooks = Hooks::new(args.hooks).map_err(hooks::explain)?;
     let folder = Folder::make(args.keep.as_deref())?;
     let days = if let Pace::Virtual { days } = pace { Some(days) } else { None };
     let rehearsal = Rehearsal {
@@ -196,6 +203,7 @@ pub fn run(args: RehearseArgs, ui: &Ui) -> CommandResult {
         seed: args.seed,
         pace,
         faults: args.faults,
+        hooks,
         account: args.report.is_some(),
         directory: folder.path().to_owned(),
     };
@@ -288,11 +296,16 @@ pub(super) fn inventory_or_adr_038(inputs: &Inputs, ui: &Ui) -> Result<Inventory
 }
 
 fn explain(error: RehearsalError) -> CommandError {
+    let error = match error {
+        RehearsalError::Hook(error) => return hooks::explain(error),
+        other => other,
+    };
     match &error {
         RehearsalError::Blocked { .. } => CommandError::new(exit::REFUSED, "the rehearsal cannot start")
             .because(&error)
             .hint("decide each of them in the policy file, as `[[decision]]` with a route and a reason"),
         RehearsalError::Workerd(error) => gateway::explain(error),
+        RehearsalError::Unfit { .. } => CommandError::new(exit::FAIL, "the rehearsal cannot start").because(&error),
         RehearsalError::NothingMoves => CommandError::usage("there is nothing to rehearse").because(&error),
         _ => CommandError::failed("the rehearsal could not be carried out").because(&error),
     }

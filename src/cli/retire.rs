@@ -17,9 +17,6 @@ use crate::exit;
 use crate::plan::removal::{self, File, Removal};
 use crate::ports::{AlarmMode, GatewayRead, Outside};
 
-/// The class whose alarms are retired.
-const CLASS: &str = "TokenManager";
-
 /// Folders of a checkout that hold nothing of the team's own.
 const SKIPPED: [&str; 7] = [".git", "node_modules", "dist", "build", ".wrangler", "target", "coverage"];
 
@@ -86,7 +83,7 @@ struct Worker {
     #[arg(long, value_name = "PATH")]
     repo: PathBuf,
     /// The class whose alarms are retired
-    #[arg(long, value_name = "CLASS", default_value = CLASS)]
+    #[arg(long, value_name = "CLASS", default_value = removal::CLASS)]
     class: String,
     /// Write the diffs and the ADR draft into this folder too
     #[arg(long, value_name = "DIR")]
@@ -222,7 +219,7 @@ async fn sweep(args: &Sweep, ui: &Ui) -> CommandResult {
     })?;
     found.extend(look_elsewhere(&args.elsewhere, &session, ui).await?);
     if let Some(repo) = &args.elsewhere.repo {
-        let removal = removal::removal(&read_checkout(repo)?, CLASS);
+        let removal = removal::removal(&read_checkout(repo)?, removal::CLASS);
         found.extend(removal.references.into_iter().map(|reference| Zombie {
             kind: ZombieKind::Reference,
             subject: format!("{}:{}", reference.path, reference.line),

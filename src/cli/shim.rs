@@ -108,9 +108,16 @@ pub fn run(args: ShimArgs, ui: &Ui) -> CommandResult {
     if !args.state.exists() {
         return Err(not_applied());
     }
-    let clock: Clock = Arc::new(wall_clock);
+    // Real time from here on, also when it was told to start at another time.
+    let ahead_ms = inputs.now()?.since(wall_clock());
+    let clock: Clock = Arc::new(move || wall_clock().plus_ms(ahead_ms));
     let outside = HttpOutside::new(endpoints, Arc::clone(&clock))
         .map_err(|error| CommandError::usage("cannot use the settings").because(&error))?;
+    let cannot_listen =
+        |error: std::io::Error| CommandError::failed(format!("cannot listen on `{}`", args.listen)).because(&error);
+    // Only this may need a capability, which is gone afterwards.
+    let privileged = is_privileged(&args.listen).then(|| TcpListener::bind(args.listen)).transpose();
+    let privileged = privileged.map_err(cannot_listen)?;
     harden();
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -127,24 +134,27 @@ pub fn run(args: ShimArgs, ui: &Ui) -> CommandResult {
             EngineConfig { sink_parallel: SINK_PARALLEL, claim_ms: args.claim.0, ..EngineConfig::new(policy) };
         let engine = Engine::new(store, outside, catalogue, engine_config).await.map_err(|e| broken(&e))?;
         let engine = Arc::new(engine);
-        let cannot_listen =
-            |error: std::io::Error| CommandError::failed(format!("cannot listen on `{}`", args.listen)).because(&error);
-        let (listener, address) = listen(args.listen).map_err(cannot_listen)?;
+        let bound = privileged.map_or_else(|| TcpListener::bind(args.listen), Ok);
+        let (listener, address) = bound.and_then(listen).map_err(cannot_listen)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(cannot_listen)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot_listen)?;
         let scheme = if acceptor.is_some() { "https" } else { "http" };
         ui.note(&format!("listening on {scheme}://{address}"));
         hint_about_keys(&routes, ui);
 
-        let shim = Arc::new(Shim::new(routes, wall_clock));
+        let now = Arc::clone(&clock);
+        let shim = Arc::new(Shim::new(routes, move || now()));
         shim.set_engine(Some(Arc::clone(&engine)));
         let (stop, stopped) = watch::channel(false);
         let captured = Arc::new(Notify::new());
         let mut duties: Vec<_> = Lane::ALL
             .into_iter()
-            .map(|lane| tokio::spawn(run_lane(Arc::clone(&engine), lane, Arc::clone(&captured), stopped.clone())))
+            .map(|lane| {
+                let (engine, clock, captured) = (Arc::clone(&engine), Arc::clone(&clock), Arc::clone(&captured));
+                tokio::spawn(run_lane(engine, clock, lane, captured, stopped.clone()))
+            })
             .collect();
-        duties.push(tokio::spawn(run_alerts(Arc::clone(&engine), alerts, stopped.clone())));
+        duties.push(tokio::spawn(run_alerts(Arc::clone(&engine), Arc::clone(&clock), alerts, stopped.clone())));
         let mut until = stopped.clone();
         let stopping = async move { drop(until.wait_for(|stop| *stop).await) };
         let server = tokio::spawn(serve(listener, Arc::clone(&shim).router(), acceptor, Limits::default(), stopping));
@@ -197,8 +207,12 @@ fn refuse_weak(listen: &SocketAddr, routes: &ShimConfig) -> Result<(), CommandEr
     }
 }
 
-fn listen(address: SocketAddr) -> std::io::Result<(tokio::net::TcpListener, SocketAddr)> {
-    let listener = TcpListener::bind(address)?;
+/// Whether binding this port can take a capability.
+fn is_privileged(listen: &SocketAddr) -> bool {
+    (1..1024).contains(&listen.port())
+}
+
+fn listen(listener: TcpListener) -> std::io::Result<(tokio::net::TcpListener, SocketAddr)> {
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
     Ok((tokio::net::TcpListener::from_std(listener)?, address))
@@ -216,6 +230,7 @@ fn hint_about_keys(routes: &ShimConfig, ui: &Ui) {
 /// Rounds of one lane, none of them ever cut short.
 async fn run_lane(
     engine: Arc<Engine<HttpOutside>>,
+    clock: Clock,
     lane: Lane,
     captured: Arc<Notify>,
     mut stopped: watch::Receiver<bool>,
@@ -225,8 +240,8 @@ async fn run_lane(
         // From here on nothing that comes in is missed.
         let mut work = std::pin::pin!(captured.notified());
         work.as_mut().enable();
-        let wait = match engine.run_lane(lane, wall_clock()).await {
-            Ok(next) => until(next),
+        let wait = match engine.run_lane(lane, clock()).await {
+            Ok(next) => until(next, clock()),
             Err(error) => {
                 tracing::error!(lane = lane.name(), "a round failed and is tried again: {error}");
                 RETRY
@@ -250,10 +265,15 @@ async fn run_lane(
     }
 }
 
-async fn run_alerts(engine: Arc<Engine<HttpOutside>>, alerts: Alerts, mut stopped: watch::Receiver<bool>) {
+async fn run_alerts(
+    engine: Arc<Engine<HttpOutside>>,
+    clock: Clock,
+    alerts: Alerts,
+    mut stopped: watch::Receiver<bool>,
+) {
     while !*stopped.borrow() {
-        let wait = match alerts.run_due(engine.store(), wall_clock()).await {
-            Ok(next) => until(Some(next)),
+        let wait = match alerts.run_due(engine.store(), clock()).await {
+            Ok(next) => until(Some(next), clock()),
             Err(error) => {
                 tracing::error!("alerts failed and are tried again: {error}");
                 RETRY
@@ -268,8 +288,7 @@ async fn run_alerts(engine: Arc<Engine<HttpOutside>>, alerts: Alerts, mut stoppe
 
 /// How long to wait for `next`, at most until the next look. What is still due now was put off for
 /// a reason that only time mends.
-fn until(next: Option<Timestamp>) -> Duration {
-    let now = wall_clock();
+fn until(next: Option<Timestamp>, now: Timestamp) -> Duration {
     let ms = next.map_or(LOOK_EVERY_MS, |at| at.since(now)).clamp(LOOK_AFTER_MS, LOOK_EVERY_MS);
     Duration::from_millis(ms.unsigned_abs())
 }

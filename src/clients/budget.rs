@@ -318,7 +318,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const LIMIT: Limit = Limit { requests: 1_000, window_ms: 60_000, reserved_share: 0.5, burst_share: 0.05 };
+    const LIMIT: Limit =
+        Limit { requests: 1_000, window_ms: 60_000, reserved_share: 0.5, burst_share: 0.05, comparisons_share: 0.0 };
 
     fn at(ms: i64) -> Timestamp {
         Timestamp::from_millis(1_790_000_000_000 + ms)

@@ -25,6 +25,8 @@ pub struct Limit {
     pub reserved_share: f64,
     /// Part of a lane's requests that may go at one instant, above 0 and up to 0.25.
     pub burst_share: f64,
+    /// Part of `requests` that no lane touches: comparisons beside a running shim have it, 0 to below 1.
+    pub comparisons_share: f64,
 }
 
 /// Who may use what of a limit.
@@ -52,6 +54,10 @@ impl Limit {
             Lane::Ordinary => 1.0 - self.reserved_share.max(MARGIN),
             Lane::Urgent => 1.0 - MARGIN,
         };
+        self.part(part.min(1.0 - MARGIN - self.comparisons_share))
+    }
+
+    fn part(&self, part: f64) -> u32 {
         ((f64::from(self.requests) * part) as u32).max(1)
     }
 
@@ -59,8 +65,16 @@ impl Limit {
     /// then one request each `every_ns`. One more burst is left out, for a process that was
     /// started again inside the window and has forgotten the first.
     pub fn pace(&self, lane: Lane) -> Pace {
-        let share = self.share(lane);
-        let burst = ((f64::from(share) * self.burst_share) as u32).max(1);
+        self.pace_of(self.share(lane), self.burst_share)
+    }
+
+    /// The pace of all comparisons together, beside both lanes. It outlives the processes that keep it.
+    pub fn comparisons_pace(&self) -> Pace {
+        self.pace_of(self.part(self.comparisons_share), 0.25)
+    }
+
+    fn pace_of(&self, share: u32, burst_share: f64) -> Pace {
+        let burst = ((f64::from(share) * burst_share) as u32).max(1);
         let window_ns = self.window_ms.max(1).unsigned_abs() * NANOS_PER_MS;
         let every_ns = match u64::from(share.saturating_sub(2 * burst)) {
             // Less than two bursts in a window: one request a window, wherever it starts.
@@ -106,26 +120,48 @@ mod tests {
 
     #[test]
     fn the_lanes_divide_a_limit() {
-        let nango = Limit { requests: 1_000, window_ms: 60_000, reserved_share: 0.5, burst_share: 0.05 };
+        let nango = Limit {
+            requests: 1_000,
+            window_ms: 60_000,
+            reserved_share: 0.5,
+            burst_share: 0.05,
+            comparisons_share: 0.0,
+        };
         assert_eq!((nango.share(Lane::Ordinary), nango.share(Lane::Urgent)), (500, 950));
         assert_eq!(nango.pace(Lane::Ordinary), Pace { burst: 25, every_ns: 133_333_334 });
         let tiny = Limit { requests: 1, ..nango };
         assert_eq!(tiny.pace(Lane::Urgent), Pace { burst: 1, every_ns: 60_000_000_001 });
         let nothing_reserved = Limit { reserved_share: 0.0, ..nango };
         assert_eq!(nothing_reserved.share(Lane::Ordinary), 950);
+        let divided = Limit { comparisons_share: 0.2, ..nango };
+        assert_eq!((divided.share(Lane::Ordinary), divided.share(Lane::Urgent)), (500, 750));
+        assert_eq!(divided.comparisons_pace(), Pace { burst: 50, every_ns: 600_000_000 });
     }
 
     proptest! {
         #[test]
         fn no_window_holds_more_than_the_share(
-            requests in 1u32..100_000, window_ms in 1i64..600_000, reserved in 0.0f64..0.99, burst in 0.001f64..0.25,
+            requests in 20u32..100_000, window_ms in 1i64..600_000, reserved in 0.0f64..0.99, burst in 0.001f64..0.25,
+            comparisons in 0.05f64..0.5,
         ) {
-            let limit = Limit { requests, window_ms, reserved_share: reserved, burst_share: burst };
+            let limit = Limit {
+                requests, window_ms, reserved_share: reserved, burst_share: burst, comparisons_share: comparisons,
+            };
+            let most = |Pace { burst, every_ns }| {
+                u64::from(burst) + window_ms.unsigned_abs() * NANOS_PER_MS / every_ns
+            };
             for lane in [Lane::Ordinary, Lane::Urgent] {
-                let Pace { burst, every_ns } = limit.pace(lane);
-                let most = u64::from(burst) + window_ms.unsigned_abs() * NANOS_PER_MS / every_ns;
-                prop_assert!(most <= u64::from(limit.share(lane)));
-                prop_assert!(limit.share(lane) <= requests);
+                prop_assert!(most(limit.pace(lane)) <= u64::from(limit.share(lane)));
+                // Whatever they do at the same time, the account's limit holds.
+                prop_assert!(most(limit.pace(lane)) + most(limit.comparisons_pace()) <= u64::from(requests));
+            }
+        }
+
+        #[test]
+        fn a_single_request_a_window_is_the_least(window_ms in 1i64..600_000, requests in 1u32..20) {
+            let limit = Limit { requests, window_ms, reserved_share: 0.9, burst_share: 0.25, comparisons_share: 0.5 };
+            for pace in [limit.pace(Lane::Ordinary), limit.pace(Lane::Urgent), limit.comparisons_pace()] {
+                prop_assert!(pace.burst >= 1 && pace.every_ns > 0);
             }
         }
     }

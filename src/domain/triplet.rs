@@ -7,6 +7,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// The prefix of every token key in KV (ADR-038).
 pub const KV_PREFIX: &str = "tokens:";
 
+/// The prefix of the keys that say that a grant is gone and its user must connect again.
+pub const REAUTH_PREFIX: &str = "reauth:";
+
 /// The longest part of a triplet in bytes. KV keys are at most 512 bytes and Nango ids 255.
 pub const PART_BYTES_MAX: usize = 64;
 
@@ -109,6 +112,11 @@ impl Triplet {
     /// `tokens:{tenant}:{provider}:{account}`, the key that the gateway's hot path reads.
     pub fn kv_key(&self) -> String {
         format!("{KV_PREFIX}{self}")
+    }
+
+    /// `reauth:{tenant}:{provider}:{account}`, the key of the marker that the grant is gone.
+    pub fn reauth_key(&self) -> String {
+        format!("{REAUTH_PREFIX}{self}")
     }
 }
 

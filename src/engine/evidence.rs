@@ -8,7 +8,7 @@ use super::sample::Sample;
 use crate::domain::api::Api;
 use crate::domain::criteria::{CriteriaPolicy, Evidence, EvidenceSource, Gap, LookTally, Note, Outage, Proofs};
 use crate::domain::custody::Stage;
-use crate::domain::time::{DAY_MS, HOUR_MS, MINUTE_MS, Timestamp};
+use crate::domain::time::{DAY_MS, MINUTE_MS, Timestamp};
 use crate::plan::{Policy, Route};
 use crate::store::{LAG_BOUNDS_S, Store, StoreResult, TripletRow};
 
@@ -18,8 +18,11 @@ const NOTES_MAX: u32 = 1_000;
 /// Scans are no farther apart than this, whatever the life of the tokens.
 pub(super) const SCAN_EVERY_MAX_MS: i64 = 20 * MINUTE_MS;
 
-/// Audit rows flow all the time; that they did is recorded this often.
-pub(super) const AUDIT_LOOK_EVERY_MS: i64 = 6 * HOUR_MS;
+/// How often audit rows go to D1 and are read back.
+pub(super) const AUDIT_EVERY_MS: i64 = 10 * MINUTE_MS;
+
+/// A row that D1 took and does not show after this long is lost. Until then a replica may not have it.
+const AUDIT_GRACE_MS: i64 = 15 * MINUTE_MS;
 
 /// How long after its last look a source is expected to look again.
 pub(super) fn look_every_ms(source: EvidenceSource, policy: &CriteriaPolicy) -> i64 {
@@ -28,7 +31,7 @@ pub(super) fn look_every_ms(source: EvidenceSource, policy: &CriteriaPolicy) -> 
         EvidenceSource::Smoke => policy.smoke_every.0,
         EvidenceSource::Scan => SCAN_EVERY_MAX_MS,
         EvidenceSource::Verify => policy.verify_every.0,
-        EvidenceSource::Audit => AUDIT_LOOK_EVERY_MS,
+        EvidenceSource::Audit => AUDIT_EVERY_MS,
     }
 }
 
@@ -64,6 +67,7 @@ pub async fn collect(store: &Store, policy: &Policy, now: Timestamp) -> EngineRe
 
     let mut evidence = Evidence {
         now,
+        began_at: store.load_identity().await?.map(|identity| identity.applied_at),
         first_refresh_at,
         gaps,
         silent,
@@ -87,6 +91,8 @@ pub async fn collect(store: &Store, policy: &Policy, now: Timestamp) -> EngineRe
         dead_letters,
         scan: tally(EvidenceSource::Scan, "foreign-writes"),
         foreign_writes: notes("foreign-write").await?,
+        audit: tally(EvidenceSource::Audit, "foreign-writes"),
+        audit_lost: store.load_lost_audit(AUDIT_GRACE_MS, NOTES_MAX).await?,
         ambiguous,
         effects,
         identity: proofs(&triplets, now, |t| match t.identity.as_deref() {

@@ -1,20 +1,28 @@
-//! What a failed read at Nango says, and what a provider says of a token. Pure.
+//! What a failed read at Nango says, what a provider says of a token, and what both say of a grant. Pure.
 //!
-//! Nango hides why a provider refused a refresh: a revoked grant, an outage and a lost race all
-//! come back as the same `invalid_credentials`. What its answer does tell apart is judged here;
-//! for the rest the provider is asked, and the catalogue reads its answer.
+//! Nango hides why a provider refused a refresh: a revoked grant, an outage, a client that is set up
+//! wrong and a lost race all come back as the same `invalid_credentials` (Nango contract §6.4). What
+//! its answer does tell apart is judged here; for the rest the provider is asked with the old token,
+//! and the catalogue reads its answer. Once the token ended, that answer says only that the provider is
+//! there; then other connections of the same OAuth client tell a dead grant from a dead client. What
+//! stays unclear is never called dead.
 
 use crate::catalogue::Integration;
 use crate::catalogue::classify::{Class, Failure, Phase, classify};
 use crate::domain::schedule::poll_retry_after_ms;
 use crate::domain::time::{MINUTE_MS, SECOND_MS};
 use crate::ports::{ApiError, ApiErrorKind, ProviderAnswer};
+use crate::store::Siblings;
 
 /// How long a read waits that only a person can make succeed.
 const PERSON_MS: i64 = 15 * MINUTE_MS;
 
 /// How long all reads wait after Nango refused our key.
 const KEY_REFUSED_MS: i64 = MINUTE_MS;
+
+/// How long past its expiry a connection may keep failing before anybody asks whether its grant is gone,
+/// and how long after its first failure another connection's refresh shows that the provider works.
+pub(super) const DOUBT_AFTER_MS: i64 = 10 * MINUTE_MS;
 
 /// What to do after a failed read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +59,42 @@ pub(super) enum Liveness {
     Alive,
     /// The token is not good any more.
     Refused,
-    /// It did not say: too many requests, an outage, a right that the token never had.
+    /// No answer, or one that speaks of the provider: an outage, too many requests.
+    Silent,
+    /// It cannot be asked, or the answer says nothing of the token: a right that it never had.
     Unknown,
+}
+
+/// What is known of a grant that Nango fails to use.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Doubt {
+    /// Nango tried to refresh: it has the connection, and our key is good.
+    pub tried: bool,
+    /// For how long the token is past its end, milliseconds; `None` when it has none or still lives.
+    pub ended_ms: Option<i64>,
+    pub token: Liveness,
+    /// Somebody else refreshes the same grant: the race may be lost, and the grant alive.
+    pub rival: bool,
+    pub siblings: Siblings,
+}
+
+/// Whether a grant is gone ([`Class::Permanent`]), or what else it is.
+pub(super) fn judge_grant(doubt: &Doubt) -> Class {
+    match (doubt.ended_ms, doubt.token) {
+        _ if doubt.rival => Class::Ambiguous,
+        (_, Liveness::Silent) => Class::Transient,
+        (None, Liveness::Refused) => Class::Permanent,
+        (None, Liveness::Alive) => Class::Transient,
+        (None, Liveness::Unknown) => Class::Ambiguous,
+        (Some(ms), _) if ms <= DOUBT_AFTER_MS => Class::Ambiguous,
+        (Some(_), Liveness::Alive) => Class::Ambiguous,
+        (Some(_), _) if !doubt.tried => Class::Config,
+        (Some(_), _) => match doubt.siblings {
+            Siblings::Refreshed => Class::Permanent,
+            Siblings::Failing => Class::Config,
+            Siblings::Silent => Class::Ambiguous,
+        },
+    }
 }
 
 /// Reads a provider's answer to whoami. A refusal of the token counts here although a refresh
@@ -73,6 +115,7 @@ pub(super) fn judge_token(integration: &Integration, answer: &ProviderAnswer) ->
         (_, Class::Permanent) => Liveness::Refused,
         (None, _) if answer.status == 401 => Liveness::Refused,
         (Some(rule), Class::Transient) if integration.error[rule].refresh => Liveness::Refused,
+        (_, Class::Transient) => Liveness::Silent,
         _ => Liveness::Unknown,
     }
 }
@@ -125,18 +168,49 @@ mod tests {
         for (key, status, body, expected) in [
             ("slack", 200, r#"{"ok":true,"user_id":"U1"}"#, Liveness::Alive),
             ("slack", 200, r#"{"ok":false,"error":"token_revoked"}"#, Liveness::Refused),
-            ("slack", 200, r#"{"ok":false,"error":"ratelimited"}"#, Liveness::Unknown),
+            ("slack", 200, r#"{"ok":false,"error":"ratelimited"}"#, Liveness::Silent),
             ("slack", 200, r#"{"ok":false,"error":"missing_scope"}"#, Liveness::Unknown),
             ("google", 200, r#"{"sub":"1"}"#, Liveness::Alive),
             ("google", 401, r#"{"error":"anything"}"#, Liveness::Refused),
             ("google", 403, r#"{"error":{"status":"PERMISSION_DENIED"}}"#, Liveness::Unknown),
-            ("google", 429, "", Liveness::Unknown),
-            ("google", 503, "<html>", Liveness::Unknown),
+            ("google", 429, "", Liveness::Silent),
+            ("google", 503, "<html>", Liveness::Silent),
             ("hubspot", 401, r#"{"category":"EXPIRED_AUTHENTICATION"}"#, Liveness::Refused),
         ] {
             let answer = ProviderAnswer { status, headers: Vec::new(), body: Secret::new(body) };
             let facts = catalogue.integration(key).unwrap();
             assert_eq!(judge_token(facts, &answer), expected, "{key} {status} {body}");
+        }
+    }
+
+    #[test]
+    fn only_what_is_certain_is_called_permanent() {
+        use Liveness::{Alive, Refused, Silent, Unknown};
+        let (lives, late, long) = (None, Some(DOUBT_AFTER_MS), Some(DOUBT_AFTER_MS + 1));
+        for (ended_ms, token, siblings, class) in [
+            // While the token lives, the provider's word on it decides.
+            (lives, Refused, Siblings::Silent, Class::Permanent),
+            (lives, Alive, Siblings::Failing, Class::Transient),
+            (lives, Silent, Siblings::Refreshed, Class::Transient),
+            (lives, Unknown, Siblings::Refreshed, Class::Ambiguous),
+            // Just ended: it may come yet.
+            (late, Refused, Siblings::Refreshed, Class::Ambiguous),
+            (late, Silent, Siblings::Silent, Class::Transient),
+            // Long ended: others of the same client decide.
+            (long, Refused, Siblings::Refreshed, Class::Permanent),
+            (long, Unknown, Siblings::Refreshed, Class::Permanent),
+            (long, Refused, Siblings::Failing, Class::Config),
+            (long, Unknown, Siblings::Failing, Class::Config),
+            (long, Refused, Siblings::Silent, Class::Ambiguous),
+            (long, Unknown, Siblings::Silent, Class::Ambiguous),
+            (long, Silent, Siblings::Refreshed, Class::Transient),
+            (long, Alive, Siblings::Refreshed, Class::Ambiguous),
+        ] {
+            let doubt = Doubt { tried: true, ended_ms, token, rival: false, siblings };
+            assert_eq!(judge_grant(&doubt), class, "{doubt:?}");
+            assert_eq!(judge_grant(&Doubt { rival: true, ..doubt }), Class::Ambiguous, "{doubt:?}");
+            let untried = judge_grant(&Doubt { tried: false, ..doubt });
+            assert!(untried != Class::Permanent || ended_ms.is_none(), "{doubt:?}: {untried:?}");
         }
     }
 }

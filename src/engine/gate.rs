@@ -31,6 +31,9 @@ pub struct GateReport {
     pub open_until: Timestamp,
 }
 
+/// Criteria whose reasons stand in the one line that says what decided.
+const REASONS_MAX: usize = 3;
+
 impl GateReport {
     /// Criteria that stand against a pass, in the order of their report; empty when it passes.
     pub fn against(&self) -> impl Iterator<Item = &Judged> {
@@ -42,9 +45,14 @@ impl GateReport {
         self.criteria.iter().filter(|c| c.waived)
     }
 
-    /// One line: what decided.
+    /// One line: what decided. Where it was much, the rest is only named.
     pub fn reason(&self) -> String {
-        let against: Vec<String> = self.against().map(|c| format!("{} ({})", c.id, c.reason)).collect();
+        let told = self.against().take(REASONS_MAX).map(|c| format!("{} ({})", c.id, c.reason));
+        let mut against: Vec<String> = told.collect();
+        let rest: Vec<&str> = self.against().skip(REASONS_MAX).map(|c| c.id.as_str()).collect();
+        if !rest.is_empty() {
+            against.push(format!("and {} more: {}", rest.len(), rest.join(", ")));
+        }
         let waived: Vec<&str> = self.waived().map(|c| c.id.as_str()).collect();
         let waived = if waived.is_empty() { String::new() } else { format!("; waived: {}", waived.join(", ")) };
         if against.is_empty() {

@@ -83,8 +83,8 @@ impl<O: Outside> Engine<O> {
     ///
     /// # Errors
     /// When the store fails; nothing is accepted then.
-    pub async fn accept_hint(&self, body: &[u8], now: Timestamp) -> EngineResult<()> {
-        let body = Zeroizing::new(body.to_vec());
+    pub async fn accept_hint(&self, webhook: &AuthWebhook, now: Timestamp) -> EngineResult<()> {
+        let body = Zeroizing::new(webhook.to_body());
         let intake = Intake { kind: IntakeKind::NangoWebhook, at: now, subject: String::new(), body };
         Ok(self.store.accept(intake).await?)
     }

@@ -103,8 +103,17 @@ impl Mirroring {
 }
 
 impl<O: Outside> Engine<O> {
-    /// Delivers what is due at `sink`. Returns when it is next due there.
+    /// Delivers what is due at `sink`, and the markers of dead grants where they belong. Returns when
+    /// something is next due there.
     pub(super) async fn mirror(&self, sink: Sink, now: Timestamp) -> EngineResult<Option<Timestamp>> {
+        let due = self.mirror_tokens(sink, now).await?;
+        if sink != Sink::KvSource {
+            return Ok(due);
+        }
+        Ok([due, self.carry_marks(now).await?].into_iter().flatten().min())
+    }
+
+    async fn mirror_tokens(&self, sink: Sink, now: Timestamp) -> EngineResult<Option<Timestamp>> {
         loop {
             let room = match self.circuit(sink, |circuit| circuit.allows(now)) {
                 Allowance::All => self.room(sink, self.round_max(sink), now),
@@ -376,7 +385,7 @@ impl<O: Outside> Engine<O> {
     }
 
     /// Whether this failure speaks of the sink as a whole, and what follows from that.
-    async fn sink_failed(&self, sink: Sink, kind: &ApiErrorKind, now: Timestamp) -> EngineResult<()> {
+    pub(super) async fn sink_failed(&self, sink: Sink, kind: &ApiErrorKind, now: Timestamp) -> EngineResult<()> {
         let change = match kind {
             limit if limit.is_limit() => {
                 let until = now.plus_ms(limit.wait_ms().unwrap_or(0).max(LIMITED_MS));
@@ -401,7 +410,7 @@ impl<O: Outside> Engine<O> {
         Ok(())
     }
 
-    fn circuit<T>(&self, sink: Sink, look: impl FnOnce(&mut Circuit) -> T) -> T {
+    pub(super) fn circuit<T>(&self, sink: Sink, look: impl FnOnce(&mut Circuit) -> T) -> T {
         self.known(|known| look(known.mirroring.circuits.entry(sink).or_default()))
     }
 }

@@ -5,6 +5,7 @@
 //! The engine never sleeps and never reads a clock. It keeps nothing that matters in memory: an
 //! engine that was killed at any await and built again from its store goes on where it was.
 
+mod audit;
 mod circuit;
 mod evidence;
 mod failure;
@@ -14,6 +15,8 @@ mod lifecycle;
 mod mirror;
 mod onboard;
 mod poll;
+mod prune;
+mod reauth;
 mod sample;
 pub mod steps;
 mod together;
@@ -25,13 +28,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::catalogue::Catalogue;
 use crate::domain::api::Api;
-use crate::domain::criteria::{EvidenceSource, LookOutcome, Note};
+use crate::domain::criteria::Note;
 use crate::domain::time::{HOUR_MS, MINUTE_MS, SECOND_MS, Timestamp};
 use crate::domain::triplet::Triplet;
 use crate::plan::Policy;
 use crate::ports::{ApiResult, Outside};
 use crate::status::{Snapshot, snapshot};
-use crate::store::{Due, Lead, Sink, Store, StoreError};
+use crate::store::{Due, Lead, Pruning, Retention, Sink, Store, StoreError};
 
 pub use evidence::{collect, lag_p99};
 pub use gate::{GateReport, NoFreshPass, fresh_pass, judge_state, record};
@@ -47,8 +50,6 @@ pub use sample::Sample;
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
     pub policy: Policy,
-    /// Sending audit rows to D1.
-    pub audit_every_ms: i64,
     /// A difference in KV younger than this is settling, not a finding. Must exceed the
     /// propagation time and the gateway's own `cacheTtl` (Cloudflare contract §2.6).
     pub settle_ms: i64,
@@ -67,13 +68,14 @@ pub struct EngineConfig {
     /// Requests to one sink that may be under way at once. More than one makes their order a
     /// matter of chance, which a rehearsal must not have.
     pub sink_parallel: usize,
+    /// What is kept, and for how long.
+    pub retention: Retention,
 }
 
 impl EngineConfig {
     pub fn new(policy: Policy) -> Self {
         Self {
             policy,
-            audit_every_ms: 10 * MINUTE_MS,
             settle_ms: 150 * SECOND_MS,
             silence_ms: 2 * HOUR_MS,
             claim_ms: 2 * MINUTE_MS,
@@ -81,6 +83,7 @@ impl EngineConfig {
             delivery_attempts_max: 60,
             reads_at_once: 16,
             sink_parallel: 1,
+            retention: Retention::default(),
         }
     }
 }
@@ -115,13 +118,13 @@ struct Known {
     comparing: Option<watch::Comparing>,
     /// The soak clock runs.
     soak_started: bool,
-    /// What sources of evidence that look all the time last recorded.
-    looked: BTreeMap<EvidenceSource, (LookOutcome, Timestamp)>,
     /// When the soak clock last showed that we are there.
     alive_at: Option<Timestamp>,
     /// The epoch in which this engine led the periodic duties last.
     led: Option<u64>,
     mirroring: mirror::Mirroring,
+    /// How far the round of pruning is.
+    pruning: Pruning,
 }
 
 /// The lease under which one machine runs the periodic duties for all.
@@ -187,8 +190,15 @@ impl Lane {
 }
 
 /// The periodic duties, in the order in which they run when several are due.
-const PERIODIC: [Periodic; 6] =
-    [Periodic::Probe, Periodic::Smoke, Periodic::Scan, Periodic::Verify, Periodic::Audit, Periodic::Sample];
+const PERIODIC: [Periodic; 7] = [
+    Periodic::Probe,
+    Periodic::Smoke,
+    Periodic::Scan,
+    Periodic::Verify,
+    Periodic::Audit,
+    Periodic::Sample,
+    Periodic::Prune,
+];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Periodic {
@@ -198,6 +208,7 @@ enum Periodic {
     Verify,
     Audit,
     Sample,
+    Prune,
 }
 
 impl<O: Outside> Engine<O> {
@@ -379,8 +390,9 @@ impl<O: Outside> Engine<O> {
             Periodic::Smoke => self.smoke(now).await?,
             Periodic::Scan => self.scan(now).await?,
             Periodic::Verify => self.verify(now).await?,
-            Periodic::Audit => self.flush_audit(now).await?,
+            Periodic::Audit => self.audit(now).await?,
             Periodic::Sample => self.sample(now).await?,
+            Periodic::Prune => self.prune(now).await?,
         };
         self.known(|known| known.periodic.insert(duty, next));
         Ok(next)

@@ -6,7 +6,7 @@
 
 use serde_json::Value;
 
-use super::failure::{Liveness, judge_read, judge_token};
+use super::failure::{DOUBT_AFTER_MS, Doubt, Liveness, judge_grant, judge_read, judge_token};
 use super::together::together;
 use super::{Engine, EngineResult, spread};
 use crate::catalogue::Whoami;
@@ -14,12 +14,12 @@ use crate::catalogue::classify::Class;
 use crate::domain::api::Api;
 use crate::domain::budget::Lane;
 use crate::domain::criteria::Note;
-use crate::domain::schedule::{poll_at, poll_retry_after_ms};
+use crate::domain::schedule::{REFRESH_MARGIN_MS, poll_at, poll_retry_after_ms};
 use crate::domain::secret::Secret;
 use crate::domain::time::{MINUTE_MS, Timestamp};
 use crate::domain::token::{KvEntry, Writer};
 use crate::ports::{ApiError, ApiErrorKind, Outside, ProviderCall, ProviderRead, SourceCredential, SourceCustody};
-use crate::store::{Capture, ConnectionRow, NewVersion, PollFailure, Sink, TripletRow};
+use crate::store::{Capture, ConnectionRow, NewVersion, PollFailure, Siblings, Sink, TripletRow};
 
 /// Reads in one round: enough for one commit to carry many, few enough that the first token of a
 /// round does not wait for the last read.
@@ -34,9 +34,11 @@ const URGENT_LIFE_MS: i64 = 12 * MINUTE_MS;
 /// Failed reads in a row after which the old token itself is asked whether the grant lives.
 const FAILURES_BEFORE_WHOAMI: u32 = 3;
 
-/// How long past its expiry a connection may keep failing, while Nango serves others, before its
-/// grant counts as gone.
-const DEAD_AFTER_EXPIRY_MS: i64 = 10 * MINUTE_MS;
+/// How far the clocks of Nango and ours may be apart when a token has just ended.
+const CLOCKS_APART_MS: i64 = MINUTE_MS;
+
+/// A connection whose grant is gone is still read this often: somebody may have connected again.
+const DEAD_POLL_MS: i64 = 15 * MINUTE_MS;
 
 /// What came of a round of reads.
 #[derive(Default)]
@@ -139,24 +141,26 @@ impl<O: Outside> Engine<O> {
         if connection.config != credential.connection_config {
             self.store.save_connection_config(connection.id, &credential.connection_config).await?;
         }
-        // A read inside the margin that gives the old token back did not refresh: without a
-        // refresh token Nango answers 200 with the stale token for ever.
-        let stuck = !is_new && credential.expires_at.is_some_and(|e| e.since(now) < 13 * MINUTE_MS);
+        // A read inside the margin that gives the old token back did not refresh: Nango's clock is
+        // behind, or it has no refresh token and answers 200 with the stale token for ever.
+        let stuck = !is_new && credential.expires_at.is_some_and(|e| e.since(now) < REFRESH_MARGIN_MS);
         if stuck {
-            let retry_at = now.plus_ms(poll_retry_after_ms(connection.failures + 1, 0));
-            let failure = PollFailure {
-                connection: connection.id,
-                claim: connection.claim,
-                at: now,
-                retry_at: Some(retry_at),
-                dead: false,
-                counts: true,
-            };
-            self.store.record_poll_failure(failure).await?;
+            let ended = credential.expires_at.is_some_and(|e| now.since(e) > CLOCKS_APART_MS);
+            if ended && !self.has_rival(connection, fed, now) {
+                let why = "Nango has no refresh token for it, and its token ended";
+                self.bury_grant(connection, fed, why, now).await?;
+            } else {
+                let wait_ms = poll_retry_after_ms(connection.failures + 1, 0);
+                self.store.record_poll_failure(failed(connection, now, wait_ms)).await?;
+            }
             return Ok(None);
         }
-        if !is_new && credential.expires_at.is_none() {
-            self.check_unexpiring(connection, fed, now).await?;
+        // A token without an expiry can die in silence: ask the provider.
+        let unexpiring = !is_new && credential.expires_at.is_none();
+        if unexpiring && self.liveness(connection, fed, now).await? == Liveness::Refused {
+            let why = "the provider refuses its token, which has no refresh token";
+            self.bury_grant(connection, fed, why, now).await?;
+            return Ok(None);
         }
         // The first capture finds a token of unknown age.
         let fresh = is_new && connection.rotation > 0;
@@ -188,19 +192,6 @@ impl<O: Outside> Engine<O> {
         }))
     }
 
-    /// A token without an expiry can die in silence: ask the provider.
-    async fn check_unexpiring(
-        &self,
-        connection: &ConnectionRow,
-        fed: &[&TripletRow],
-        now: Timestamp,
-    ) -> EngineResult<()> {
-        if connection.dead_at.is_none() && self.liveness(connection, fed, now).await? == Liveness::Refused {
-            self.bury_grant(connection, fed, "the provider refuses its token, which has no refresh token", now).await?;
-        }
-        Ok(())
-    }
-
     /// Records a failed read. Returns until when Nango is shut, if the failure speaks of all reads.
     async fn read_failed(
         &self,
@@ -222,37 +213,94 @@ impl<O: Outside> Engine<O> {
         tracing::warn!(connection.id = %connection.connection_id, integration = %connection.integration_key,
             failures, class = failure.class.name(), "could not read a connection: {error}");
         let counts = failure.class != Class::Transient;
-        let record = PollFailure {
-            connection: connection.id,
-            claim: connection.claim,
-            at: now,
-            retry_at: Some(retry_at),
-            dead: false,
-            counts,
-        };
+        let wait_ms = if connection.dead_at.is_some() { DEAD_POLL_MS } else { failure.wait_ms };
+        let record = PollFailure { counts, ..failed(connection, now, wait_ms) };
         self.store.record_poll_failure(record).await?;
-        if !counts || connection.dead_at.is_some() {
-            return Ok(None);
-        }
         // What only a person can mend waits too long for a third failure.
-        if failures < FAILURES_BEFORE_WHOAMI && failure.class != Class::Config {
-            return Ok(None);
-        }
-        // Nango gives the same answer for a revoked grant and for a provider that is down. The
-        // old token tells them apart while it lives; after that, time does.
-        if connection.expires_at.is_some_and(|e| now.since(e) > DEAD_AFTER_EXPIRY_MS) {
-            self.bury_grant(connection, fed, "Nango could not refresh it past its expiry", now).await?;
-            return Ok(None);
-        }
-        let unexpired = connection.expires_at.is_none_or(|e| e > now);
-        if unexpired && self.liveness(connection, fed, now).await? == Liveness::Refused {
-            let why = "Nango cannot refresh it and the provider refuses its unexpired token";
-            self.bury_grant(connection, fed, why, now).await?;
+        let doubtful = failures >= FAILURES_BEFORE_WHOAMI || failure.class == Class::Config;
+        if counts && doubtful && connection.dead_at.is_none() {
+            let tried = matches!(error.kind, ApiErrorKind::RefreshFailed { .. });
+            self.doubt_grant(connection, fed, tried, now).await?;
         }
         Ok(None)
     }
 
-    /// Marks a grant as gone: evidence for `invalid-grant`, and reads only once in a while.
+    /// Finds out, as far as anybody can, whether a grant that Nango fails to use is gone.
+    async fn doubt_grant(
+        &self,
+        connection: &ConnectionRow,
+        fed: &[&TripletRow],
+        tried: bool,
+        now: Timestamp,
+    ) -> EngineResult<()> {
+        let ended_ms = connection.expires_at.map(|e| now.since(e)).filter(|ms| *ms >= 0);
+        if ended_ms.is_some_and(|ms| ms <= DOUBT_AFTER_MS) {
+            return Ok(());
+        }
+        let failing_since = connection.failing_since.unwrap_or(now);
+        let doubt = Doubt {
+            tried,
+            ended_ms,
+            token: self.liveness(connection, fed, now).await?,
+            rival: self.has_rival(connection, fed, now),
+            siblings: match ended_ms {
+                Some(_) => {
+                    let since = failing_since.plus_ms(DOUBT_AFTER_MS);
+                    self.store.load_siblings(&connection.integration_key, connection.id, since).await?
+                }
+                None => Siblings::Silent,
+            },
+        };
+        let class = judge_grant(&doubt);
+        match (class, ended_ms) {
+            (Class::Permanent, None) => {
+                let why = "Nango cannot refresh it and the provider refuses its unexpired token";
+                self.bury_grant(connection, fed, why, now).await
+            }
+            (Class::Permanent, Some(_)) => {
+                let why = "Nango cannot refresh it past its expiry, and refreshes others of the same client";
+                self.bury_grant(connection, fed, why, now).await
+            }
+            (Class::Transient, _) | (_, None) => Ok(()),
+            (class, Some(_)) => self.note_doubt(connection, class, failing_since, now).await,
+        }
+    }
+
+    /// Notes once per row of failures that nobody can tell from here whether a grant is gone.
+    async fn note_doubt(
+        &self,
+        connection: &ConnectionRow,
+        class: Class,
+        failing_since: Timestamp,
+        now: Timestamp,
+    ) -> EngineResult<()> {
+        let (key, since) = (format!("doubt:{}", connection.id), failing_since.millis().to_string());
+        if self.store.load_meta(&key).await?.as_ref() == Some(&since) {
+            return Ok(());
+        }
+        let what = match class {
+            Class::Config => "every connection of its OAuth client fails, or Nango has it no more",
+            _ => "it may be the grant or the OAuth client",
+        };
+        let detail = format!("cannot be refreshed since {}: {what}", failing_since.to_minute());
+        tracing::error!(connection.id = %connection.connection_id, class = class.name(), "{detail}");
+        let note = Note { at: now, subject: connection.connection_id.clone(), detail };
+        self.store.add_note("grant-doubt", &note).await?;
+        Ok(self.store.save_meta(&key, &since).await?)
+    }
+
+    /// Whether somebody beside Nango refreshes this grant: a token that we did not write is in KV, or
+    /// one that lives longer than Nango's was reported.
+    fn has_rival(&self, connection: &ConnectionRow, fed: &[&TripletRow], now: Timestamp) -> bool {
+        fed.iter().any(|t| {
+            let foreign = format!("{}:{}", Sink::KvSource.name(), t.triplet);
+            let longer = t.expires_at > connection.expires_at && t.expires_at.is_some_and(|e| e > now);
+            longer || self.known(|known| known.foreign.contains(&foreign))
+        })
+    }
+
+    /// Marks a grant as gone: evidence for `invalid-grant` and a marker for the gateway, once; and reads
+    /// only once in a while.
     async fn bury_grant(
         &self,
         connection: &ConnectionRow,
@@ -260,20 +308,13 @@ impl<O: Outside> Engine<O> {
         why: &str,
         now: Timestamp,
     ) -> EngineResult<()> {
-        for triplet in fed {
-            let note = Note { at: now, subject: triplet.triplet.to_string(), detail: why.to_owned() };
-            self.store.add_note("dead-grant", &note).await?;
+        let failure = failed(connection, now, DEAD_POLL_MS);
+        if connection.dead_at.is_some() {
+            return Ok(self.store.record_poll_failure(failure).await?);
         }
         tracing::error!(connection.id = %connection.connection_id, "the grant is gone: {why}");
-        let failure = PollFailure {
-            connection: connection.id,
-            claim: connection.claim,
-            at: now,
-            retry_at: Some(now.plus_ms(60 * MINUTE_MS)),
-            dead: true,
-            counts: false,
-        };
-        self.store.record_poll_failure(failure).await?;
+        let triplets: Vec<_> = fed.iter().map(|t| &t.triplet).collect();
+        self.store.bury_grant(PollFailure { dead: true, counts: false, ..failure }, &triplets, why).await?;
         Ok(())
     }
 
@@ -292,7 +333,7 @@ impl<O: Outside> Engine<O> {
         let Some(call) = whoami_call(&facts.whoami, &connection.config) else { return Ok(Liveness::Unknown) };
         let answer = self.outside.provider().ask(&entry.access_token, &call).await;
         self.observe(Api::Provider, now, &answer).await?;
-        Ok(answer.map_or(Liveness::Unknown, |answer| judge_token(facts, &answer)))
+        Ok(answer.map_or(Liveness::Silent, |answer| judge_token(facts, &answer)))
     }
 
     /// The provider's whoami with a token of ours. `Err(None)`: the catalogue has no usable URL.
@@ -309,6 +350,18 @@ impl<O: Outside> Engine<O> {
         let answer = self.outside.provider().whoami(token, &call).await;
         self.observe(Api::Provider, now, &answer).await?;
         Ok(answer.map_err(|e| Some(e.kind)))
+    }
+}
+
+/// A failed read that counts against the connection.
+fn failed(connection: &ConnectionRow, now: Timestamp, wait_ms: i64) -> PollFailure {
+    PollFailure {
+        connection: connection.id,
+        claim: connection.claim,
+        at: now,
+        retry_at: Some(now.plus_ms(wait_ms)),
+        dead: false,
+        counts: true,
     }
 }
 

@@ -146,23 +146,4 @@ impl<O: Outside> Engine<O> {
     ) -> EngineResult<()> {
         if error.is_held_back() { Ok(()) } else { self.looked(source, LookOutcome::Error, 0, now).await }
     }
-
-    /// The same for a source that looks all the time: only changes, and now and then.
-    pub(super) async fn looked_again(
-        &self,
-        source: EvidenceSource,
-        outcome: LookOutcome,
-        now: Timestamp,
-    ) -> EngineResult<()> {
-        let due = self.known(|known| {
-            let every = look_every_ms(source, &self.config.policy.criteria);
-            let last = known.looked.get(&source).copied();
-            let due = last.is_none_or(|(before, at)| before != outcome || now.since(at) >= every);
-            if due {
-                known.looked.insert(source, (outcome, now));
-            }
-            due
-        });
-        if due { self.looked(source, outcome, 0, now).await } else { Ok(()) }
-    }
 }

@@ -4,6 +4,37 @@
 //! world and holds only types that cannot write, so a dry run takes the same path through the
 //! engine as the real one, and the two lists can be compared line by line.
 
+/// The part of [`Outside`](crate::ports::Outside) of a type that is every API by itself.
+macro_rules! itself {
+    () => {
+        type Source = Self;
+        type Target = Self;
+        type Cloudflare = Self;
+        type Gateway = Self;
+        type Provider = Self;
+
+        fn source(&self) -> &Self {
+            self
+        }
+
+        fn target(&self) -> &Self {
+            self
+        }
+
+        fn cloudflare(&self) -> &Self {
+            self
+        }
+
+        fn gateway(&self) -> &Self {
+            self
+        }
+
+        fn provider(&self) -> &Self {
+            self
+        }
+    };
+}
+
 mod dry;
 mod trace;
 

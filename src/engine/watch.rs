@@ -1,5 +1,5 @@
 //! The duties that only look: probes, smoke tests, scans for foreign writes, verification of
-//! both namespaces, and the audit rows on their way to D1.
+//! both namespaces.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::domain::custody::Stage;
 use crate::domain::time::{MINUTE_MS, SECOND_MS, Timestamp};
 use crate::domain::token::{KvEntry, KvMetadata, scope_set};
 use crate::domain::triplet::{KV_PREFIX, Triplet};
-use crate::ports::{ApiError, ApiResult, AuditSink, GatewayRead, KvRead, Namespace, Outside, SourceRead, TargetRead};
+use crate::ports::{ApiError, ApiResult, GatewayRead, KvRead, Namespace, Outside, SourceRead, TargetRead};
 use crate::store::{Sink, SinkState, TripletRow, Verification};
 
 /// How soon a look that an API did not answer is tried again.
@@ -22,9 +22,6 @@ const HELD_BACK_MS: i64 = 15 * SECOND_MS;
 
 /// Keys in one bulk read and triplets in one smoke test.
 const CHUNK: usize = 100;
-
-/// Audit rows in one request to D1.
-const AUDIT_CHUNK: u32 = 500;
 
 /// A comparison of both namespaces that is under way.
 #[derive(Debug)]
@@ -43,7 +40,7 @@ impl Comparing {
 }
 
 /// When a look that failed is tried again: as soon as the budget has room, else after a while.
-fn retry_look_at(now: Timestamp, error: &ApiError) -> Timestamp {
+pub(super) fn retry_look_at(now: Timestamp, error: &ApiError) -> Timestamp {
     now.plus_ms(if error.is_held_back() { HELD_BACK_MS } else { RETRY_MS })
 }
 
@@ -218,7 +215,9 @@ impl<O: Outside> Engine<O> {
                 let judged = judge_key(listed.get(&state.triplet.kv_key()), &state, now, self.config.settle_ms);
                 scanned += 1;
                 found |= judged == KeyState::Foreign;
-                self.note_foreign(&state.triplet, sink, judged == KeyState::Foreign, now).await?;
+                let foreign = (judged == KeyState::Foreign)
+                    .then(|| format!("{} was last written by nobody that we know", sink.name()));
+                self.note_foreign(&state.triplet, sink, foreign, now).await?;
             }
         }
         let outcome = match (scanned, found) {
@@ -237,17 +236,24 @@ impl<O: Outside> Engine<O> {
         (shortest / 3).clamp(5 * MINUTE_MS, SCAN_EVERY_MAX_MS)
     }
 
-    /// Notes a foreign write once, from when it is seen until the entry is ours again.
-    async fn note_foreign(&self, triplet: &Triplet, sink: Sink, foreign: bool, now: Timestamp) -> EngineResult<()> {
+    /// Notes a foreign write once, from when it is seen until a scan finds the entry ours again.
+    /// `foreign` says what was seen.
+    pub(super) async fn note_foreign(
+        &self,
+        triplet: &Triplet,
+        sink: Sink,
+        foreign: Option<String>,
+        now: Timestamp,
+    ) -> EngineResult<()> {
         let key = format!("{}:{triplet}", sink.name());
         let known = self.known(|known| known.foreign.contains(&key));
-        if foreign && !known {
-            let detail = format!("{} was last written by nobody that we know", sink.name());
+        if let (Some(detail), false) = (&foreign, known) {
+            let detail = detail.clone();
             tracing::error!(triplet = %triplet, "foreign write: {detail}");
             self.store.add_note("foreign-write", &Note { at: now, subject: triplet.to_string(), detail }).await?;
             self.store.save_meta(&format!("foreign:{key}"), &now.millis().to_string()).await?;
             self.known(|known| known.foreign.insert(key));
-        } else if !foreign && known {
+        } else if foreign.is_none() && known {
             self.store.delete_meta(&format!("foreign:{key}")).await?;
             self.known(|known| known.foreign.remove(&key));
         }
@@ -260,8 +266,10 @@ impl<O: Outside> Engine<O> {
         // A run that had to stop goes on where it was.
         let Comparing { began_at, after, mut findings, mut compared } =
             self.known(|known| known.comparing.take()).unwrap_or_else(|| Comparing::from(now));
-        let all: Vec<SinkState> =
+        let mut all: Vec<SinkState> =
             self.store.load_sink(Sink::KvSource).await?.into_iter().filter(|s| s.delivered > 0).collect();
+        // A run that stops goes on behind its last triplet; the database has an order of its own.
+        all.sort_by(|a, b| a.triplet.cmp(&b.triplet));
         let keys_in_all = all.len() as u64;
         let expected: Vec<SinkState> =
             all.into_iter().filter(|s| after.as_ref().is_none_or(|after| s.triplet > *after)).collect();
@@ -344,26 +352,6 @@ impl<O: Outside> Engine<O> {
         }
         let scopes = |e: &KvEntry| scope_set(e.scope.as_deref().unwrap_or_default());
         (scopes(left) != scopes(right)).then(|| "the scopes differ".to_owned())
-    }
-
-    /// Sends audit rows to D1, and files the counts of requests.
-    pub(super) async fn flush_audit(&self, now: Timestamp) -> EngineResult<Timestamp> {
-        self.record_traffic().await?;
-        loop {
-            let rows = self.store.load_audit_outbox(AUDIT_CHUNK).await?;
-            if rows.is_empty() {
-                self.looked_again(EvidenceSource::Audit, LookOutcome::Clean, now).await?;
-                return Ok(now.plus_ms(self.config.audit_every_ms));
-            }
-            let answer = self.outside.cloudflare().append_audit(&rows).await;
-            self.observe(Api::Cloudflare, now, &answer).await?;
-            if let Err(error) = answer {
-                tracing::warn!("audit rows are waiting: {error}");
-                self.looked_again(EvidenceSource::Audit, LookOutcome::Error, now).await?;
-                return Ok(now.plus_ms(RETRY_MS));
-            }
-            self.store.clear_audit_outbox(&rows).await?;
-        }
     }
 
     /// Notes tokens that ended in KV before a newer one was there.

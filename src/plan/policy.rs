@@ -179,6 +179,9 @@ pub struct RatePolicy {
     pub gateway_per_minute: u32,
     /// Share of each limit that stays free for live traffic, 0 to below 1.
     pub reserved_share: f64,
+    /// Share of Cloudflare's and Composio's limits that comparisons have beside a running shim, which
+    /// leaves it alone. Above 0 and at most 0.5.
+    pub comparisons_share: f64,
 }
 
 impl Default for RatePolicy {
@@ -191,6 +194,7 @@ impl Default for RatePolicy {
             cloudflare_per_5_minutes: 1_200,
             gateway_per_minute: 600,
             reserved_share: 0.5,
+            comparisons_share: 0.2,
         }
     }
 }
@@ -217,21 +221,29 @@ impl RatePolicy {
     /// What each API takes, and how much of it is ours. Nango and Composio count fixed minutes,
     /// Cloudflare any five; reads at Nango come as a stream, so its lanes need no large bursts.
     pub fn limits(&self) -> BTreeMap<Api, Limit> {
-        let limit = |requests, window_ms, burst_share| Limit {
+        let limit = |requests, window_ms, burst_share, comparisons_share| Limit {
             requests,
             window_ms,
             reserved_share: self.reserved_share,
             burst_share,
+            comparisons_share,
         };
+        let comparisons = self.comparisons_share;
         BTreeMap::from([
-            (Api::Nango, limit(self.nango(), MINUTE_MS, 0.05)),
-            (Api::Composio, limit(self.composio(), MINUTE_MS, 0.25)),
-            (Api::Cloudflare, limit(self.cloudflare_per_5_minutes, 5 * MINUTE_MS, 0.25)),
-            (Api::Gateway, limit(self.gateway_per_minute, MINUTE_MS, 0.25)),
-            (Api::Provider, limit(PROVIDER_PER_MINUTE, MINUTE_MS, 0.25)),
+            (Api::Nango, limit(self.nango(), MINUTE_MS, 0.05, comparisons.min(NANGO_COMPARISONS_SHARE))),
+            (Api::Composio, limit(self.composio(), MINUTE_MS, 0.25, comparisons)),
+            (Api::Cloudflare, limit(self.cloudflare_per_5_minutes, 5 * MINUTE_MS, 0.25, comparisons)),
+            (Api::Gateway, limit(self.gateway_per_minute, MINUTE_MS, 0.25, 0.0)),
+            (Api::Provider, limit(PROVIDER_PER_MINUTE, MINUTE_MS, 0.25, PROVIDER_COMPARISONS_SHARE)),
         ])
     }
 }
+
+/// Comparisons only list at Nango, 2,000 connections a request; everything else there keeps tokens alive.
+const NANGO_COMPARISONS_SHARE: f64 = 0.02;
+
+/// The duties ask a provider about consents and failed reads only; comparisons ask about every account.
+const PROVIDER_COMPARISONS_SHARE: f64 = 0.45;
 
 /// Whoami calls a minute to one provider's host. Their limits are of many shapes, by app, by user
 /// and by method, and no figure holds for all; whoami is asked a few times an hour at most, so this
@@ -406,6 +418,12 @@ impl Policy {
             r.reserved_share.to_string(),
             "at least 0 and below 1",
         )?;
+        range(
+            r.comparisons_share > 0.0 && r.comparisons_share <= 0.5,
+            "rates.comparisons_share",
+            r.comparisons_share.to_string(),
+            "above 0 and at most 0.5",
+        )?;
         for (key, value) in [
             ("rates.nango_per_minute", r.nango()),
             ("rates.composio_per_minute", r.composio()),
@@ -501,6 +519,8 @@ mod tests {
             ("[waves]\nsize_max = 0", "waves.size_max"),
             ("[waves]\ntenant_share_max = nan", "tenant_share_max"),
             ("[rates]\nreserved_share = 1.0", "reserved_share"),
+            ("[rates]\ncomparisons_share = 0.0", "comparisons_share"),
+            ("[rates]\ncomparisons_share = 0.51", "comparisons_share"),
             ("[criteria]\ndelivery_rate_min = 99.0", "delivery_rate_min"),
             ("quiet_window = \"10m\"", "quiet_window"),
             ("quiet_window = \"soon\"", "soon"),

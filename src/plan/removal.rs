@@ -48,6 +48,9 @@ pub struct Removal {
     pub references: Vec<Reference>,
 }
 
+/// The class whose alarms are retired.
+pub const CLASS: &str = "TokenManager";
+
 /// The route by which Nango's webhooks came in.
 const RETIRED_ROUTE: &str = "/admin/sync/nango";
 

@@ -1,6 +1,8 @@
 //! Moves the clock: to whatever is due next at the engine or in the world. In real time it only
 //! waits, and the world moves by itself.
 
+mod phases;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,9 +19,10 @@ use crate::clients::{
 };
 use crate::domain::criteria::Verdict;
 use crate::domain::secret::Secret;
-use crate::domain::time::{DAY_MS, HOUR_MS, SECOND_MS, Timestamp, format_duration_ms};
+use crate::domain::time::{DAY_MS, SECOND_MS, Timestamp};
 use crate::domain::triplet::Triplet;
 use crate::engine::{Engine, EngineError, EngineResult, GateReport, Progress};
+use crate::hooks::HookError;
 use crate::plan::Plan;
 use crate::report::Facts;
 use crate::sandbox::{GatewayKind, ReadLoad, Sandbox, TokenLife, World, WorldConfig, WorldOptions};
@@ -65,7 +68,9 @@ pub(super) struct Driver {
     endpoints: Endpoints,
     phases: Vec<Phase>,
     phase: (&'static str, Timestamp),
+    shim_url: String,
     crashes: u64,
+    hooks_agreed: u64,
     gate_passes: u64,
 }
 
@@ -142,12 +147,14 @@ impl Driver {
                 tracing::error!("the shim stopped serving: {error}");
             }
         });
-        lock(&sandbox).set_shim_url(Some(format!("http://{address}/admin/sync/nango")));
+        let shim_url = format!("http://{address}");
+        lock(&sandbox).set_shim_url(Some(format!("{shim_url}/admin/sync/nango")));
         // Fails only when somebody installed a provider before, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let webhooks = reqwest::Client::builder()
             .no_proxy()
             .tls_certs_only([])
+            .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|e| RehearsalError::Sandbox(std::io::Error::other(e)))?;
 
@@ -175,8 +182,10 @@ impl Driver {
             scaled,
             endpoints,
             phases: Vec::new(),
-            phase: ("apply", START),
+            phase: ("assess", START),
+            shim_url,
             crashes: 0,
+            hooks_agreed: 0,
             gate_passes: 0,
         })
     }
@@ -190,98 +199,13 @@ impl Driver {
                 self.end_phase(format!("refused: {reason}"));
                 (None, reason)
             }
+            Err(RehearsalError::Hook(error @ HookError::SaidNo { .. })) => {
+                self.end_phase(format!("refused: {error}"));
+                (None, error.to_string())
+            }
             Err(other) => return Err(other),
         };
         self.report(outcome.0, outcome.1).await
-    }
-
-    /// All phases up to where the gate lets them go. Returns the last gate and what ended it.
-    async fn phases(
-        &mut self,
-        progress: &mut dyn FnMut(Position),
-    ) -> Result<(Option<GateReport>, String), RehearsalError> {
-        let plan = self.plan.clone();
-        self.until_done(progress, async |engine, now| engine.apply(&plan, now).await).await?;
-        self.end_phase(format!("plan {} applied, {} triplets mirroring", plan.id, self.moving()));
-
-        self.enter("soak");
-        self.soak(progress).await?;
-        let rotations = lock(&self.sandbox).ledger().rotations;
-        let soaked = match &self.rehearsal.pace {
-            Pace::Virtual { days } => format!("{days} days"),
-            Pace::Real(_) => format_duration_ms(self.rehearsal.pace.soak_ms()),
-        };
-        self.end_phase(format!("{soaked}, {rotations} rotations mirrored"));
-
-        self.enter("consent");
-        self.until_done(progress, async |engine, now| engine.consent(now).await).await?;
-        let stages = self.stages().await?;
-        let verified = stages.get("verified").copied().unwrap_or(0);
-        self.end_phase(format!("{verified} of {} consents given and proven", self.moving()));
-
-        self.enter("drill");
-        let waves = self.step(async |engine, _| engine.waves().await).await?;
-        for &wave in &waves {
-            self.until_done(progress, async |engine, now| engine.drill(wave, now).await).await?;
-        }
-        self.end_phase(format!("a switch and its reverse exercised in {} waves", waves.len()));
-
-        self.enter("gate");
-        let gate = self.gate().await?;
-        self.end_phase(gate.verdict.name().to_owned());
-        if gate.verdict != Verdict::Pass {
-            let reason = format!("the gate does not pass: {}", gate.reason());
-            return Ok((Some(gate), reason));
-        }
-
-        self.enter("switch");
-        for &wave in &waves {
-            self.until_done(progress, async |engine, now| engine.switch(wave, now).await).await?;
-        }
-        self.end_phase(format!("reads of {} waves moved, canary first", waves.len()));
-
-        self.enter("settle");
-        self.gate().await?;
-        self.until_done(progress, async |engine, now| engine.settle(now).await).await?;
-        self.end_phase("reverse windows over, bearer mirrors ended".to_owned());
-
-        self.enter("retire do-alarm");
-        let gate = self.gate().await?;
-        if gate.verdict != Verdict::Pass {
-            self.end_phase(gate.verdict.name().to_owned());
-            let reason = format!("the gate does not pass any more: {}", gate.reason());
-            return Ok((Some(gate), reason));
-        }
-        self.until_done(progress, async |engine, now| engine.retire_do_alarms(&[], now).await).await?;
-        self.end_phase("disarmed, read back, and silent".to_owned());
-
-        self.enter("retire nango");
-        self.until_done(progress, async |engine, now| engine.retire_nango(now).await).await?;
-        self.end_phase("connections deleted without revoking upstream, tokens removed from KV".to_owned());
-
-        // The target alone serves now; it must go on doing so.
-        self.enter("after");
-        let after_ms = self.rehearsal.pace.after_ms();
-        self.run_until(self.now().plus_ms(after_ms), progress).await?;
-        self.end_phase(format!("{} served by the target alone", format_duration_ms(after_ms)));
-        Ok((Some(gate), "every phase done".to_owned()))
-    }
-
-    async fn soak(&mut self, progress: &mut dyn FnMut(Position)) -> Result<(), RehearsalError> {
-        let soak_ms = self.rehearsal.pace.soak_ms();
-        // The soak clock starts with the first mirrored refresh, within a token's life.
-        let margin_ms = if self.live.is_some() { 0 } else { 2 * HOUR_MS };
-        let mut end = self.now().plus_ms(soak_ms + margin_ms);
-        loop {
-            self.run_until(end, progress).await?;
-            let evidence = self.step(async |engine, now| engine.evidence(now).await).await?;
-            // A restart after a breach is not waited for: the gate shall see the breach.
-            let missing = soak_ms - evidence.watched_ms();
-            if missing <= 0 || self.now().since(START) > 2 * soak_ms + DAY_MS {
-                return Ok(());
-            }
-            end = self.now().plus_ms(missing);
-        }
     }
 
     async fn gate(&mut self) -> Result<GateReport, RehearsalError> {
@@ -338,11 +262,16 @@ impl Driver {
                 result = operation(&engine, now) => return Ok(result?),
                 () = crash.crashed() => {}
             }
-            self.crashes += 1;
-            self.shim.set_engine(None);
             drop(engine);
-            self.sandbox.crash.reset();
+            self.bury();
         }
+    }
+
+    /// The engine was killed: the next step builds it again from its store.
+    fn bury(&mut self) {
+        self.crashes += 1;
+        self.shim.set_engine(None);
+        self.sandbox.crash.reset();
     }
 
     /// The engine that runs now, or a new one from the store.
@@ -475,7 +404,8 @@ impl Driver {
         };
         let verdict = if completed { gate.verdict } else { gate.verdict.max(Verdict::Fail) };
         let phases = std::mem::take(&mut self.phases);
-        let outcome = Outcome { verdict, reason, phases, crashes: self.crashes, stages };
+        let (crashes, hooks) = (self.crashes, self.hooks_agreed);
+        let outcome = Outcome { verdict, reason, phases, crashes, hooks, stages };
         let written = Written {
             rehearsal: &self.rehearsal,
             plan: &self.plan,

@@ -19,6 +19,7 @@ use crate::domain::criteria::Verdict;
 use crate::domain::secret::hmac_sha256;
 use crate::domain::time::{HOUR_MS, Timestamp};
 use crate::engine::{EngineConfig, EngineError};
+use crate::hooks::{HookError, Hooks};
 use crate::inventory::Inventory;
 use crate::plan::{Plan, Policy, Route};
 use crate::sandbox::{Fault, WorkerdError};
@@ -43,6 +44,8 @@ pub struct Rehearsal {
     pub seed: u64,
     pub pace: Pace,
     pub faults: Vec<Fault>,
+    /// Executables that are called around the operations, as in life.
+    pub hooks: Hooks,
     /// Gather the account for `--report` too.
     pub account: bool,
     /// Where the state database goes. Made by the caller, removed by the caller.
@@ -66,6 +69,10 @@ pub enum RehearsalError {
     NothingMoves,
     #[error("the plan has rows that need a decision first: {}", rows.join("; "))]
     Blocked { rows: Vec<String> },
+    #[error("the preflight checks found what the cutover would fail on: {}", findings.join("; "))]
+    Unfit { findings: Vec<String> },
+    #[error(transparent)]
+    Hook(#[from] HookError),
     #[error("failed to start the sandbox on loopback")]
     Sandbox(#[source] std::io::Error),
     #[error("the gateway cannot run on the Workers runtime")]
@@ -157,5 +164,6 @@ struct Outcome {
     reason: String,
     phases: Vec<Phase>,
     crashes: u64,
+    hooks: u64,
     stages: BTreeMap<String, u64>,
 }

@@ -37,7 +37,7 @@ pub struct RealTime {
 
 /// The reverse window is waited for, so it is short. A policy's shorter one is kept.
 const REVERSE_WINDOW_VIRTUAL: Millis = Millis(6 * HOUR_MS);
-const REVERSE_WINDOW_REAL: Millis = Millis(15 * MINUTE_MS);
+const REVERSE_WINDOW_REAL: Millis = Millis(30 * MINUTE_MS);
 
 /// How long disarmed alarms are watched in real time.
 const SILENCE_REAL_MS: i64 = 10 * MINUTE_MS;

@@ -89,6 +89,8 @@ pub struct Report {
     pub journal_entries: u64,
     /// Times that the engine was killed and built again from its store.
     pub crashes: u64,
+    /// Hooks that were called and agreed.
+    pub hooks: u64,
     /// Runs of the gate that passed.
     pub gate_passes: u64,
     pub requests: BTreeMap<&'static str, BTreeMap<String, u64>>,
@@ -148,6 +150,7 @@ impl Report {
             audit_rows: ledger.audit_rows,
             journal_entries: w.journal_entries,
             crashes: outcome.crashes,
+            hooks: outcome.hooks,
             gate_passes: w.gate_passes,
             requests: ledger.requests,
             stages: outcome.stages,
@@ -312,6 +315,9 @@ impl Text<'_> {
             for failure in failures.iter().take(5) {
                 self.wrapped("    ", failure);
             }
+        }
+        if r.hooks > 0 {
+            line!(self, "  {} hooks were called and agreed", r.hooks);
         }
         if r.crashes > 0 {
             line!(self, "  the engine was killed {} times and went on from its store", r.crashes);

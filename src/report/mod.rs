@@ -279,6 +279,7 @@ async fn findings(store: &Store, since: Timestamp) -> EngineResult<Vec<Mark>> {
     let mut marks = Vec::new();
     for kind in [
         "dead-grant",
+        "grant-doubt",
         "missed-refresh",
         "missed-rotation",
         "outage",
@@ -288,6 +289,7 @@ async fn findings(store: &Store, since: Timestamp) -> EngineResult<Vec<Mark>> {
         "foreign-write",
         "drill-failed",
         "zombie",
+        "chain-broken",
     ] {
         for Note { at, subject, detail } in store.load_notes_since(kind, since, MARKS_MAX).await? {
             // The detail of an outage is its length.

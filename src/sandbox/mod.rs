@@ -37,5 +37,5 @@ pub use self::nango::{NangoSettings, NangoVersion, OutboundWebhook};
 pub use self::provider::{CANARY, Party};
 pub use self::script::{Script, ScriptError, TokenScript, TokenTwist, Twist};
 pub use self::serve::{CrashSignal, Sandbox, SandboxUrls};
-pub use self::workerd::{AlarmCounts, RuntimeUrls, Workerd, WorkerdError};
+pub use self::workerd::{AlarmCounts, RuntimeUrls, Workerd, WorkerdError, worker_sources};
 pub use self::world::{Answer, GatewayKind, Strike, TokenLife, World, WorldConfig, WorldOptions};

@@ -14,7 +14,7 @@ use std::process::ExitStatus;
 
 use serde::Serialize;
 
-pub use self::install::Workerd;
+pub use self::install::{Workerd, worker_sources};
 pub(super) use self::relay::Relay;
 
 /// Where the runtime itself listens, as `http://127.0.0.1:port` without a trailing slash.

@@ -29,8 +29,38 @@ impl Gather {
 
     /// Waits for the next time. Whoever gives up waiting must look by itself.
     pub async fn round(&mut self, store: &Store) {
-        store.intake_arrived().await;
+        self.after(store.intake_arrived()).await;
+    }
+
+    async fn after(&mut self, arrived: impl Future<Output = ()>) {
+        arrived.await;
         tokio::time::sleep(TOGETHER).await;
         self.0.tick().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+    use tokio::sync::Notify;
+
+    #[tokio::test]
+    async fn what_comes_together_is_one_round_and_rounds_are_apart() {
+        let (arrived, mut gather) = (Notify::new(), Gather::new());
+        let began = Instant::now();
+        // One that came before anybody waited counts too, and many are one.
+        arrived.notify_one();
+        arrived.notify_one();
+        gather.after(arrived.notified()).await;
+        let first = Instant::now();
+        assert!(first - began >= TOGETHER);
+        assert!(tokio::time::timeout(TOGETHER * 2, gather.after(arrived.notified())).await.is_err(), "nothing came");
+        arrived.notify_one();
+        gather.after(arrived.notified()).await;
+        arrived.notify_one();
+        gather.after(arrived.notified()).await;
+        // Ticks drift by less than a tick when a round comes late.
+        assert!(first.elapsed() >= ROUND, "{:?}", first.elapsed());
     }
 }

@@ -73,7 +73,7 @@ async fn take_nango<O: Outside>(
         return Ok(Outcome::Ignored);
     }
     let (engine, now) = (shim.ready_engine()?, shim.now());
-    engine.accept_hint(&bytes, now).await.map_err(|e| Refusal::of_engine(&e, "taking a webhook"))?;
+    engine.accept_hint(&webhook, now).await.map_err(|e| Refusal::of_engine(&e, "taking a webhook"))?;
     shim.metrics.committed(shim.now().since(now));
     Ok(Outcome::Accepted)
 }

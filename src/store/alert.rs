@@ -16,6 +16,16 @@ const COLLECT_MAX: u32 = 500;
 /// signed longer ago than 5 minutes is taken; retries come within hours.
 const SEEN_MS: i64 = 48 * HOUR_MS;
 
+/// A kind of note that alerts are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewsKind {
+    pub name: &'static str,
+    /// A note about a subject that was told of less than this ago is added to that alert; 0: never.
+    pub repeat_ms: i64,
+    /// After an alert of this kind about the subject nothing is added to the one before.
+    pub counterpart: Option<&'static str>,
+}
+
 /// An alert that was not sent yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AlertRow {
@@ -33,17 +43,16 @@ pub struct AlertRow {
 }
 
 impl Store {
-    /// Makes alerts of new notes of these kinds, in one commit. A note about a subject that was
-    /// told of less ago than what stands beside its kind, ms, is added to that alert (0: never);
-    /// one older than `news_ms` is kept and not sent.
-    pub async fn collect_alerts(&self, kinds: &[(&str, i64)], now: Timestamp, news_ms: i64) -> StoreResult<()> {
+    /// Makes alerts of new notes of these kinds, or adds them to those that tell the same, in one
+    /// commit. One older than `news_ms` is kept and not sent.
+    pub async fn collect_alerts(&self, kinds: &[NewsKind], now: Timestamp, news_ms: i64) -> StoreResult<()> {
         let mut connection = self.lock().await;
         let mut tx = connection.begin(Lock::Rows).await.during("begin")?;
         let rows = query(
             "SELECT seq, at, kind, subject, detail FROM note WHERE alerted = 0
                AND kind IN (SELECT value->>0 FROM json_each($1)) ORDER BY seq LIMIT $2",
         )
-        .bind(json!(kinds.iter().map(|(kind, _)| [kind]).collect::<Vec<_>>()).to_string())
+        .bind(json!(kinds.iter().map(|kind| [kind.name]).collect::<Vec<_>>()).to_string())
         .bind(COLLECT_MAX)
         .fetch_all(&mut tx)
         .await
@@ -51,16 +60,19 @@ impl Store {
         for r in rows {
             let (seq, at): (i64, i64) = (r.get(0), r.get(1));
             let (kind, subject, detail): (String, String, String) = (r.get(2), r.get(3), r.get(4));
-            let repeat_ms = kinds.iter().find(|(name, _)| *name == kind).map_or(0, |(_, ms)| *ms);
+            let known = kinds.iter().find(|known| known.name == kind);
+            let (repeat_ms, counterpart) = known.map_or((0, None), |known| (known.repeat_ms, known.counterpart));
             let repeat = query(
-                "UPDATE alert SET repeats = repeats + 1, last_at = $1 WHERE seq =
-                   (SELECT MAX(seq) FROM alert WHERE kind = $2 AND subject = $3 AND last_at > $4 AND $5 > 0)",
+                "UPDATE alert SET repeats = repeats + 1, last_at = $1
+                 WHERE kind = $2 AND last_at > $4 AND $5 > 0 AND seq =
+                   (SELECT MAX(seq) FROM alert WHERE subject = $3 AND (kind = $2 OR kind = $6))",
             )
             .bind(at)
             .bind(&kind)
             .bind(&subject)
             .bind(at - repeat_ms)
             .bind(repeat_ms)
+            .bind(counterpart.unwrap_or(&kind))
             .execute(&mut tx)
             .await
             .during("fold a repeat")?;

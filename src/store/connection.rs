@@ -90,6 +90,25 @@ pub(super) async fn advance_polls(session: &mut impl Session, reads: &[(&str, &s
     Ok(())
 }
 
+/// [`Store::record_poll_failure`] inside whatever commit is open. Returns 0 when it came too late.
+pub(super) async fn record_failure(session: &mut impl Session, failure: PollFailure) -> StoreResult<u64> {
+    query(
+        "UPDATE connection SET failures = failures + $2, failing_since = COALESCE(failing_since, $3), poll_at = $4,
+           dead_at = CASE WHEN $5 = 1 THEN COALESCE(dead_at, $3) ELSE dead_at END,
+           settled = CASE WHEN settled < $6 THEN $6 ELSE settled END
+         WHERE id = $1 AND ($6 = 0 OR settled <= $6)",
+    )
+    .bind(failure.connection)
+    .bind(failure.counts)
+    .bind(failure.at.millis())
+    .bind(failure.retry_at.map(Timestamp::millis))
+    .bind(failure.dead)
+    .bind(failure.claim as i64)
+    .execute(session)
+    .await
+    .during("record a failed read")
+}
+
 impl Store {
     /// Takes connections whose read is due, those whose token ends first before others, at most
     /// `limit`. Until `until` no other
@@ -129,21 +148,7 @@ impl Store {
 
     /// Records a failed read, unless a later claim on the connection has an outcome already.
     pub async fn record_poll_failure(&self, failure: PollFailure) -> StoreResult<()> {
-        query(
-            "UPDATE connection SET failures = failures + $2, failing_since = COALESCE(failing_since, $3), poll_at = $4,
-               dead_at = CASE WHEN $5 = 1 THEN COALESCE(dead_at, $3) ELSE dead_at END,
-               settled = CASE WHEN settled < $6 THEN $6 ELSE settled END
-             WHERE id = $1 AND ($6 = 0 OR settled <= $6)",
-        )
-        .bind(failure.connection)
-        .bind(failure.counts)
-        .bind(failure.at.millis())
-        .bind(failure.retry_at.map(Timestamp::millis))
-        .bind(failure.dead)
-        .bind(failure.claim as i64)
-        .execute(&mut self.lock().await)
-        .await
-        .during("record a failed read")?;
+        record_failure(&mut self.lock().await, failure).await?;
         Ok(())
     }
 

@@ -281,14 +281,18 @@ impl Store {
         Ok(buried == 1)
     }
 
-    /// Ends the mirroring of a triplet: nothing is pending any more.
+    /// Ends the mirroring of a triplet: nothing is pending any more, and a marker that its old grant is
+    /// gone is taken back.
     pub async fn end_deliveries(&self, triplet: &Triplet) -> StoreResult<()> {
-        query("DELETE FROM delivery WHERE triplet = $1")
-            .bind(triplet.to_string())
-            .execute(&mut self.lock().await)
-            .await
-            .during("end deliveries")?;
-        Ok(())
+        let mut connection = self.lock().await;
+        let mut tx = connection.begin(Lock::Journal).await.during("begin")?;
+        for sql in [
+            "DELETE FROM delivery WHERE triplet = $1",
+            "UPDATE reauth SET wanted = 0, next_at = COALESCE(claimed_until, 0) WHERE triplet = $1 AND wanted = 1",
+        ] {
+            query(sql).bind(triplet.to_string()).execute(&mut tx).await.during("end deliveries")?;
+        }
+        tx.commit().await.during("commit")
     }
 
     /// Everything that `sink` should have, by triplet.

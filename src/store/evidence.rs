@@ -3,14 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::db::{Lock, Query, Session};
-use super::{
-    During, Store, StoreResult,
-    procedure::{ADD_AND_RAISE, CLEAR_AUDIT},
-    query,
-};
+use super::{During, Store, StoreResult, procedure::ADD_AND_RAISE, query};
 use crate::domain::criteria::Note;
 use crate::domain::time::Timestamp;
-use crate::ports::AuditRow;
 use serde_json::json;
 
 /// Upper bounds, in seconds, of the buckets in which mirror lag is counted. The last is open.
@@ -151,34 +146,5 @@ impl Store {
             .into_iter()
             .map(|r| Note { at: Timestamp::from_millis(r.get(0)), subject: r.get(1), detail: r.get(2) })
             .collect())
-    }
-
-    /// Audit rows that D1 does not have yet, oldest first.
-    pub async fn load_audit_outbox(&self, limit: u32) -> StoreResult<Vec<AuditRow>> {
-        let rows =
-            query("SELECT op_id, at, key, action, source, fingerprint FROM audit_outbox ORDER BY at, op_id LIMIT $1")
-                .bind(limit)
-                .fetch_all(&mut self.lock().await)
-                .await
-                .during("load audit rows")?;
-        Ok(rows
-            .into_iter()
-            .map(|r| AuditRow {
-                op_id: r.get(0),
-                at: Timestamp::from_millis(r.get(1)),
-                key: r.get(2),
-                action: r.get(3),
-                source: r.get(4),
-                fingerprint: r.get(5),
-            })
-            .collect())
-    }
-
-    pub async fn clear_audit_outbox(&self, rows: &[AuditRow]) -> StoreResult<()> {
-        let all = json!({
-            "ids": rows.iter().map(|r| [&r.op_id]).collect::<Vec<_>>(),
-            "add": [("audit_rows", rows.len())],
-        });
-        CLEAR_AUDIT.call(&mut self.lock().await, &all).await
     }
 }

@@ -8,7 +8,7 @@ use crate::domain::criteria::{EvidenceSource, Gap, LookOutcome, Looks, Note};
 use crate::domain::time::{DAY_MS, HOUR_MS, Timestamp};
 
 /// Looks, gaps and samples older than this are forgotten: no window is longer.
-const KEPT_MS: i64 = 400 * DAY_MS;
+pub(super) const KEPT_MS: i64 = 400 * DAY_MS;
 
 /// Samples older than this are thinned to one a day.
 const HOURLY_MS: i64 = 45 * DAY_MS;

@@ -21,9 +21,10 @@ use zeroize::Zeroizing;
 
 use super::db::{Lock, Tx};
 use super::journal::{Incoming, NewVersion, chain};
+use super::pruned::{Chain, Walk};
 use super::{Backend, During, Row, Sink, Store, StoreError, StoreResult, Vault, from_json, query};
 use crate::domain::custody::{Custody, Stage};
-use crate::domain::time::Timestamp;
+use crate::domain::time::{HOUR_MS, Timestamp};
 use crate::domain::token::{KvEntry, Writer};
 use crate::domain::triplet::Triplet;
 use crate::failpoint;
@@ -41,6 +42,9 @@ const COMMIT_MAX: usize = 1_024;
 /// How long a commit waits for callers that the one before answered.
 const RETURN: Duration = Duration::from_millis(1);
 
+/// How long the end of the chain is known without a look. Far shorter than what is kept.
+const TRUSTED_MS: i64 = HOUR_MS;
+
 /// Bytes of payloads that are loaded at once, about.
 const LOAD_BYTES_MAX: i64 = 16 * 1024 * 1024;
 
@@ -49,20 +53,17 @@ const LOAD_BYTES_MAX: i64 = 16 * 1024 * 1024;
 pub enum IntakeKind {
     /// A token that somebody else wrote to KV: the subject is its triplet, the body its KV entry.
     Token,
-    /// A verified webhook of Nango: the body as it came.
+    /// A verified webhook of Nango: what counts of its body.
     NangoWebhook,
-    /// A verified webhook of Composio: the subject is its `webhook-id`, the body as it came.
-    ComposioWebhook,
 }
 
 impl IntakeKind {
-    const ALL: [Self; 3] = [Self::Token, Self::NangoWebhook, Self::ComposioWebhook];
+    const ALL: [Self; 2] = [Self::Token, Self::NangoWebhook];
 
     fn code(self) -> u8 {
         match self {
             Self::Token => 1,
             Self::NangoWebhook => 2,
-            Self::ComposioWebhook => 3,
         }
     }
 }
@@ -287,39 +288,41 @@ impl Store {
     }
 
     /// Walks the whole intake log and recomputes its chain; what still has its payload is opened
-    /// and compared. Returns the number of commits.
+    /// and compared. Returns the number of commits, those that were pruned included.
     ///
     /// # Errors
     /// `Corrupt` naming the first one that does not fit.
     pub async fn verify_intake(&self) -> StoreResult<u64> {
-        let (mut last, mut after, mut count) = (vec![0u8; 32], 0i64, 0u64);
+        self.verify_chain(Chain::Intake).await
+    }
+
+    pub(super) async fn walk_intake(&self) -> StoreResult<u64> {
+        let mut walk = Walk::new(Chain::Intake);
         loop {
+            let mut session = self.read().await;
             let rows = query(
                 "SELECT seq, payload, digest, at, entries, previous, hash FROM intake WHERE seq > $1 ORDER BY seq LIMIT 1000",
             )
-            .bind(after)
-            .fetch_all(&mut self.read().await)
+            .bind(walk.after)
+            .fetch_all(&mut session)
             .await
             .during("read the intake log")?;
-            if rows.is_empty() {
-                return Ok(count);
-            }
+            let Some(last) = rows.last() else { return Ok(walk.count) };
+            walk.load(&mut session, &self.vault, last.get(0)).await?;
             for r in &rows {
-                after = r.get(0);
-                let (digest, hash): (Vec<u8>, Vec<u8>) = (r.get(2), r.get(6));
-                let facts = json!([r.get::<i64>(3), r.get::<i64>(4)]).to_string();
-                let linked = r.get::<Vec<u8>>(5) == last && chain(&last, &facts, &digest).as_slice() == hash;
-                let whole = r.get::<Option<Vec<u8>>>(1).is_none() || open_segment(&self.vault, r).is_ok();
-                if !(linked && whole) {
-                    return Err(StoreError::Corrupt {
-                        what: "intake log",
-                        detail: format!("commit {after} does not fit the chain"),
-                    });
-                }
-                last = hash;
-                count += 1;
+                walk.cross(r.get(0))?;
+                self.step_intake(&mut walk, r)?;
             }
         }
+    }
+
+    /// Checks the next commit: columns as [`Store::walk_intake`] selects them.
+    pub(super) fn step_intake(&self, walk: &mut Walk, r: &Row) -> StoreResult<()> {
+        let (digest, hash): (Vec<u8>, Vec<u8>) = (r.get(2), r.get(6));
+        let facts = json!([r.get::<i64>(3), r.get::<i64>(4)]).to_string();
+        let linked = r.get::<Vec<u8>>(5) == walk.hash && chain(&walk.hash, &facts, &digest).as_slice() == hash;
+        let whole = r.get::<Option<Vec<u8>>>(1).is_none() || open_segment(&self.vault, r).is_ok();
+        walk.step(r.get(0), hash, linked && whole)
     }
 }
 
@@ -328,8 +331,8 @@ struct IntakeWriter {
     backend: Arc<Backend>,
     vault: Arc<Vault>,
     arrived: Arc<Notify>,
-    /// The last hash of the chain, as far as this process knows.
-    previous: Option<Vec<u8>>,
+    /// The last hash of the chain, as far as this process knows, and when it was the last.
+    previous: Option<(Vec<u8>, Timestamp)>,
     /// Callers that the last commit answered, and those that waited behind it.
     expected: usize,
 }
@@ -338,7 +341,7 @@ impl IntakeWriter {
     async fn run(mut self, mut waiting: mpsc::Receiver<Waiting>) {
         let mut batch = Vec::new();
         while waiting.recv_many(&mut batch, COMMIT_MAX).await > 0 {
-            self.await_return(&mut batch, &mut waiting).await;
+            await_return(self.expected, &mut batch, &mut waiting).await;
             let (entries, answers): (Vec<Intake>, Vec<_>) = batch.drain(..).map(|w| (w.intake, w.answer)).unzip();
             let result = self.commit(&entries).await.map_err(Arc::new);
             if result.is_ok() {
@@ -352,20 +355,6 @@ impl IntakeWriter {
         }
     }
 
-    /// Fills the batch up with callers that are on their way back. Somebody who comes alone, or for
-    /// the first time, waits for nobody.
-    async fn await_return(&self, batch: &mut Vec<Waiting>, waiting: &mut mpsc::Receiver<Waiting>) {
-        let all = async {
-            while batch.len() < self.expected {
-                if waiting.recv_many(batch, COMMIT_MAX - batch.len()).await == 0 {
-                    return;
-                }
-            }
-        };
-        // Who did not come back in time was not waiting for us.
-        let _ = tokio::time::timeout(RETURN, all).await;
-    }
-
     async fn commit(&mut self, entries: &[Intake]) -> StoreResult<()> {
         let clear = encode(entries);
         let payload = self.vault.seal(PLACE, &clear)?;
@@ -373,8 +362,10 @@ impl IntakeWriter {
         let at = entries.iter().map(|e| e.at).max().expect("a commit carries something");
         failpoint::hit("intake-before-commit");
         loop {
-            let previous = match self.previous.take() {
-                Some(previous) => previous,
+            // What was linked behind an old hash may be pruned by now: it must be asked for again.
+            let known = self.previous.take().filter(|(_, known_at)| at.since(*known_at).abs() < TRUSTED_MS);
+            let previous = match known {
+                Some((previous, _)) => previous,
                 None => self.load_last().await?,
             };
             let facts = json!([at.millis(), entries.len()]).to_string();
@@ -394,7 +385,7 @@ impl IntakeWriter {
             .during("append to the intake log")?;
             // Otherwise another machine linked to it first; go behind that one.
             if linked == 1 {
-                self.previous = Some(hash);
+                self.previous = Some((hash, at));
                 failpoint::hit("intake-after-commit");
                 return Ok(());
             }
@@ -408,6 +399,20 @@ impl IntakeWriter {
             .during("load the end of the intake log")?;
         Ok(row.map_or_else(|| vec![0; 32], |r| r.get(0)))
     }
+}
+
+/// Fills the batch up with callers that are on their way back, until there are as many as `expected`.
+/// Somebody who comes alone, or for the first time, waits for nobody.
+async fn await_return(expected: usize, batch: &mut Vec<Waiting>, waiting: &mut mpsc::Receiver<Waiting>) {
+    let all = async {
+        while batch.len() < expected {
+            if waiting.recv_many(batch, COMMIT_MAX - batch.len()).await == 0 {
+                return;
+            }
+        }
+    };
+    // Who did not come back in time was not waiting for us.
+    let _ = tokio::time::timeout(RETURN, all).await;
 }
 
 /// Payload and digest in the second and third column.
@@ -527,6 +532,42 @@ mod tests {
         assert_eq!(decode(&bytes).as_ref(), Some(&entries));
         assert_eq!(decode(&bytes[..bytes.len() - 1]), None);
         assert!(!format!("{entries:?}").contains("one"));
+    }
+
+    fn waiting(name: &str) -> Waiting {
+        Waiting { intake: token("a:b:c", name, 1), answer: oneshot::channel().0 }
+    }
+
+    /// Whether it is over without waiting for anything.
+    fn is_immediate(future: impl Future<Output = ()>) -> bool {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        std::pin::pin!(future).poll(&mut context).is_ready()
+    }
+
+    #[tokio::test]
+    async fn a_commit_waits_for_those_who_come_back_and_for_nobody_else() {
+        let (sender, mut queue) = mpsc::channel(8);
+        let mut batch = vec![waiting("one")];
+        // Alone, or as many as there were: at once.
+        assert!(is_immediate(await_return(0, &mut batch, &mut queue)) && batch.len() == 1);
+        assert!(is_immediate(await_return(1, &mut batch, &mut queue)) && batch.len() == 1);
+        // Some are back already, and one more than there were: all go together, at once.
+        for name in ["two", "three", "four"] {
+            sender.try_send(waiting(name)).unwrap_or_else(|_| panic!("there is room"));
+        }
+        assert!(is_immediate(await_return(3, &mut batch, &mut queue)) && batch.len() == 4);
+        // One is missing: it is waited for, and who comes in time goes along.
+        assert!(!is_immediate(await_return(5, &mut batch, &mut queue)));
+        let arrives = async { sender.send(waiting("five")).await.unwrap_or_else(|_| panic!("there is room")) };
+        tokio::join!(await_return(5, &mut batch, &mut queue), arrives);
+        assert_eq!(batch.len(), 5);
+        // One does not come back: the others do not wait for ever, and none is lost.
+        let began = std::time::Instant::now();
+        await_return(6, &mut batch, &mut queue).await;
+        assert!(batch.len() == 5 && began.elapsed() >= RETURN);
+        // Nobody can come any more.
+        drop(sender);
+        assert!(is_immediate(await_return(9, &mut batch, &mut queue)) && batch.len() == 5);
     }
 
     /// The journal's rule, one token after the other: what is at the end.

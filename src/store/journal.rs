@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::db::{Lock, Tx};
+use super::pruned::{Chain, Walk};
 use super::{During, Row, Sink, Store, StoreError, StoreResult, procedure::APPEND_CAPTURES, query};
 use crate::domain::secret::{Fingerprint, hex};
 use crate::domain::time::Timestamp;
@@ -96,7 +97,7 @@ impl Store {
             .map(|c| {
                 json!({
                     "id": c.connection, "fp": c.fingerprint, "exp": c.expires_at.map(Timestamp::millis),
-                    "poll": c.poll_at.millis(), "new": i32::from(!c.versions.is_empty()), "claim": c.claim,
+                    "poll": c.poll_at.millis(), "new": i32::from(!c.versions.is_empty()), "claim": c.claim, "at": now.millis(),
                 })
             })
             .collect();
@@ -215,37 +216,40 @@ impl Store {
     }
 
     /// Walks the whole journal and recomputes its chain; entries that still have their payload are
-    /// opened and compared. Returns the number of entries.
+    /// opened and compared. Returns the number of entries, those that were pruned included.
     ///
     /// # Errors
     /// `Corrupt` naming the first entry that does not fit.
     pub async fn verify_journal(&self) -> StoreResult<u64> {
-        let (mut previous, mut after, mut count) = (vec![0u8; 32], 0i64, 0u64);
+        self.verify_chain(Chain::Journal).await
+    }
+
+    pub(super) async fn walk_journal(&self) -> StoreResult<u64> {
+        let mut walk = Walk::new(Chain::Journal);
         loop {
+            let mut session = self.read().await;
             let rows = query(
                 "SELECT seq, at, triplet, version, epoch, writer, fingerprint, expires_at, payload, digest, hash
                  FROM journal WHERE seq > $1 ORDER BY seq LIMIT 1000",
             )
-            .bind(after)
-            .fetch_all(&mut self.read().await)
+            .bind(walk.after)
+            .fetch_all(&mut session)
             .await
             .during("read the journal")?;
-            if rows.is_empty() {
-                return Ok(count);
-            }
-            for r in rows {
-                after = r.get(0);
-                let hash: Vec<u8> = r.get(10);
-                if self.expected_hash(&previous, &r).is_none_or(|expected| expected.as_slice() != hash) {
-                    return Err(StoreError::Corrupt {
-                        what: "journal",
-                        detail: format!("entry {after} does not fit the chain"),
-                    });
-                }
-                previous = hash;
-                count += 1;
+            let Some(last) = rows.last() else { return Ok(walk.count) };
+            walk.load(&mut session, &self.vault, last.get(0)).await?;
+            for r in &rows {
+                walk.cross(r.get(0))?;
+                self.step_journal(&mut walk, r)?;
             }
         }
+    }
+
+    /// Checks the next entry: columns as [`Store::walk_journal`] selects them.
+    pub(super) fn step_journal(&self, walk: &mut Walk, r: &Row) -> StoreResult<()> {
+        let hash: Vec<u8> = r.get(10);
+        let fits = self.expected_hash(&walk.hash, r).is_some_and(|expected| expected.as_slice() == hash);
+        walk.step(r.get(0), hash, fits)
     }
 
     /// The hash that a journal row must have; `None` when its payload is not what was journalled.

@@ -5,6 +5,7 @@
 //! method returns, unless [`Durability::ProcessCrash`] was asked for.
 
 mod alert;
+mod audit;
 mod connection;
 mod control;
 mod copy;
@@ -19,8 +20,12 @@ mod journal;
 mod lease;
 mod place;
 mod procedure;
+mod pruned;
+mod reauth;
+mod retention;
 mod rotation;
 mod schema;
+mod slot;
 mod status;
 mod triplet;
 mod vault;
@@ -40,7 +45,8 @@ use crate::domain::secret::hex;
 use crate::domain::time::Timestamp;
 use db::{Conn, Row, query};
 
-pub use alert::AlertRow;
+pub use alert::{AlertRow, NewsKind};
+pub use audit::SentAudit;
 pub use connection::{ConnectionRow, PollFailure};
 pub use control::{ControlRow, Decision, Scope};
 pub use delivery::{Delivered, PendingDelivery, Sink, SinkState};
@@ -52,6 +58,8 @@ pub use intake::{Hints, Intake, IntakeKind, Segment, Settled};
 pub use journal::{Capture, NewVersion};
 pub use lease::Lead;
 pub use place::{Place, PlaceError};
+pub use reauth::{ReauthMark, Siblings};
+pub use retention::{Pruning, Retention};
 pub use status::BacklogRow;
 pub use triplet::{NewTriplet, TripletRow};
 pub use vault::{KeyProblem, Vault, VaultError};
@@ -145,8 +153,6 @@ pub enum StoreError {
     /// Whoever sent it must not be told that it is safe.
     #[error("what was sent could not be put on disk")]
     NotAccepted(#[source] std::sync::Arc<StoreError>),
-    #[error("a dry run works on a copy of the state, and only a state file can be copied")]
-    NoCopy,
     #[error("the writer of the intake log has ended")]
     IntakeEnded,
     #[error("triplet `{0}` is not in the applied plan")]
@@ -280,7 +286,8 @@ impl Store {
     pub async fn load_due(&self) -> StoreResult<Due> {
         let row = query(
             "SELECT (SELECT MIN(poll_at) FROM connection),
-                    (SELECT MIN(next_at) FROM delivery),
+                    (SELECT MIN(next_at) FROM (SELECT MIN(next_at) AS next_at FROM delivery
+                       UNION ALL SELECT MIN(next_at) FROM reauth) AS due),
                     (SELECT MIN(delivered_exp) FROM delivery WHERE sink = 'kv.source'),
                     (SELECT MIN(expires_at) FROM connection WHERE missed = 0 AND poll_at IS NOT NULL),
                     (SELECT MIN(seq) FROM intake WHERE payload IS NOT NULL)",

@@ -67,8 +67,14 @@ ON CONFLICT (triplet, sink) DO UPDATE SET
 UPDATE connection SET fingerprint = j.value->>'fp', expires_at = CAST(j.value->>'exp' AS BIGINT),
   poll_at = CAST(j.value->>'poll' AS BIGINT), rotation = rotation + CAST(j.value->>'new' AS BIGINT), failures = 0,
   failing_since = NULL, dead_at = NULL, missed = 0,
+  refreshed_at = CASE WHEN CAST(j.value->>'new' AS BIGINT) = 1 THEN CAST(j.value->>'at' AS BIGINT) ELSE refreshed_at END,
   settled = CASE WHEN settled < CAST(j.value->>'claim' AS BIGINT) THEN CAST(j.value->>'claim' AS BIGINT) ELSE settled END
 FROM json_each(NEW.parameter, '$.connections') AS j WHERE connection.id = CAST(j.value->>'id' AS BIGINT);
+
+-- The grant lives after all, or there is a new one.
+UPDATE reauth SET wanted = 0, next_at = COALESCE(claimed_until, 0) WHERE wanted = 1 AND triplet IN (
+  SELECT t.key FROM json_each(NEW.parameter, '$.connections') AS j
+  JOIN triplet t ON t.connection = CAST(j.value->>'id' AS BIGINT));
 
 INSERT INTO counter (name, value)
 SELECT value->>0, CAST(value->>1 AS BIGINT) FROM json_each(NEW.parameter, '$.counts') WHERE true
@@ -127,11 +133,15 @@ ON CONFLICT (name) DO UPDATE SET
 "
 );
 
-/// Forgets audit rows that D1 has.
+/// Takes audit rows that D1 took out of the queue; those under `sent` are waited for there.
 pub(super) const CLEAR_AUDIT: Procedure = procedure!(
     "clear_audit",
     "clear audit rows",
     "
+INSERT INTO audit_sent (op_id, key, fingerprint, sent_at)
+SELECT o.op_id, o.key, o.fingerprint, CAST(j.value->>1 AS BIGINT)
+FROM json_each(NEW.parameter, '$.sent') AS j, audit_outbox AS o WHERE o.op_id = j.value->>0
+ON CONFLICT (op_id) DO NOTHING;
 DELETE FROM audit_outbox WHERE op_id IN (SELECT value->>0 FROM json_each(NEW.parameter, '$.ids'));
 INSERT INTO counter (name, value)
 SELECT value->>0, CAST(value->>1 AS BIGINT) FROM json_each(NEW.parameter, '$.add') WHERE true

@@ -88,13 +88,7 @@ macro_rules! head {
 impl Store {
     /// Newest versions of mirrored triplets, in the order of their names, those behind `after`.
     pub async fn load_journal_heads(&self, after: &str, limit: u32) -> StoreResult<Vec<JournalHead>> {
-        // PostgreSQL orders texts by the rules of a language unless it is told not to.
-        let sql = if self.is_shared() {
-            head!("t.key COLLATE \"C\" > $1 ORDER BY t.key COLLATE \"C\" LIMIT $2")
-        } else {
-            head!("t.key > $1 ORDER BY t.key LIMIT $2")
-        };
-        let rows = query(sql)
+        let rows = query(head!("t.key > $1 ORDER BY t.key LIMIT $2"))
             .bind(after)
             .bind(limit)
             .fetch_all(&mut self.read().await)

@@ -4,9 +4,8 @@
 //! records take a tenth of the room, so that millions of them fit into memory.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher, RandomState};
 use std::io;
-
-use sha2::{Digest, Sha256};
 
 use super::compare::Keys;
 use super::entry::{Scanned, scan};
@@ -23,7 +22,7 @@ use super::spill::{PASSED_EVERY, Partitions, Writer, hash};
 use super::spool::write_line;
 
 /// Bytes of a record.
-pub(super) const RECORD_BYTES: usize = 32;
+pub(super) const RECORD_BYTES: usize = 28;
 
 /// Words of 64 bits that are sealed; longer entries are looked up again.
 const WORDS_MAX: usize = 96;
@@ -41,7 +40,7 @@ enum State {
 #[derive(Clone, Copy)]
 struct Record {
     hash: u64,
-    digest: [u8; 12],
+    digest: u64,
     /// Where the entry stands, in bytes.
     offset: u64,
     /// Its number in its side.
@@ -52,7 +51,7 @@ struct Record {
 impl Record {
     fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.hash.to_le_bytes());
-        out.extend_from_slice(&self.digest);
+        out.extend_from_slice(&self.digest.to_le_bytes());
         out.extend_from_slice(&self.offset.to_le_bytes()[..6]);
         let number = self.number << 2 | self.state as u64;
         out.extend_from_slice(&number.to_le_bytes()[..6]);
@@ -61,7 +60,7 @@ impl Record {
     fn read(bytes: &[u8]) -> Option<Self> {
         let mut bytes = Bytes(bytes);
         let hash = u64::from_le_bytes(bytes.array()?);
-        let digest = bytes.array()?;
+        let digest = u64::from_le_bytes(bytes.array()?);
         let mut six = || -> Option<u64> {
             let mut word = [0; 8];
             word[..6].copy_from_slice(bytes.take(6)?);
@@ -78,29 +77,26 @@ impl Record {
 }
 
 /// Digests entries of a known shape. HMAC over a few hundred bytes would be the dearest step by
-/// far, so the bytes first go through two independent hashes of the multilinear family (Lemire and
-/// Kaser, "Strongly universal string hashing is fast": two different texts collide with a
-/// probability of 2^-64 each, whatever they are), keyed with secret random numbers, and only
-/// their 128 bits through SHA-256 with a secret prefix. Both keys die with the process.
-struct Seal {
-    lanes: [Vec<u128>; 2],
-    prefix: [u8; 32],
-    words: Vec<u64>,
+/// far, so the bytes first go through a hash of the multilinear family (Lemire and Kaser,
+/// "Strongly universal string hashing is fast": two different texts collide with a probability of
+/// 2^-64, whatever they are), keyed with secret random numbers, and its 64 bits through a keyed
+/// pseudorandom function. Only the two entries of one key are ever held against each other, so a
+/// comparison of a billion keys overlooks a difference with a probability below 10^-10. Both keys
+/// die with the process.
+struct Seal<'k> {
+    lane: Vec<u128>,
+    prf: &'k RandomState,
     text: Vec<u8>,
 }
 
-impl Seal {
-    fn new(keys: &Keys) -> Self {
-        let number = |label: &str, n: usize| u128::from_le_bytes(keys.digest(format!("seal {label} {n}").as_bytes()));
-        let lane = |label: &str| (0..=WORDS_MAX).map(|n| number(label, n)).collect();
-        let mut prefix = [0; 32];
-        prefix[..16].copy_from_slice(&number("prefix", 0).to_le_bytes());
-        prefix[16..].copy_from_slice(&number("prefix", 1).to_le_bytes());
-        Self { lanes: [lane("left"), lane("right")], prefix, words: Vec::new(), text: Vec::new() }
+impl<'k> Seal<'k> {
+    fn new(keys: &'k Keys) -> Self {
+        let number = |n: usize| u128::from_le_bytes(keys.digest(format!("seal {n}").as_bytes()));
+        Self { lane: (0..=WORDS_MAX).map(number).collect(), prf: keys.prf(), text: Vec::new() }
     }
 
     /// `None` when the entry is too long.
-    fn seal(&mut self, shapes: &Shapes, fit: Fit, line: &[u8], contents: &Contents) -> Option<[u8; 12]> {
+    fn seal(&mut self, shapes: &Shapes, fit: Fit, line: &[u8], contents: &Contents) -> Option<u64> {
         self.text.clear();
         self.text.extend_from_slice(shapes.signature(fit));
         // With the lengths in front, no two lists of contents make the same text.
@@ -115,20 +111,10 @@ impl Seal {
         if words.len() > WORDS_MAX {
             return None;
         }
-        self.words.clear();
-        self.words.extend(words.iter().map(|word| u64::from_le_bytes(*word)));
-        let mut hasher = Sha256::new_with_prefix(self.prefix);
-        for lane in &self.lanes {
-            let sum = self
-                .words
-                .iter()
-                .zip(&lane[1..])
-                .fold(lane[0], |sum, (word, key)| sum.wrapping_add(key.wrapping_mul(u128::from(*word))));
-            hasher.update(((sum >> 64) as u64).to_le_bytes());
-        }
-        let mut digest = [0; 12];
-        digest.copy_from_slice(&hasher.finalize()[..12]);
-        Some(digest)
+        let sum = words.iter().zip(&self.lane[1..]).fold(self.lane[0], |sum, (word, key)| {
+            sum.wrapping_add(key.wrapping_mul(u128::from(u64::from_le_bytes(*word))))
+        });
+        Some(self.prf.hash_one((sum >> 64) as u64))
     }
 }
 
@@ -151,7 +137,7 @@ pub(super) fn partition(
         }
         let line = reader.line();
         let (offset, number) = (reader.mark().offset, reader.number());
-        let mut record = Record { hash: 0, digest: [0; 12], offset, number, state: State::Open };
+        let mut record = Record { hash: 0, digest: 0, offset, number, state: State::Open };
         let fit = if reader.is_faultless() { shapes.fit(line, &mut contents) } else { None };
         if let Some(fit) = fit {
             record.hash = hash(shapes.key(fit, line, &contents));

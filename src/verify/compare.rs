@@ -1,6 +1,7 @@
 //! Two entries with the same key: what differs, of which class, and how strong the comparison was.
 
 use std::collections::BTreeSet;
+use std::hash::RandomState;
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -19,6 +20,8 @@ use crate::domain::time::Timestamp;
 pub struct Keys {
     /// Of this run only: it is made at random, never leaves memory and dies with the process.
     run: Hmac<Sha256>,
+    /// A pseudorandom function (SipHash under a random key), of this run only as well.
+    prf: RandomState,
     /// Of the installation, under which the fingerprints in KV metadata and the journal were made.
     /// Without it a fingerprint can only be compared with another one.
     installation: Option<FingerprintKey>,
@@ -28,7 +31,11 @@ impl Keys {
     /// `run` must be random and used for nothing else.
     pub fn new(run: [u8; 32], installation: Option<FingerprintKey>) -> Self {
         let run = <Hmac<Sha256> as KeyInit>::new_from_slice(&run).expect("HMAC takes a key of any length");
-        Self { run, installation }
+        Self { run, prf: RandomState::new(), installation }
+    }
+
+    pub(super) fn prf(&self) -> &RandomState {
+        &self.prf
     }
 
     pub(super) fn digest(&self, secret: &[u8]) -> [u8; 16] {
@@ -82,6 +89,9 @@ pub(super) struct UpstreamIdentity {
     /// How the new one must relate to the old one.
     pub rule: IdentityRule,
     pub identity: Identity,
+    /// It is the new grant's, whichever side it stands on.
+    #[serde(default)]
+    pub new: bool,
 }
 
 /// What comparing two entries of one key gave.
@@ -184,12 +194,14 @@ fn is_facet(field: &Field<'_>) -> bool {
     field.place == Place::Entry && matches!(field.name.as_ref(), b"identity" | b"live" | b"status" | b"connection")
 }
 
-/// Whether the new grant is of the upstream account of the old one, by the rule of its provider.
-fn same_identity(old: &[u8], new: &[u8]) -> bool {
+/// Whether the new grant is of the upstream account of the old one, by the rule of its provider. The
+/// new one is on the right unless the sides say otherwise.
+fn same_identity(left: &[u8], right: &[u8]) -> bool {
     let read = |text: &[u8]| serde_json::from_slice::<UpstreamIdentity>(text).ok();
-    match (read(old), read(new)) {
+    match (read(left), read(right)) {
+        (Some(new), Some(old)) if new.new && !old.new => new.identity.continues(&old.identity, old.rule),
         (Some(old), Some(new)) => new.identity.continues(&old.identity, old.rule),
-        _ => same_json(old, new),
+        _ => same_json(left, right),
     }
 }
 
@@ -482,6 +494,10 @@ mod tests {
         assert!(changed(&row("equal", &[1]), &row("equal", &[1, 2])));
         assert!(!changed(&row("superset", &[1]), &row("superset", &[1, 2])), "access may grow");
         assert!(changed(&row("superset", &[1, 2]), &row("superset", &[1])), "and may not shrink");
+        // The same when the new grant stands on the left.
+        let new = |accounts| row("superset", accounts).replace(r#""rule""#, r#""new":true,"rule""#);
+        assert!(!changed(&new(&[1, 2]), &row("superset", &[1])));
+        assert!(changed(&new(&[1]), &row("superset", &[1, 2])));
     }
 
     #[test]

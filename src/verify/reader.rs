@@ -31,6 +31,8 @@ pub(super) struct Reader {
     end: usize,
     /// Where the next line starts.
     next: usize,
+    /// Line feeds of the block that were passed.
+    feeds: usize,
     /// Entries before the block.
     before: u64,
     /// The first block has come.
@@ -66,6 +68,7 @@ impl Reader {
             start: 0,
             end: 0,
             next: 0,
+            feeds: 0,
             before: 0,
             begun: false,
             index: 0,
@@ -140,10 +143,10 @@ impl Reader {
                 return false;
             }
             self.start = self.next;
-            let rest = &self.block.bytes[self.start..];
-            let length = memchr::memchr(b'\n', rest);
-            self.end = self.start + length.unwrap_or(rest.len());
-            self.next = self.end + usize::from(length.is_some());
+            let feed = self.block.feeds.get(self.feeds).map(|at| *at as usize);
+            self.end = feed.unwrap_or(self.block.bytes.len());
+            self.next = self.end + usize::from(feed.is_some());
+            self.feeds += 1;
             self.at_line = true;
             if self.number() == 1 && self.line().starts_with(b"\xEF\xBB\xBF") {
                 self.start += 3;
@@ -161,7 +164,7 @@ impl Reader {
             self.kept = Kept::Copied;
         }
         self.before += self.index;
-        (self.start, self.end, self.next, self.index) = (0, 0, 0, 0);
+        (self.start, self.end, self.next, self.feeds, self.index) = (0, 0, 0, 0, 0);
         let Some(feed) = &mut self.feed else {
             self.block = Block::default();
             return false;

@@ -42,6 +42,9 @@ pub struct Block {
     pub(super) faults: Vec<(u64, String)>,
     /// Its entries stand at no byte of a file.
     pub(super) placeless: bool,
+    /// Where the line feeds are. Found by the thread that reads the side, since the one that
+    /// compares is the one that everything waits for.
+    pub(super) feeds: Vec<u32>,
     /// The bytes are those of an earlier use, kept because memory that is written over need not
     /// be cleared first.
     stale: bool,
@@ -103,6 +106,13 @@ impl Block {
         self.stale = true;
         self.starts.clear();
         self.faults.clear();
+        self.feeds.clear();
+    }
+
+    /// Called when the block is complete.
+    fn find_feeds(&mut self) {
+        self.freshen();
+        self.feeds.extend(memchr::memchr_iter(b'\n', &self.bytes).map(|at| at as u32));
     }
 }
 
@@ -287,7 +297,7 @@ fn pump(side: &mut dyn Side, blocks: &SyncSender<Message>, returned: &Receiver<B
         let mut block = returned.try_recv().unwrap_or_default();
         block.reset();
         let filled = side.fill(&mut block);
-        block.freshen();
+        block.find_feeds();
         if !block.bytes.is_empty() && blocks.send(Message::Block(block)).is_err() {
             return;
         }

@@ -18,8 +18,8 @@ use cutover::domain::time::{DAY_MS, HOUR_MS, SECOND_MS, Timestamp};
 use cutover::engine::{Engine, EngineConfig};
 use cutover::inventory::{self, Source};
 use cutover::plan::{self, Policy};
-use cutover::sandbox::{Fault, LedgerSummary, Sandbox, TokenLife, World, WorldConfig};
-use cutover::store::{Durability, Store, Vault};
+use cutover::sandbox::{Fault, LedgerSummary, Sandbox, TokenLife, World, WorldConfig, WorldOptions};
+use cutover::store::{Durability, Place, Store, Vault};
 use reqwest::Url;
 use serde_json::Value;
 
@@ -41,12 +41,19 @@ pub struct Cutover {
     pub clock: Arc<AtomicI64>,
     pub policy: String,
     pub plan: String,
+    /// Where the state is, unless it is the file `cutover.db`.
+    pub state: Option<String>,
     inventory: PathBuf,
 }
 
 impl Cutover {
     /// A world with the connections of `inventory` (CSV), and a plan for it.
     pub fn start(inventory: &str, policy: &str, faults: Vec<Fault>) -> Self {
+        Self::start_with(inventory, policy, faults, WorldOptions::default())
+    }
+
+    /// The same in a world with options of its own.
+    pub fn start_with(inventory: &str, policy: &str, faults: Vec<Fault>, options: WorldOptions) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("inventory.csv");
         std::fs::write(&file, inventory).unwrap();
@@ -57,7 +64,7 @@ impl Cutover {
         let policy = Policy::from_toml(policy).unwrap();
         let plan = plan::plan(&read, &catalogue, &policy, &[], start);
         let retained: BTreeSet<_> = plan.rows.iter().filter(|r| !r.route.moves()).map(|r| r.triplet.clone()).collect();
-        let world = World::new(WorldConfig {
+        let config = WorldConfig {
             seed: 3,
             start,
             rows: read.rows,
@@ -68,13 +75,14 @@ impl Cutover {
             fault_until: start.plus_ms(DAY_MS),
             token_life: TokenLife::Fixed(HOUR_MS),
             shim_url: None,
-        });
+        };
+        let world = World::with_options(config, options);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let sandbox = runtime.block_on(Sandbox::start(world)).unwrap();
         let _ = rustls::crypto::ring::default_provider().install_default();
         let clock = Arc::new(AtomicI64::new(start.millis()));
-        let mut cutover =
-            Self { sandbox, runtime, dir, clock, policy: String::new(), plan: String::new(), inventory: file };
+        let (policy, plan, state) = (String::new(), String::new(), None);
+        let mut cutover = Self { sandbox, runtime, dir, clock, policy, plan, state, inventory: file };
         cutover.policy = cutover.path("policy.toml");
         cutover.plan = cutover.path("plan.json");
         let args = [
@@ -104,53 +112,11 @@ impl Cutover {
     }
 
     pub fn environment(&self) -> Vec<(&'static str, String)> {
-        let (urls, keys) = (&self.sandbox.urls, self.sandbox.lock().keys());
-        vec![
-            ("CUTOVER_NANGO_URL", urls.nango.clone()),
-            ("CUTOVER_NANGO_KEY", keys.nango_api_key),
-            ("CUTOVER_NANGO_WEBHOOK_KEY", keys.nango_webhook_signing_key),
-            ("CUTOVER_COMPOSIO_URL", urls.composio.clone()),
-            ("CUTOVER_COMPOSIO_KEY", keys.composio_api_key),
-            (
-                "CUTOVER_CLOUDFLARE_URL",
-                format!("{}/client/v4/accounts/{}", urls.cloudflare, keys.cloudflare_account_id),
-            ),
-            ("CUTOVER_CLOUDFLARE_TOKEN", keys.cloudflare_token),
-            ("CUTOVER_KV_SOURCE", keys.kv_source),
-            ("CUTOVER_KV_TARGET", keys.kv_target),
-            ("CUTOVER_D1", keys.d1_database),
-            ("CUTOVER_GATEWAY_URL", urls.gateway.clone()),
-            ("CUTOVER_GATEWAY_ADMIN_KEY", keys.gateway_admin_key),
-            ("CUTOVER_GATEWAY_KEY", keys.gateway_key),
-            ("CUTOVER_PROVIDER_URL", urls.provider.clone()),
-        ]
+        environment(&self.sandbox)
     }
 
     pub fn endpoints(&self) -> Endpoints {
-        let (urls, keys) = (&self.sandbox.urls, self.sandbox.lock().keys());
-        let url = |text: &str| Url::parse(text).unwrap();
-        Endpoints {
-            nango: NangoEndpoint { base: url(&urls.nango), key: Secret::new(keys.nango_api_key) },
-            composio: ComposioEndpoint {
-                base: url(&urls.composio),
-                key: Secret::new(keys.composio_api_key),
-                oauth_apps: std::collections::BTreeMap::new(),
-            },
-            cloudflare: CloudflareEndpoint {
-                base: url(&format!("{}/client/v4/accounts/{}", urls.cloudflare, keys.cloudflare_account_id)),
-                token: Secret::new(keys.cloudflare_token),
-                kv_source: keys.kv_source,
-                kv_target: keys.kv_target,
-                d1: keys.d1_database,
-            },
-            gateway: GatewayEndpoint {
-                base: url(&urls.gateway),
-                admin_key: Secret::new(keys.gateway_admin_key),
-                gateway_key: Secret::new(keys.gateway_key),
-            },
-            provider: ProviderEndpoint { base_override: Some(url(&urls.provider)) },
-            allow_insecure_http: false,
-        }
+        endpoints(&self.sandbox)
     }
 
     /// Runs the binary at the world's time, its files in the test's folder.
@@ -159,15 +125,23 @@ impl Cutover {
     }
 
     pub fn run_with(&self, args: &[&str], more: &[(&str, &str)]) -> (i32, String, String) {
-        let Output { status, stdout, stderr } = self.command(args).envs(more.iter().copied()).output().unwrap();
+        let mut args = args.to_vec();
+        if let Some(state) = self.state.as_ref().filter(|_| !args.contains(&"--state")) {
+            args.extend(["--state", state]);
+        }
+        let Output { status, stdout, stderr } = self.command(&args).envs(more.iter().copied()).output().unwrap();
         (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cutover"));
+        // Composio has no OAuth app of its own for this toolkit.
+        let app = self.sandbox.lock().keys().composio_clients.remove("linkedin_ads").expect("the catalogue has it");
         command
             .args(args)
             .env_clear()
+            .env("CUTOVER_COMPOSIO_OAUTH_LINKEDIN_ADS_CLIENT_ID", app.client_id)
+            .env("CUTOVER_COMPOSIO_OAUTH_LINKEDIN_ADS_CLIENT_SECRET", app.client_secret)
             .env("CUTOVER_NOW", self.now().to_rfc3339())
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("USER", "alice")
@@ -201,8 +175,11 @@ impl Cutover {
 
     pub fn store(&self) -> Store {
         let vault = Vault::load_or_create(&self.dir.path().join("cutover.key")).unwrap();
-        let path = self.dir.path().join("cutover.db");
-        self.runtime.block_on(Store::open(&path, Durability::ProcessCrash, vault)).unwrap()
+        let place = match &self.state {
+            Some(url) => url.parse().unwrap(),
+            None => Place::Sqlite(self.dir.path().join("cutover.db")),
+        };
+        self.runtime.block_on(Store::open_at(&place, Durability::ProcessCrash, vault)).unwrap()
     }
 
     pub fn engine(&self) -> Engine<HttpOutside> {
@@ -365,12 +342,26 @@ impl Cutover {
         self.cloudflare("POST", &format!("/d1/database/{database}/raw"), &body);
     }
 
-    /// Asks Composio for something, with the project's key.
+    /// Calls Composio with the project's key.
     pub fn composio(&self, method: &str, path: &str, body: &str) {
         let key = self.sandbox.lock().keys().composio_api_key;
         let url = format!("{}/api/v3.1{path}", self.sandbox.urls.composio);
         let (status, text) = self.send(method, &url, &[("x-api-key", &key)], body);
-        assert!((200..300).contains(&status), "{text}");
+        assert!(status < 300, "{method} {path}: {status} {text}");
+    }
+
+    /// Puts a row into `kv_audit`, as another writer would.
+    pub fn audit_row(&self, op_id: &str, at: Timestamp, key: &str, source: &str) {
+        let keys = self.sandbox.lock().keys();
+        let url = format!(
+            "{}/client/v4/accounts/{}/d1/database/{}/raw",
+            self.sandbox.urls.cloudflare, keys.cloudflare_account_id, keys.d1_database
+        );
+        let sql = "INSERT INTO kv_audit (op_id, at, key, action, source) VALUES (?1, ?2, ?3, ?4, ?5)";
+        let body = serde_json::json!({"sql": sql, "params": [op_id, at.to_rfc3339(), key, "put", source]}).to_string();
+        let bearer = format!("Bearer {}", keys.cloudflare_token);
+        let (status, text) = self.send("POST", &url, &[("authorization", &bearer)], &body);
+        assert_eq!(status, 200, "{text}");
     }
 
     /// Makes Composio send its events somewhere.
@@ -398,6 +389,55 @@ impl Cutover {
 pub fn real_now_ms() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     i64::try_from(since.as_millis()).unwrap()
+}
+
+/// What points the binary at a sandbox.
+pub fn environment(sandbox: &Sandbox) -> Vec<(&'static str, String)> {
+    let (urls, keys) = (&sandbox.urls, sandbox.lock().keys());
+    vec![
+        ("CUTOVER_NANGO_URL", urls.nango.clone()),
+        ("CUTOVER_NANGO_KEY", keys.nango_api_key),
+        ("CUTOVER_NANGO_WEBHOOK_KEY", keys.nango_webhook_signing_key),
+        ("CUTOVER_COMPOSIO_URL", urls.composio.clone()),
+        ("CUTOVER_COMPOSIO_KEY", keys.composio_api_key),
+        ("CUTOVER_CLOUDFLARE_URL", format!("{}/client/v4/accounts/{}", urls.cloudflare, keys.cloudflare_account_id)),
+        ("CUTOVER_CLOUDFLARE_TOKEN", keys.cloudflare_token),
+        ("CUTOVER_KV_SOURCE", keys.kv_source),
+        ("CUTOVER_KV_TARGET", keys.kv_target),
+        ("CUTOVER_D1", keys.d1_database),
+        ("CUTOVER_GATEWAY_URL", urls.gateway.clone()),
+        ("CUTOVER_GATEWAY_ADMIN_KEY", keys.gateway_admin_key),
+        ("CUTOVER_GATEWAY_KEY", keys.gateway_key),
+        ("CUTOVER_PROVIDER_URL", urls.provider.clone()),
+    ]
+}
+
+/// What points our clients at a sandbox.
+pub fn endpoints(sandbox: &Sandbox) -> Endpoints {
+    let (urls, keys) = (&sandbox.urls, sandbox.lock().keys());
+    let url = |text: &str| Url::parse(text).unwrap();
+    Endpoints {
+        nango: NangoEndpoint { base: url(&urls.nango), key: Secret::new(keys.nango_api_key) },
+        composio: ComposioEndpoint {
+            base: url(&urls.composio),
+            key: Secret::new(keys.composio_api_key),
+            oauth_apps: std::collections::BTreeMap::new(),
+        },
+        cloudflare: CloudflareEndpoint {
+            base: url(&format!("{}/client/v4/accounts/{}", urls.cloudflare, keys.cloudflare_account_id)),
+            token: Secret::new(keys.cloudflare_token),
+            kv_source: keys.kv_source,
+            kv_target: keys.kv_target,
+            d1: keys.d1_database,
+        },
+        gateway: GatewayEndpoint {
+            base: url(&urls.gateway),
+            admin_key: Secret::new(keys.gateway_admin_key),
+            gateway_key: Secret::new(keys.gateway_key),
+        },
+        provider: ProviderEndpoint { base_override: Some(url(&urls.provider)) },
+        allow_insecure_http: false,
+    }
 }
 
 pub fn time(text: &str) -> Timestamp {

@@ -12,11 +12,11 @@ use cutover::domain::token::{KvEntry, KvEntryError, KvMetadata};
 use cutover::domain::triplet::Triplet;
 use cutover::plan::Route;
 use cutover::ports::{
-    AccountStatus, AlarmFire, AlarmMode, AlarmState, Api, ApiError, ApiErrorKind, ApiResult, AuditRow, AuditSink,
-    AuthConfig, ConnectSession, ConnectedAccount, ConsentLink, GatewayAdmin, GatewayRead, KvKey, KvPage, KvPut, KvRead,
-    KvWrite, Namespace, Outside, ProviderAnswer, ProviderCall, ProviderRead, ProxyAnswer, SmokeResult,
-    SourceConnection, SourceCredential, SourceCustody, SourceIntegration, SourceRead, TargetCustody, TargetRead,
-    TargetScheme, Traffic, WebhookSubscription,
+    AccountStatus, AlarmFire, AlarmMode, AlarmState, Api, ApiError, ApiErrorKind, ApiResult, AuditRead, AuditRecord,
+    AuditRow, AuditSink, AuthConfig, ConnectSession, ConnectedAccount, ConsentLink, GatewayAdmin, GatewayRead, KvKey,
+    KvPage, KvPut, KvRead, KvWrite, Namespace, Outside, ProviderAnswer, ProviderCall, ProviderRead, ProxyAnswer,
+    SmokeResult, SourceConnection, SourceCredential, SourceCustody, SourceIntegration, SourceRead, TargetCustody,
+    TargetRead, TargetScheme, Traffic, WebhookSubscription,
 };
 use cutover::store::{Durability, NewTriplet, Place, Sink, Store, Vault};
 use serde_json::Value;
@@ -58,6 +58,12 @@ pub struct State {
     pub kv: BTreeMap<(Namespace, String), (String, Option<KvMetadata>)>,
     /// What Nango hands out, by connection id.
     pub credentials: BTreeMap<String, SourceCredential>,
+    /// What Nango answers instead, by connection id.
+    pub failures: BTreeMap<String, ApiErrorKind>,
+    /// What the provider answers to whoami; none: nothing.
+    pub whoami: Option<(u16, &'static str)>,
+    /// Writes of anything but tokens fail.
+    pub no_markers: bool,
 }
 
 /// The world. Clones share it.
@@ -112,6 +118,9 @@ impl SourceRead for Fake {
 
 impl SourceCustody for Fake {
     async fn fetch_credential(&self, _: &str, connection_id: &str) -> ApiResult<SourceCredential> {
+        if let Some(kind) = self.state().failures.get(connection_id) {
+            return Err(error(Api::Nango, kind.clone()));
+        }
         let found = self.state().credentials.get(connection_id).cloned();
         found.ok_or_else(|| error(Api::Nango, ApiErrorKind::NotFound { code: "unknown_connection".to_owned() }))
     }
@@ -208,6 +217,14 @@ impl KvWrite for Fake {
     async fn bulk_put(&self, namespace: Namespace, puts: &[KvPut]) -> ApiResult<Vec<String>> {
         let sink = if namespace == Namespace::Source { Sink::KvSource } else { Sink::KvTarget };
         let puts = puts.to_vec();
+        if puts.iter().all(|put| put.key.starts_with("reauth:")) {
+            let mut state = self.state();
+            if state.no_markers {
+                return silent(Api::Cloudflare);
+            }
+            state.kv.extend(puts.into_iter().map(|p| ((namespace, p.key), (p.value.expose().to_owned(), None))));
+            return Ok(Vec::new());
+        }
         self.write(Api::Cloudflare, Vec::new(), move |state| {
             for put in puts {
                 let token = KvEntry::from_json(put.value.expose().as_bytes()).unwrap().access_token.expose().to_owned();
@@ -225,8 +242,25 @@ impl KvWrite for Fake {
     async fn put_until(&self, _: Namespace, _: &KvPut, _: Timestamp) -> ApiResult<()> {
         silent(Api::Cloudflare)
     }
-    async fn delete(&self, _: Namespace, _: &str) -> ApiResult<()> {
-        silent(Api::Cloudflare)
+    async fn delete(&self, namespace: Namespace, key: &str) -> ApiResult<()> {
+        let mut state = self.state();
+        if state.no_markers {
+            return silent(Api::Cloudflare);
+        }
+        state.kv.remove(&(namespace, key.to_owned()));
+        Ok(())
+    }
+}
+
+impl AuditRead for Fake {
+    async fn audit_end(&self) -> ApiResult<u64> {
+        Ok(0)
+    }
+    async fn read_audit(&self, _: u64) -> ApiResult<Vec<AuditRecord>> {
+        Ok(Vec::new())
+    }
+    async fn find_audit(&self, _: &[String]) -> ApiResult<Vec<AuditRecord>> {
+        Ok(Vec::new())
     }
 }
 
@@ -262,7 +296,8 @@ impl ProviderRead for Fake {
         silent(Api::Provider)
     }
     async fn ask(&self, _: &Secret, _: &ProviderCall) -> ApiResult<ProviderAnswer> {
-        silent(Api::Provider)
+        let Some((status, body)) = self.state().whoami else { return silent(Api::Provider) };
+        Ok(ProviderAnswer { status, headers: Vec::new(), body: Secret::new(body) })
     }
 }
 

@@ -124,12 +124,48 @@ impl Postgres {
         output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
     }
 
+    /// Runs SQL on the database at `url`. What it printed.
+    pub fn run(&self, url: &str, sql: &str) -> String {
+        let database = url.rsplit('/').next().unwrap();
+        self.psql(database, sql).unwrap_or_else(|| panic!("{sql} fails: see {}", self.folder.join("log").display()))
+    }
+
+    /// Makes `to` a copy of the database `from`, whoever is connected to either.
+    pub fn copy(&self, from: &str, to: &str) {
+        let name = |url: &str| url.rsplit('/').next().unwrap().to_owned();
+        let (from, to) = (name(from), name(to));
+        let alone = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{from}'");
+        for sql in [
+            alone,
+            format!("DROP DATABASE IF EXISTS {to} WITH (FORCE)"),
+            format!("CREATE DATABASE {to} TEMPLATE {from}"),
+        ] {
+            self.run("/postgres", &sql);
+        }
+    }
+
     /// Makes an empty database. Returns its URL.
     pub fn database(&self) -> String {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let name = format!("state_{}", NEXT.fetch_add(1, Ordering::Relaxed));
         self.psql("postgres", &format!("CREATE DATABASE {name}")).expect("a database can be made");
         self.url(&name)
+    }
+
+    /// Makes an empty database whose texts are ordered as in a language, such as `en-US`. Returns its URL.
+    pub fn database_in(&self, language: &str) -> String {
+        let name = format!("state_{}", language.replace('-', "_").to_lowercase());
+        let sql = format!(
+            "CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER icu ICU_LOCALE '{language}'"
+        );
+        self.psql("postgres", &sql).expect("a database with ICU's rules can be made");
+        self.url(&name)
+    }
+
+    /// What a statement gives in the database of `url`, as psql prints it.
+    pub fn ask(&self, url: &str, sql: &str) -> String {
+        let database = url.rsplit('/').next().expect("a URL ends with its database");
+        self.psql(database, sql).expect("a statement of a test")
     }
 
     fn url(&self, database: &str) -> String {

@@ -193,13 +193,19 @@ pub(super) fn build(
     let (policy, catalogue) = (inputs.load_policy()?, inputs.load_catalogue()?);
     let ahead_ms = inputs.now()?.since(wall_clock());
     let clock: Arc<dyn Clock> = Arc::new(WallClock { ahead_ms });
-    let budget = Arc::new(Budget::new(&policy.rates, Arc::clone(&clock)));
-    let caller = Caller::new(runtime.handle().clone(), Arc::clone(&budget));
     let store = open_state(live, named, &runtime)?;
     let known = match &store {
         Some(store) => runtime.block_on(load_known(store, live.retained))?,
         None => Known::default(),
     };
+    let budget = Arc::new(match &store {
+        // Once a plan is applied a shim may run beside us, on this machine or another.
+        Some(store) if known.applied => {
+            Budget::beside(&policy.rates, Arc::clone(&clock), Arc::clone(store), runtime.handle().clone())
+        }
+        _ => Budget::new(&policy.rates, Arc::clone(&clock)),
+    });
+    let caller = Caller::new(runtime.handle().clone(), Arc::clone(&budget));
 
     let config = Config::load(ui.config.as_deref())?;
     let http_clock: clients::Clock = {

@@ -6,7 +6,7 @@ mod progress;
 mod rounds;
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -325,7 +325,9 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> CommandResult {
     let mut streamed = 0u64;
     let mut out = BufWriter::with_capacity(64 * 1024, io::stdout());
     let meter = Meter::default();
-    let report = progress::with_progress(ui, &meter, sides, live.as_ref(), || {
+    // Lines that come meanwhile would run into the bar.
+    let drawn = Ui { progress: ui.progress && !(streams && io::stdout().is_terminal()), ..ui.clone() };
+    let report = progress::with_progress(&drawn, &meter, sides, live.as_ref(), || {
         verify(sides, &options, &keys, run.as_mut(), &meter, &mut |finding| {
             if !streams {
                 return;
@@ -342,6 +344,10 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> CommandResult {
                 }
                 None => Ok(()),
             };
+            if live.is_some() {
+                // Asking takes so long that nobody should wait for a full buffer as well.
+                let _ = out.flush();
+            }
             if finding.is_none() {
                 streamed = 0;
             }

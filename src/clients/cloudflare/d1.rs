@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use super::CloudflareClient;
 use crate::clients::http::judged;
 use crate::clients::reply::contract;
-use crate::ports::{ApiErrorKind, ApiResult, AuditRow, AuditSink};
+use crate::domain::time::Timestamp;
+use crate::ports::{AUDIT_PAGE, ApiErrorKind, ApiResult, AuditRead, AuditRecord, AuditRow, AuditSink};
 
 /// Inserts the rows of a JSON array, each once. The table is
 /// `kv_audit(op_id TEXT PRIMARY KEY, at TEXT, key TEXT, action TEXT, source TEXT, fingerprint TEXT)`.
@@ -19,6 +20,19 @@ use crate::ports::{ApiErrorKind, ApiResult, AuditRow, AuditSink};
 pub const INSERT_AUDIT_SQL: &str = "INSERT INTO kv_audit (op_id, at, key, action, source, fingerprint) \
      SELECT value ->> 'op_id', value ->> 'at', value ->> 'key', value ->> 'action', value ->> 'source', \
      value ->> 'fingerprint' FROM json_each(?1) WHERE true ON CONFLICT (op_id) DO NOTHING";
+
+/// Rows behind a place. `rowid` grows with every insertion, whatever the rows say; texts are all
+/// that a parameter can be.
+pub const READ_AUDIT_SQL: &str = "SELECT rowid, op_id, at, key, action, source, fingerprint FROM kv_audit \
+     WHERE rowid > CAST(?1 AS INTEGER) ORDER BY rowid LIMIT 1000";
+
+/// The newest row.
+pub const AUDIT_END_SQL: &str =
+    "SELECT rowid, op_id, at, key, action, source, fingerprint FROM kv_audit ORDER BY rowid DESC LIMIT 1";
+
+/// The rows of some operations, given as a JSON array.
+pub const FIND_AUDIT_SQL: &str = "SELECT rowid, op_id, at, key, action, source, fingerprint FROM kv_audit \
+     WHERE op_id IN (SELECT value FROM json_each(?1))";
 
 /// Bytes of JSON in one statement: half of the 2 MB that D1 takes as one text.
 const CHUNK_BYTES_MAX: usize = 1_000_000;
@@ -31,19 +45,87 @@ pub(super) const RAW: &str = "/d1/database/{id}/raw";
 impl AuditSink for CloudflareClient {
     async fn append_audit(&self, rows: &[AuditRow]) -> ApiResult<()> {
         for chunk in chunks(rows) {
-            let request = self.request(Method::POST, RAW, &format!("/d1/database/{}/raw", self.d1));
-            let line = request.line();
-            let body = json!({"sql": INSERT_AUDIT_SQL, "params": [chunk]});
-            let statements: Vec<WireStatement> = judged(&line, self.call(request.json(&body)).await?.result())?;
-            judged(&line, check(&statements))?;
+            self.query(INSERT_AUDIT_SQL, &[chunk], |statements| check(&statements)).await?;
         }
         Ok(())
+    }
+}
+
+impl AuditRead for CloudflareClient {
+    async fn audit_end(&self) -> ApiResult<u64> {
+        let rows = self.query(AUDIT_END_SQL, &[], records).await?;
+        Ok(rows.last().map_or(0, |row| row.place))
+    }
+
+    async fn read_audit(&self, after: u64) -> ApiResult<Vec<AuditRecord>> {
+        let in_order = |statements| {
+            let rows = records(statements)?;
+            let places = || std::iter::once(after).chain(rows.iter().map(|row| row.place));
+            if rows.len() > AUDIT_PAGE || !places().zip(places().skip(1)).all(|(before, next)| before < next) {
+                return Err(contract("rows that were not asked for"));
+            }
+            Ok(rows)
+        };
+        self.query(READ_AUDIT_SQL, &[after.to_string()], in_order).await
+    }
+
+    async fn find_audit(&self, op_ids: &[String]) -> ApiResult<Vec<AuditRecord>> {
+        self.query(FIND_AUDIT_SQL, &[json!(op_ids).to_string()], records).await
+    }
+}
+
+impl CloudflareClient {
+    async fn query<T>(
+        &self,
+        sql: &str,
+        params: &[String],
+        understand: impl FnOnce(Vec<WireStatement>) -> Result<T, ApiErrorKind>,
+    ) -> ApiResult<T> {
+        let request = self.request(Method::POST, RAW, &format!("/d1/database/{}/raw", self.d1));
+        let line = request.line();
+        let body = json!({"sql": sql, "params": params});
+        let statements: Vec<WireStatement> = judged(&line, self.call(request.json(&body)).await?.result())?;
+        judged(&line, understand(statements))
     }
 }
 
 #[derive(Deserialize)]
 struct WireStatement {
     success: bool,
+    #[serde(default)]
+    results: Option<WireTable>,
+}
+
+#[derive(Deserialize)]
+struct WireTable {
+    rows: Vec<[Value; 7]>,
+}
+
+/// The rows of the only statement. Others may have written what they like: a cell that is no text
+/// is kept as what it looks like, and only the place must be a number.
+fn records(statements: Vec<WireStatement>) -> Result<Vec<AuditRecord>, ApiErrorKind> {
+    check(&statements)?;
+    let [WireStatement { results: Some(table), .. }] = &statements[..] else {
+        return Err(contract("no rows under the statement"));
+    };
+    let text = |cell: &Value| match cell {
+        Value::Null => None,
+        Value::String(text) => Some(text.clone()),
+        other => Some(other.to_string()),
+    };
+    let record = |[place, op_id, at, key, action, source, fingerprint]: &[Value; 7]| {
+        let some = |cell| text(cell).unwrap_or_default();
+        Ok(AuditRecord {
+            place: place.as_u64().ok_or_else(|| contract("a row without a place"))?,
+            op_id: some(op_id),
+            at: at.as_str().and_then(|at| Timestamp::parse(at).ok()),
+            key: some(key),
+            action: some(action),
+            source: some(source),
+            fingerprint: text(fingerprint),
+        })
+    };
+    table.rows.iter().map(record).collect()
 }
 
 fn check(statements: &[WireStatement]) -> Result<(), ApiErrorKind> {
@@ -137,8 +219,46 @@ mod tests {
 
     #[test]
     fn a_statement_without_a_success_is_not_one() {
+        let statement = |success| WireStatement { success, results: None };
         assert!(check(&[]).is_err());
-        assert!(check(&[WireStatement { success: false }]).is_err());
-        assert!(check(&[WireStatement { success: true }]).is_ok());
+        assert!(check(&[statement(false)]).is_err());
+        assert!(check(&[statement(true)]).is_ok());
+        assert!(records(vec![statement(true)]).is_err(), "a question without rows is no answer");
+    }
+
+    #[tokio::test]
+    async fn rows_are_read_in_the_order_of_their_insertion() {
+        let mut db = SqliteConnection::connect("sqlite::memory:").await.unwrap();
+        sqlx::query(
+            "CREATE TABLE kv_audit (op_id TEXT PRIMARY KEY, at TEXT, key TEXT, action TEXT, source TEXT, fingerprint TEXT)",
+        )
+        .execute(&mut db)
+        .await
+        .unwrap();
+        for id in ["z", "m", "a"] {
+            sqlx::query("INSERT INTO kv_audit (op_id) VALUES (?1)").bind(id).execute(&mut db).await.unwrap();
+        }
+        let ids = |rows: Vec<sqlx::sqlite::SqliteRow>| {
+            rows.iter().map(|row| (row.get::<i64, _>("rowid"), row.get("op_id"))).collect::<Vec<(i64, String)>>()
+        };
+        let behind = sqlx::query(READ_AUDIT_SQL).bind("1").fetch_all(&mut db).await.unwrap();
+        assert_eq!(ids(behind), [(2, "m".to_owned()), (3, "a".to_owned())]);
+        assert_eq!(ids(sqlx::query(AUDIT_END_SQL).fetch_all(&mut db).await.unwrap()), [(3, "a".to_owned())]);
+        let found = sqlx::query(FIND_AUDIT_SQL).bind(r#"["z","q"]"#).fetch_all(&mut db).await.unwrap();
+        assert_eq!(ids(found), [(1, "z".to_owned())]);
+    }
+
+    #[test]
+    fn what_others_wrote_is_taken_as_it_is() {
+        let table = |rows: Value| {
+            serde_json::from_value::<Vec<WireStatement>>(
+                json!([{"success": true, "results": {"columns": [], "rows": rows}}]),
+            )
+        };
+        let row = json!([7, null, 1_790_000_000, "k", "put", "nango-webhook", null]);
+        let row = records(table(json!([row])).unwrap()).unwrap().remove(0);
+        assert_eq!((row.place, row.op_id.as_str(), row.at, row.source.as_str()), (7, "", None, "nango-webhook"));
+        assert!(records(table(json!([["7", "op", "t", "k", "put", "s", null]])).unwrap()).is_err());
+        assert!(table(json!([[7, "op"]])).is_err());
     }
 }

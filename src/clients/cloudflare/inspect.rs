@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::CloudflareClient;
-use super::kv::{BULK_GET, BULK_GET_MAX, KEYS, LIST_ROWS};
+use super::kv::{BULK_GET, BULK_GET_MAX, KEYS, WireKey};
 use crate::clients::http::{BULK_BODY_BYTES_MAX, Request, judged, segment};
 use crate::clients::reply::{contract, refused};
 use crate::domain::secret::Secret;
@@ -27,29 +27,14 @@ impl CloudflareClient {
 
 impl KvInspect for CloudflareClient {
     async fn list_page(&self, place: &KvPlace, prefix: &str, cursor: Option<&str>) -> ApiResult<KeyListing> {
-        let mut request = self.place_request(Method::GET, KEYS, place, "/keys")?.query("limit", &LIST_ROWS.to_string());
-        if !prefix.is_empty() {
-            request = request.query("prefix", prefix);
-        }
-        if let Some(cursor) = cursor {
-            request = request.query("cursor", cursor);
-        }
-        let line = request.line();
-        let envelope = self.call(request).await?;
-        let next = envelope.cursor();
-        if next.is_some() && next.as_deref() == cursor {
-            return Err(line.error(contract("a cursor that points to itself")));
-        }
-        let rows: Vec<WireListed> = judged(&line, envelope.result())?;
-        if rows.iter().any(|row| !row.name.starts_with(prefix)) {
-            return Err(line.error(contract("keys outside the prefix asked for")));
-        }
-        let keys = rows.into_iter().map(|WireListed { name, expiration, metadata }| ListedKey {
+        let request = self.place_request(Method::GET, KEYS, place, "/keys")?;
+        let (rows, cursor) = self.list(request, prefix, cursor).await?;
+        let keys = rows.into_iter().map(|WireKey { name, expiration, metadata }| ListedKey {
             name,
             expiration,
             metadata: metadata.filter(|metadata| !metadata.is_null()),
         });
-        Ok(KeyListing { keys: keys.collect(), cursor: next })
+        Ok(KeyListing { keys: keys.collect(), cursor })
     }
 
     async fn read_values(&self, place: &KvPlace, keys: &[String]) -> ApiResult<BTreeMap<String, Option<StoredValue>>> {
@@ -74,15 +59,6 @@ impl KvInspect for CloudflareClient {
         };
         judged(&line, keys.iter().map(read).collect::<Result<_, ApiErrorKind>>())
     }
-}
-
-#[derive(Deserialize)]
-struct WireListed {
-    name: String,
-    #[serde(default)]
-    expiration: Option<i64>,
-    #[serde(default)]
-    metadata: Option<Value>,
 }
 
 #[derive(Deserialize)]

@@ -16,7 +16,7 @@ use crate::domain::token::{KvEntry, KvEntryError, KvMetadata};
 use crate::ports::{ApiErrorKind, ApiResult, KvKey, KvPage, KvPut, KvRead, KvWrite, Namespace};
 
 /// Keys in one page of a listing, the most there is.
-pub(super) const LIST_ROWS: usize = 1_000;
+const LIST_ROWS: usize = 1_000;
 
 /// Keys in one bulk read.
 pub(super) const BULK_GET_MAX: usize = 100;
@@ -37,6 +37,33 @@ const BULK: &str = "/storage/kv/namespaces/{id}/bulk";
 pub(super) const BULK_GET: &str = "/storage/kv/namespaces/{id}/bulk/get";
 
 impl CloudflareClient {
+    /// One page of a listing, with the cursor of the next one.
+    pub(super) async fn list(
+        &self,
+        mut request: Request,
+        prefix: &str,
+        cursor: Option<&str>,
+    ) -> ApiResult<(Vec<WireKey>, Option<String>)> {
+        request = request.query("limit", &LIST_ROWS.to_string());
+        if !prefix.is_empty() {
+            request = request.query("prefix", prefix);
+        }
+        if let Some(cursor) = cursor {
+            request = request.query("cursor", cursor);
+        }
+        let line = request.line();
+        let envelope = self.call(request).await?;
+        let next = envelope.cursor();
+        if next.is_some() && next.as_deref() == cursor {
+            return Err(line.error(contract("a cursor that points to itself")));
+        }
+        let rows: Vec<WireKey> = judged(&line, envelope.result())?;
+        if rows.iter().any(|row| !row.name.starts_with(prefix)) {
+            return Err(line.error(contract("keys outside the prefix asked for")));
+        }
+        Ok((rows, next))
+    }
+
     fn value_request(&self, method: Method, namespace: Namespace, key: &str) -> ApiResult<Request> {
         let line = self.kv_request(method.clone(), VALUE, namespace, "").line();
         let path = judged(&line, check_key(key).and_then(|()| segment(key)))?;
@@ -59,24 +86,9 @@ impl CloudflareClient {
 
 impl KvRead for CloudflareClient {
     async fn list_keys(&self, namespace: Namespace, prefix: &str, cursor: Option<&str>) -> ApiResult<KvPage> {
-        let mut request = self.kv_request(Method::GET, KEYS, namespace, "/keys").query("limit", &LIST_ROWS.to_string());
-        if !prefix.is_empty() {
-            request = request.query("prefix", prefix);
-        }
-        if let Some(cursor) = cursor {
-            request = request.query("cursor", cursor);
-        }
-        let line = request.line();
-        let envelope = self.call(request).await?;
-        let next = envelope.cursor();
-        if next.is_some() && next.as_deref() == cursor {
-            return Err(line.error(contract("a cursor that points to itself")));
-        }
-        let rows: Vec<WireKey> = judged(&line, envelope.result())?;
-        if rows.iter().any(|row| !row.name.starts_with(prefix)) {
-            return Err(line.error(contract("keys outside the prefix asked for")));
-        }
-        Ok(KvPage { keys: rows.into_iter().map(WireKey::into_key).collect(), cursor: next })
+        let request = self.kv_request(Method::GET, KEYS, namespace, "/keys");
+        let (rows, cursor) = self.list(request, prefix, cursor).await?;
+        Ok(KvPage { keys: rows.into_iter().map(WireKey::into_key).collect(), cursor })
     }
 
     async fn bulk_get(
@@ -197,10 +209,12 @@ fn bulk_body(puts: &[&KvPut]) -> Result<Vec<u8>, ApiErrorKind> {
 }
 
 #[derive(Deserialize)]
-struct WireKey {
-    name: String,
+pub(super) struct WireKey {
+    pub name: String,
     #[serde(default)]
-    metadata: Option<Value>,
+    pub expiration: Option<i64>,
+    #[serde(default)]
+    pub metadata: Option<Value>,
 }
 
 impl WireKey {

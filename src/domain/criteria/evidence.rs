@@ -38,7 +38,7 @@ pub enum EvidenceSource {
     Scan,
     /// Comparisons of both namespaces.
     Verify,
-    /// Audit rows on their way to D1.
+    /// The audit trail in D1: our rows written and read back, and those of others read.
     Audit,
 }
 
@@ -159,6 +159,8 @@ impl LookTally {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Evidence {
     pub now: Timestamp,
+    /// When the plan was applied: nothing was watched before.
+    pub began_at: Option<Timestamp>,
     pub first_refresh_at: Option<Timestamp>,
     /// Times without evidence, by any source; those that last now end at `now`.
     pub gaps: Vec<Gap>,
@@ -189,6 +191,10 @@ pub struct Evidence {
     pub dead_letters: Vec<Note>,
     pub scan: LookTally,
     pub foreign_writes: Vec<Note>,
+    /// Readings of the audit trail, which shows writes that were overwritten between two scans.
+    pub audit: LookTally,
+    /// Rows of ours that the audit trail took and does not show.
+    pub audit_lost: Vec<Note>,
     pub ambiguous: Vec<Note>,
     /// Effects on the outside that were attempted, each of which could have ended unknown.
     pub effects: u64,

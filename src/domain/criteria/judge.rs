@@ -43,19 +43,7 @@ pub fn judge(policy: &CriteriaPolicy, e: &Evidence, waivers: &[Waiver]) -> Asses
         j.looked("parity", EvidenceSource::Verify, &e.verify, j.parity()),
         j.lag(),
         j.none("dead-letters", "dead letters", &e.dead_letters, p.dead_letters_max, e.lag_samples, lags),
-        j.looked(
-            "foreign-writes",
-            EvidenceSource::Scan,
-            &e.scan,
-            j.none(
-                "foreign-writes",
-                "writes",
-                &e.foreign_writes,
-                p.foreign_writes_max,
-                e.scan.runs,
-                p.scan_samples_min.into(),
-            ),
-        ),
+        j.foreign_writes(),
         j.none("ambiguous", "outcomes", &e.ambiguous, p.ambiguous_max, e.effects, 1),
         j.proofs("identity", "triplets", &e.identity),
         j.proofs("scopes", "triplets", &e.scopes),
@@ -73,14 +61,14 @@ struct Judge<'a> {
     waivers: Vec<&'a Waiver>,
 }
 
-/// Whose evidence a criterion lives on. `None`: on our own books, which are always there to be read.
-fn source_of(id: &str) -> Option<EvidenceSource> {
+/// Whose evidence a criterion lives on. None: on our own books, which are always there to be read.
+fn sources_of(id: &str) -> &'static [EvidenceSource] {
     match id {
-        "smoke-staleness" => Some(EvidenceSource::Smoke),
-        "parity" => Some(EvidenceSource::Verify),
-        "foreign-writes" => Some(EvidenceSource::Scan),
-        "ambiguous" | "identity" | "scopes" | "reverse-rehearsed" => None,
-        _ => Some(EvidenceSource::Duties),
+        "smoke-staleness" => &[EvidenceSource::Smoke],
+        "parity" => &[EvidenceSource::Verify],
+        "foreign-writes" => &[EvidenceSource::Scan, EvidenceSource::Audit],
+        "ambiguous" | "identity" | "scopes" | "reverse-rehearsed" => &[],
+        _ => &[EvidenceSource::Duties],
     }
 }
 
@@ -143,6 +131,7 @@ impl Judge<'_> {
     /// From when a criterion counts: its window, but nothing before the initial delay is over.
     fn since(&self, id: &str) -> Timestamp {
         let window = self.e.now.plus_ms(-self.policy.window_of(id).0);
+        let window = self.e.began_at.map_or(window, |began_at| window.max(began_at));
         let delay = self.policy.initial_delay.0;
         match self.e.first_refresh_at {
             Some(first) if delay > 0 => window.max(first.plus_ms(delay)),
@@ -210,7 +199,7 @@ impl Judge<'_> {
         if judged.verdict == Verdict::Fail {
             return judged;
         }
-        debug_assert_eq!(source_of(id), Some(source));
+        debug_assert!(sources_of(id).contains(&source));
         let (errors, untold) = (tally.errors_in_a_row, tally.inconclusive_in_a_row);
         if errors > self.policy.errors_in_a_row_max.into() {
             judged.verdict = Verdict::Inconclusive;
@@ -224,7 +213,7 @@ impl Judge<'_> {
 
     /// A source that is silent now can show nothing: what passed on it is not known any more.
     fn silence(&self, mut judged: Judged) -> Judged {
-        let since = source_of(&judged.id).and_then(|source| Some((source, *self.e.silent.get(&source)?)));
+        let since = sources_of(&judged.id).iter().find_map(|source| Some((source, *self.e.silent.get(source)?)));
         if let Some((source, since)) = since
             && judged.verdict == Verdict::Pass
         {
@@ -319,6 +308,25 @@ impl Judge<'_> {
         }
         let verdict = if left > 0 || clock.paused.is_some() { Verdict::Inconclusive } else { Verdict::Pass };
         sheet.say(verdict, said.join("; "))
+    }
+
+    /// Scans see what stands in KV; what was overwritten between two of them shows in the audit trail
+    /// alone. Without either nobody knows.
+    fn foreign_writes(&self) -> Judged {
+        let (e, p, id) = (self.e, self.policy, "foreign-writes");
+        let needed = p.scan_samples_min.into();
+        let scanned = self.none(id, "writes", &e.foreign_writes, p.foreign_writes_max, e.scan.runs, needed);
+        let scanned = self.looked(id, EvidenceSource::Scan, &e.scan, scanned);
+        let mut judged = self.looked(id, EvidenceSource::Audit, &e.audit, scanned);
+        let (lost, _) = self.uncovered(id, e.audit_lost.iter().collect());
+        if judged.verdict == Verdict::Pass && e.audit.runs == 0 {
+            judged.verdict = Verdict::Inconclusive;
+            judged.reason = "the audit trail was not read yet".to_owned();
+        } else if judged.verdict == Verdict::Pass && !lost.is_empty() {
+            judged.verdict = Verdict::Inconclusive;
+            judged.reason = format!("the audit trail lacks {} rows that it took: {}", lost.len(), named(&lost));
+        }
+        judged
     }
 
     fn delivery_rate(&self) -> Judged {

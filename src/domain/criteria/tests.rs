@@ -49,6 +49,7 @@ fn healthy() -> Evidence {
         lag_p99_ms: Some(900),
         lag_samples: 100,
         scan: tally(9, 18),
+        audit: tally(9, 90),
         effects: 12,
         identity: proofs.clone(),
         scopes: proofs.clone(),
@@ -270,6 +271,84 @@ fn thresholds_are_inclusive_and_just_over_is_not() {
     for r in table() {
         assert_eq!(judged(r.id, &changed(r.at), &[]).verdict, Verdict::Pass, "{} at its threshold", r.id);
         assert_eq!(judged(r.id, &changed(r.over), &[]).verdict, r.over_says, "{} just over", r.id);
+    }
+}
+
+/// Every criterion in every state of its evidence, without a waiver, with one, and with one that ended.
+#[test]
+fn the_truth_table_holds_for_every_criterion_and_every_waiver() {
+    let silent: std::collections::BTreeMap<_, _> = EvidenceSource::ALL.map(|s| (s, START.plus_ms(29 * DAY_MS))).into();
+    let (pass, fail, unknown) = (Verdict::Pass, Verdict::Fail, Verdict::Inconclusive);
+    let mut cases = 0;
+    for r in table() {
+        let gap = Evidence { silent: silent.clone(), ..healthy() };
+        let after_a_gap = Evidence {
+            gaps: vec![super::Gap {
+                from: START.plus_ms(DAY_MS),
+                until: START.plus_ms(2 * DAY_MS),
+                source: "audit".to_owned(),
+                reason: "no look got an answer".to_owned(),
+            }],
+            ..healthy()
+        };
+        for (state, evidence, says) in [
+            ("no data", Evidence { now: now(), ..Evidence::default() }, unknown),
+            ("too few samples", changed(r.few), unknown),
+            ("a gap now", gap, if r.streams { unknown } else { pass }),
+            // A day that nobody watched is a day less of the soak, and nothing else.
+            ("a gap before", after_a_gap, if r.id == "soak-duration" { unknown } else { pass }),
+            ("at its threshold", changed(r.at), pass),
+            ("just over", changed(r.over), r.over_says),
+        ] {
+            let whole = |until| [waiver(r.id, "*", until)];
+            let bare = judged(r.id, &evidence, &[]);
+            let waived = judged(r.id, &evidence, &whole(now().plus_ms(1)));
+            let expired = judged(r.id, &evidence, &whole(now()));
+            assert_eq!((bare.verdict, bare.stands()), (says, says), "{} with {state}: {bare:?}", r.id);
+            assert_eq!((waived.verdict, waived.stands()), (says, pass), "{} with {state}, waived", r.id);
+            assert_eq!(waived.waived, says != pass, "{} with {state}: {waived:?}", r.id);
+            assert_eq!(expired, bare, "{} with {state}: a waiver that ended is as if absent", r.id);
+            assert!(says == pass || !bare.reason.is_empty());
+            cases += 1;
+        }
+    }
+    assert_eq!((cases, fail > unknown), (6 * CRITERIA.len(), true));
+}
+
+#[test]
+fn foreign_writes_need_the_audit_trail_as_well_as_the_scans() {
+    let says = |change: Change| {
+        let judged = judged("foreign-writes", &changed(change), &[]);
+        (judged.verdict, judged.reason)
+    };
+    let (verdict, reason) = says(|e| e.audit = LookTally::default());
+    assert!(verdict == Verdict::Inconclusive && reason.contains("not read yet"), "{reason}");
+    let (verdict, reason) = says(|e| e.audit.errors_in_a_row = 6);
+    assert!(verdict == Verdict::Inconclusive && reason.contains("looks of `audit` got no answer"), "{reason}");
+    let (verdict, reason) = says(|e| e.audit_lost = vec![note(A)]);
+    assert!(verdict == Verdict::Inconclusive && reason.contains("lacks 1 rows that it took: kahuna:slack"), "{reason}");
+    let (verdict, reason) = says(|e| {
+        e.silent.insert(EvidenceSource::Audit, START);
+    });
+    assert!(verdict == Verdict::Inconclusive && reason.contains("no evidence from `audit`"), "{reason}");
+    // What is known to be wrong stays wrong.
+    let (verdict, _) = says(|e| {
+        e.audit = LookTally::default();
+        e.foreign_writes = vec![note(A), note(B)];
+    });
+    assert_eq!(verdict, Verdict::Fail);
+    // A row that is lost can be waived by the name of its triplet.
+    let lost = changed(|e| e.audit_lost = vec![note(A)]);
+    let waived = judged("foreign-writes", &lost, &[waiver("foreign-writes", A, now().plus_ms(1))]);
+    assert_eq!(waived.verdict, Verdict::Pass);
+}
+
+#[test]
+fn nothing_counts_from_before_the_plan() {
+    let began = START.plus_ms(-HOUR_MS);
+    let e = Evidence { began_at: Some(began), now: START.plus_ms(DAY_MS), ..healthy() };
+    for judged in judge(&policy(), &e, &[]).criteria {
+        assert!(judged.since.is_none_or(|since| since >= began), "{judged:?}");
     }
 }
 

@@ -257,6 +257,21 @@ impl<R: OutsideRead> KvWrite for Dry<R> {
     }
 }
 
+/// A query is a `POST`, and a dry run leaves no rows to be read back.
+impl<R: OutsideRead> AuditRead for Dry<R> {
+    async fn audit_end(&self) -> ApiResult<u64> {
+        Ok(0)
+    }
+
+    async fn read_audit(&self, _: u64) -> ApiResult<Vec<AuditRecord>> {
+        Ok(Vec::new())
+    }
+
+    async fn find_audit(&self, _: &[String]) -> ApiResult<Vec<AuditRecord>> {
+        Ok(Vec::new())
+    }
+}
+
 impl<R: OutsideRead> AuditSink for Dry<R> {
     async fn append_audit(&self, _: &[AuditRow]) -> ApiResult<()> {
         Ok(())
@@ -311,31 +326,7 @@ impl<R: OutsideRead> ProviderRead for Dry<R> {
 }
 
 impl<R: OutsideRead> Outside for Dry<R> {
-    type Source = Self;
-    type Target = Self;
-    type Cloudflare = Self;
-    type Gateway = Self;
-    type Provider = Self;
-
-    fn source(&self) -> &Self {
-        self
-    }
-
-    fn target(&self) -> &Self {
-        self
-    }
-
-    fn cloudflare(&self) -> &Self {
-        self
-    }
-
-    fn gateway(&self) -> &Self {
-        self
-    }
-
-    fn provider(&self) -> &Self {
-        self
-    }
+    itself!();
 
     fn take_traffic(&self) -> BTreeMap<Api, Traffic> {
         BTreeMap::new()

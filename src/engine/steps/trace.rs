@@ -254,6 +254,20 @@ impl<O: Outside> KvWrite for Traced<O> {
     }
 }
 
+impl<O: Outside> AuditRead for Traced<O> {
+    async fn audit_end(&self) -> ApiResult<u64> {
+        self.inner.cloudflare().audit_end().await
+    }
+
+    async fn read_audit(&self, after: u64) -> ApiResult<Vec<AuditRecord>> {
+        self.inner.cloudflare().read_audit(after).await
+    }
+
+    async fn find_audit(&self, op_ids: &[String]) -> ApiResult<Vec<AuditRecord>> {
+        self.inner.cloudflare().find_audit(op_ids).await
+    }
+}
+
 impl<O: Outside> AuditSink for Traced<O> {
     /// Rows about steps are no steps of their own.
     async fn append_audit(&self, rows: &[AuditRow]) -> ApiResult<()> {
@@ -298,31 +312,7 @@ impl<O: Outside> ProviderRead for Traced<O> {
 }
 
 impl<O: Outside> Outside for Traced<O> {
-    type Source = Self;
-    type Target = Self;
-    type Cloudflare = Self;
-    type Gateway = Self;
-    type Provider = Self;
-
-    fn source(&self) -> &Self {
-        self
-    }
-
-    fn target(&self) -> &Self {
-        self
-    }
-
-    fn cloudflare(&self) -> &Self {
-        self
-    }
-
-    fn gateway(&self) -> &Self {
-        self
-    }
-
-    fn provider(&self) -> &Self {
-        self
-    }
+    itself!();
 
     fn take_traffic(&self) -> BTreeMap<Api, Traffic> {
         self.inner.take_traffic()

@@ -2,8 +2,9 @@
 //! (cloudflare.md §3).
 //!
 //! Only the statements that an audit needs are understood: inserts of listed values or of a JSON
-//! text through `json_each`, counting, reading the newest rows, and looking at the table and mending
-//! it. Everything else is a SQL error in D1's shape. The newest rows are kept; all are counted.
+//! text through `json_each`, counting, reading (all rows, those behind a `rowid`, those of some
+//! operations), and looking at the table and mending it. Everything else is a SQL error in D1's shape.
+//! The newest rows are kept; all are counted.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -17,14 +18,27 @@ use super::http::failure;
 
 const COLUMNS: [&str; 6] = ["op_id", "at", "key", "action", "source", "fingerprint"];
 /// Rows kept for reading.
-const ROWS_MAX: usize = 1_000;
+const ROWS_MAX: usize = 100_000;
 /// Operation ids remembered for `ON CONFLICT DO NOTHING`.
 const OPS_MAX: usize = 100_000;
 const SQL_BYTES_MAX: usize = 100 * 1_024;
 const PARAMS_MAX: usize = 100;
 const TEXT_BYTES_MAX: usize = 2_000_000;
 
+/// The values of [`COLUMNS`].
 type Row = [Value; 6];
+
+/// The place of a column in a row; [`ROWID`] for the number of the row itself.
+const ROWID: usize = COLUMNS.len();
+
+fn place_of(column: &str) -> Option<usize> {
+    let found = COLUMNS.iter().position(|name| *name == column);
+    found.or_else(|| (column == "rowid").then_some(ROWID))
+}
+
+fn cell(row: &(u64, &Row), place: usize) -> Value {
+    row.1.get(place).cloned().unwrap_or_else(|| row.0.into())
+}
 
 #[derive(Clone, Debug, Default)]
 pub(in crate::sandbox) struct Audit {
@@ -119,30 +133,64 @@ impl Audit {
             if what.trim() == "*" { COLUMNS.to_vec() } else { what.split(',').map(str::trim).collect() };
         let places: Vec<usize> = columns
             .iter()
-            .map(|name| {
-                COLUMNS.iter().position(|c| c == name).ok_or_else(|| format!("no such column: {name}: SQLITE_ERROR"))
-            })
+            .map(|name| place_of(name).ok_or_else(|| format!("no such column: {name}: SQLITE_ERROR")))
             .collect::<Result<_, _>>()?;
-        let limit = match tail.split_once(" limit ") {
+        let limit = match tail.split_once(" limit ").map(|(_, n)| n.trim()) {
             None => ROWS_MAX,
-            Some((_, n)) => {
-                let n = n.trim();
+            Some(n) => {
                 let bound = if n.starts_with('?') { params.first().map(String::as_str).unwrap_or_default() } else { n };
                 bound.parse().map_err(|_| "datatype mismatch: SQLITE_MISMATCH".to_owned())?
             }
         };
-        let mut rows: Vec<&Row> = self.rows.iter().collect();
+        // Rows are numbered as they come in and none is ever deleted.
+        let first = self.total - self.rows.len() as u64 + 1;
+        let numbered = || (first..).zip(self.rows.iter());
+        let mut rows: Vec<(u64, &Row)> = match condition(tail, params)? {
+            Condition::None => numbered().collect(),
+            Condition::Behind(place) => numbered().filter(|(number, _)| *number > place).collect(),
+            Condition::Among(ids) => {
+                numbered().filter(|(_, row)| ids.contains(row[0].as_str().unwrap_or(""))).collect()
+            }
+        };
         if let Some((_, order)) = tail.split_once("order by ") {
             let mut words = order.split([' ', ',']);
-            let column = words.next().unwrap_or_default();
-            let place = COLUMNS.iter().position(|c| *c == column).unwrap_or(1);
-            rows.sort_by_key(|row| row[place].to_string());
+            match place_of(words.next().unwrap_or_default()).unwrap_or(1) {
+                ROWID => {}
+                place => rows.sort_by_key(|row| cell(row, place).to_string()),
+            }
             if words.next() == Some("desc") {
                 rows.reverse();
             }
         }
-        let rows = rows.into_iter().take(limit).map(|row| places.iter().map(|p| row[*p].clone()).collect()).collect();
+        let shown = |row: (u64, &Row)| places.iter().map(|place| cell(&row, *place)).collect();
+        let rows = rows.into_iter().take(limit).map(shown).collect();
         Ok(Outcome { columns: columns.into_iter().map(str::to_owned).collect(), rows, changes: 0 })
+    }
+}
+
+/// Which rows a statement asks for.
+enum Condition {
+    None,
+    /// `rowid > CAST(?1 AS INTEGER)`
+    Behind(u64),
+    /// `op_id IN (SELECT value FROM json_each(?1))`
+    Among(HashSet<String>),
+}
+
+fn condition(tail: &str, params: &[String]) -> Result<Condition, String> {
+    let Some((_, condition)) = tail.split_once(" where ") else { return Ok(Condition::None) };
+    let condition = condition.split(" order by ").next().unwrap_or_default().trim();
+    let parameter = || params.first().ok_or_else(|| "wrong number of parameter bindings".to_owned());
+    match condition {
+        "rowid > cast(?1 as integer)" => {
+            // What is no number is 0 to SQLite's `CAST`.
+            Ok(Condition::Behind(parameter()?.parse().unwrap_or(0)))
+        }
+        "op_id in (select value from json_each(?1))" => {
+            let ids = serde_json::from_str(parameter()?).map_err(|_| "malformed JSON: SQLITE_ERROR".to_owned())?;
+            Ok(Condition::Among(ids))
+        }
+        other => Err(format!("near \"{other}\": syntax error: SQLITE_ERROR")),
     }
 }
 
@@ -298,6 +346,26 @@ mod tests {
         assert_eq!(audit.run(sql, &params).unwrap().changes, 1);
         assert_eq!(count(&mut audit), 3);
         assert!(audit.run("INSERT INTO kv_audit(op_id,at) VALUES (?,?)", &params).unwrap_err().contains("UNIQUE"));
+    }
+
+    #[test]
+    fn rows_are_read_behind_a_place_and_by_their_operation() {
+        let mut audit = Audit::default();
+        for n in ["b", "a", "c"] {
+            audit.run("INSERT INTO kv_audit(op_id,at) VALUES (?1,?1)", &[n.to_owned()]).unwrap();
+        }
+        let read = |audit: &mut Audit, sql: &str, param: &str| audit.run(sql, &[param.to_owned()]).unwrap().rows;
+        let behind = "SELECT rowid, op_id FROM kv_audit WHERE rowid > CAST(?1 AS INTEGER) ORDER BY rowid LIMIT 1000";
+        assert_eq!(
+            read(&mut audit, behind, "1"),
+            [[Value::from(2), Value::from("a")], [Value::from(3), Value::from("c")]]
+        );
+        assert!(read(&mut audit, behind, "3").is_empty());
+        let newest = "SELECT rowid FROM kv_audit ORDER BY rowid DESC LIMIT 1";
+        assert_eq!(read(&mut audit, newest, ""), [[Value::from(3)]]);
+        let among = "SELECT rowid, op_id FROM kv_audit WHERE op_id IN (SELECT value FROM json_each(?1))";
+        assert_eq!(read(&mut audit, among, r#"["b","q"]"#), [[Value::from(1), Value::from("b")]]);
+        assert!(audit.run("SELECT op_id FROM kv_audit WHERE at > 'x'", &[]).is_err());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use sha2::{Digest, Sha256};
 
 use crate::domain::secret::hex;
+use crate::plan::removal::File;
 
 use super::WorkerdError;
 
@@ -41,6 +42,12 @@ const NPM_FILES: [&str; 3] = [".npmrc", "package.json", "package-lock.json"];
 #[derive(Clone, Debug)]
 pub struct Workerd {
     folder: PathBuf,
+}
+
+/// The Worker's own code, without what serves it here.
+pub fn worker_sources() -> Vec<File> {
+    let of_the_worker = FILES.iter().filter(|(path, _)| path.starts_with("src/"));
+    of_the_worker.map(|(path, text)| File { path: (*path).to_owned(), text: (*text).to_owned() }).collect()
 }
 
 impl Workerd {

@@ -71,7 +71,10 @@ fn budget(b: &BudgetLine, theme: Theme) -> Line<'static> {
             spans.push(Span::styled(format!("{:>4} now, {:>4} urgent", b.left, b.left_urgent), style));
         }
     }
-    spans.push(Span::styled(format!("  limit {} in {}", b.limit, format_duration_ms(b.window_ms)), theme.quiet()));
+    spans.push(Span::styled(
+        format!("  limit {}/{}", b.limit, format_duration_ms(b.window_ms).replace(' ', "")),
+        theme.quiet(),
+    ));
     Line::from(spans)
 }
 

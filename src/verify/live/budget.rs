@@ -2,16 +2,19 @@
 //!
 //! The figures are those of [`crate::domain::budget`]. The clients' own budget refuses what is too
 //! much; this one makes the thread that reads a side wait for its slot, so that nothing is refused.
+//! Beside a state that a shim may work on, slots come from that state: all comparisons share a part
+//! of each limit that the shim leaves alone.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::super::settle::Clock;
-use crate::domain::budget::{Lane, Pace};
+use crate::domain::budget::{Lane, Limit, Pace};
 use crate::domain::time::Timestamp;
 use crate::plan::policy::RatePolicy;
 use crate::ports::Api;
+use crate::store::Store;
 
 const NANOS_PER_MS: i128 = 1_000_000;
 
@@ -22,19 +25,17 @@ struct Slots {
     every_ns: i128,
     /// When a whole burst may go again, ns.
     full_at: i128,
-    /// Nothing goes out before: the server said so.
-    held_until: i128,
 }
 
 impl Slots {
     fn new(pace: Pace) -> Self {
         let Pace { burst, every_ns } = pace;
-        Self { burst: burst.into(), every_ns: every_ns.into(), full_at: i128::MIN, held_until: i128::MIN }
+        Self { burst: burst.into(), every_ns: every_ns.into(), full_at: i128::MIN }
     }
 
     /// Takes the next slot: the request may go out at this time.
     fn take(&mut self, now: Timestamp) -> Timestamp {
-        let now = (i128::from(now.millis()) * NANOS_PER_MS).max(self.held_until);
+        let now = i128::from(now.millis()) * NANOS_PER_MS;
         let full_at = self.full_at.max(now);
         let at = now.max(full_at - (self.burst - 1) * self.every_ns);
         self.full_at = full_at + self.every_ns;
@@ -49,21 +50,53 @@ impl Slots {
     }
 }
 
+/// Where slots come from.
+enum Slotted {
+    /// Nobody else of ours is there: the ordinary share, by API or host.
+    Alone(Mutex<BTreeMap<String, Slots>>),
+    /// A shim may run on this state: the share of comparisons, kept in the state.
+    Beside(Arc<Store>, tokio::runtime::Handle),
+}
+
 /// The paces of all APIs and what was spent.
-#[derive(Debug)]
 pub struct Budget {
     clock: Arc<dyn Clock>,
-    slots: BTreeMap<Api, Mutex<Slots>>,
+    limits: BTreeMap<Api, Limit>,
+    slotted: Slotted,
+    /// Nothing goes to an API before: it said so. Milliseconds since the epoch.
+    held_until: BTreeMap<Api, AtomicI64>,
     spent: BTreeMap<Api, AtomicU64>,
+}
+
+impl std::fmt::Debug for Budget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Budget").field("spent", &self.spent()).finish_non_exhaustive()
+    }
 }
 
 impl Budget {
     /// The share of each limit that the policy does not reserve for live traffic.
     pub fn new(rates: &RatePolicy, clock: Arc<dyn Clock>) -> Self {
-        let slots = rates.limits().into_iter().map(|(api, limit)| (api, limit.pace(Lane::Ordinary)));
+        Self::of(rates, clock, Slotted::Alone(Mutex::default()))
+    }
+
+    /// The share of each limit that a shim leaves to comparisons, together with all others that
+    /// compare beside this state. `handle` must belong to a runtime that runs by itself.
+    pub fn beside(
+        rates: &RatePolicy,
+        clock: Arc<dyn Clock>,
+        store: Arc<Store>,
+        handle: tokio::runtime::Handle,
+    ) -> Self {
+        Self::of(rates, clock, Slotted::Beside(store, handle))
+    }
+
+    fn of(rates: &RatePolicy, clock: Arc<dyn Clock>, slotted: Slotted) -> Self {
         Self {
             clock,
-            slots: slots.map(|(api, pace)| (api, Mutex::new(Slots::new(pace)))).collect(),
+            limits: rates.limits(),
+            slotted,
+            held_until: Api::ALL.into_iter().map(|api| (api, AtomicI64::new(0))).collect(),
             spent: Api::ALL.into_iter().map(|api| (api, AtomicU64::new(0))).collect(),
         }
     }
@@ -72,30 +105,56 @@ impl Budget {
         &self.clock
     }
 
-    /// Waits for the next slot and counts one request.
-    pub(super) fn take(&self, api: Api) {
-        let at = self.with(api, |slots| slots.take(self.clock.now()));
-        self.clock.wait_until(at);
-        self.spent[&api].fetch_add(1, Ordering::Relaxed);
+    fn pace(&self, api: Api) -> Pace {
+        match self.slotted {
+            Slotted::Alone(_) => self.limits[&api].pace(Lane::Ordinary),
+            Slotted::Beside(..) => self.limits[&api].comparisons_pace(),
+        }
     }
 
-    /// Counts requests that one call made beyond the first, and lets the next one wait for them.
-    pub(super) fn add(&self, api: Api, requests: u64) {
-        let now = self.clock.now();
-        for _ in 0..requests {
-            self.with(api, |slots| slots.take(now));
+    /// Waits for the next `count` slots, at least 1, and counts as many requests. `host` where each
+    /// host of an API has limits of its own.
+    pub(super) fn take(&self, api: Api, host: Option<&str>, count: u64) {
+        self.clock.wait_until(self.slots(api, host, count.max(1)));
+        self.clock.wait_until(Timestamp::from_millis(self.held_until[&api].load(Ordering::Relaxed)));
+        self.spent[&api].fetch_add(count.max(1), Ordering::Relaxed);
+    }
+
+    /// Counts requests that went out before anybody knew of them, and lets the next one wait for them.
+    pub(super) fn add(&self, api: Api, count: u64) {
+        if count > 0 {
+            self.slots(api, None, count);
+            self.spent[&api].fetch_add(count, Ordering::Relaxed);
         }
-        self.spent[&api].fetch_add(requests, Ordering::Relaxed);
+    }
+
+    fn slots(&self, api: Api, host: Option<&str>, count: u64) -> Timestamp {
+        let (pace, now) = (self.pace(api), self.clock.now());
+        let name = host.map_or_else(|| api.name().to_owned(), |host| format!("{}:{host}", api.name()));
+        let alone = |slots: &Mutex<BTreeMap<String, Slots>>| {
+            let mut slots = slots.lock().unwrap_or_else(PoisonError::into_inner);
+            let slots = slots.entry(name.clone()).or_insert_with(|| Slots::new(pace));
+            (0..count).map(|_| slots.take(now)).last().unwrap_or(now)
+        };
+        match &self.slotted {
+            Slotted::Alone(slots) => alone(slots),
+            Slotted::Beside(store, handle) => {
+                let count = u32::try_from(count).unwrap_or(u32::MAX);
+                // Two windows: more than any number of comparisons side by side can be ahead.
+                let ahead_max_ms = self.limits[&api].window_ms.saturating_mul(2);
+                let taken = handle.block_on(store.take_slots(&name, pace, count, now, ahead_max_ms));
+                taken.unwrap_or_else(|error| {
+                    // The comparison ends with the same error when it is recorded; until then it is slow.
+                    tracing::warn!("the pace cannot be shared with other comparisons: {error}");
+                    now.plus_ms(i64::try_from(pace.every_ns / 1_000_000).unwrap_or(i64::MAX).saturating_add(1))
+                })
+            }
+        }
     }
 
     /// Lets nothing out for a while.
     pub(super) fn hold(&self, api: Api, ms: i64) {
-        let until = i128::from(self.clock.now().plus_ms(ms).millis()) * NANOS_PER_MS;
-        self.with(api, |slots| slots.held_until = slots.held_until.max(until));
-    }
-
-    fn with<T>(&self, api: Api, act: impl FnOnce(&mut Slots) -> T) -> T {
-        act(&mut self.slots[&api].lock().unwrap_or_else(PoisonError::into_inner))
+        self.held_until[&api].fetch_max(self.clock.now().plus_ms(ms).millis(), Ordering::Relaxed);
     }
 
     /// Requests so far, by API; those without any are left out.
@@ -106,12 +165,12 @@ impl Budget {
 
     /// How long this many requests to an API take, in milliseconds, when nobody waits for anything else.
     pub fn lasts_ms(&self, api: Api, requests: u64) -> i64 {
-        self.with(api, |slots| slots.lasts_ms(requests))
+        Slots::new(self.pace(api)).lasts_ms(requests)
     }
 
     /// Requests a second that the share allows in the long run.
     pub fn per_second(&self, api: Api) -> f64 {
-        self.with(api, |slots| 1e9 / slots.every_ns as f64)
+        1e9 / self.pace(api).every_ns as f64
     }
 }
 
@@ -125,7 +184,7 @@ mod tests {
     const WINDOW_MS: i64 = 300_000;
 
     fn limit(requests: u32, window_ms: i64) -> Limit {
-        Limit { requests, window_ms, reserved_share: 0.5, burst_share: 0.25 }
+        Limit { requests, window_ms, reserved_share: 0.5, burst_share: 0.25, comparisons_share: 0.0 }
     }
 
     #[test]

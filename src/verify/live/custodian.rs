@@ -14,7 +14,7 @@ use super::whoami::{Asked, Whoami};
 use super::{Caller, Line, halted};
 use crate::catalogue::Catalogue;
 use crate::inventory::from_live;
-use crate::ports::{AccountStatus, Api, ConnectedAccount, SourceConnection, SourceRead, TargetRead};
+use crate::ports::{AccountStatus, Api, SourceRead, TargetRead};
 
 /// What a custodian said: rows by key, and what could not be told apart.
 #[derive(Default)]
@@ -124,9 +124,9 @@ pub fn nango_side<S: SourceRead + 'static>(
     skip: Arc<BTreeSet<String>>,
 ) -> impl Source + use<S> {
     let load = move |wanted: &dyn Fn(&str) -> bool| -> Result<Rows, Halt> {
-        let pages = |all: &Vec<SourceConnection>| all.len() as u64 / NANGO_PAGE + 1;
-        let connections =
-            caller.call_paged(Api::Nango, || source.list_connections(), pages).map_err(|error| halted(&error))?;
+        let pages = |rows: usize| rows as u64 / NANGO_PAGE + 1;
+        let listed = caller.call_paged(Api::Nango, || source.list_connections(), fed.len(), pages);
+        let connections = listed.map_err(|error| halted(&error))?;
         let integrations = caller.call(Api::Nango, || source.list_integrations()).map_err(|error| halted(&error))?;
         let mut all = Rows::default();
         for connection in connections {
@@ -172,12 +172,12 @@ pub fn composio_side<T: TargetRead + 'static>(
     skip: Arc<BTreeSet<String>>,
 ) -> impl Source + use<T> {
     let load = move |wanted: &dyn Fn(&str) -> bool| -> Result<Rows, Halt> {
-        let pages = |all: &Vec<ConnectedAccount>| {
-            let pages = (all.len() as u64).div_ceil(COMPOSIO_PAGE).max(1);
+        let pages = |rows: usize| {
+            let pages = (rows as u64).div_ceil(COMPOSIO_PAGE).max(1);
             if pages > 1 { 2 * pages } else { 1 }
         };
-        let listed =
-            caller.call_paged(Api::Composio, || target.list_accounts(), pages).map_err(|error| halted(&error))?;
+        let listed = caller.call_paged(Api::Composio, || target.list_accounts(), accounts.len(), pages);
+        let listed = listed.map_err(|error| halted(&error))?;
         let mut all = Rows::default();
         for account in listed {
             let Some(key) = accounts.get(&account.id) else { continue };

@@ -154,8 +154,19 @@ impl Caller {
     }
 
     fn call<T, F: Future<Output = ApiResult<T>>>(&self, api: Api, ask: impl Fn() -> F) -> ApiResult<T> {
+        self.call_at(api, None, 1, ask)
+    }
+
+    /// As [`Self::call`]; `requests` slots are waited for, of `host` where hosts count for themselves.
+    fn call_at<T, F: Future<Output = ApiResult<T>>>(
+        &self,
+        api: Api,
+        host: Option<&str>,
+        requests: u64,
+        ask: impl Fn() -> F,
+    ) -> ApiResult<T> {
         for tried in 0.. {
-            self.budget.take(api);
+            self.budget.take(api, host, requests);
             let error = match self.handle.block_on(ask()) {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
@@ -174,15 +185,18 @@ impl Caller {
         unreachable!("the loop ends by returning")
     }
 
-    /// As [`Self::call`], for a call that turns pages by itself: `pages` tells how many it turned.
-    fn call_paged<T, F: Future<Output = ApiResult<T>>>(
+    /// As [`Self::call`], for a call that turns pages by itself: `pages` tells how many it turns for so
+    /// many rows. It waits for as many slots as the `known` rows need.
+    fn call_paged<T, F: Future<Output = ApiResult<Vec<T>>>>(
         &self,
         api: Api,
         ask: impl Fn() -> F,
-        pages: impl Fn(&T) -> u64,
-    ) -> ApiResult<T> {
-        let answer = self.call(api, ask)?;
-        self.budget.add(api, pages(&answer).saturating_sub(1));
+        known: usize,
+        pages: impl Fn(usize) -> u64,
+    ) -> ApiResult<Vec<T>> {
+        let expected = pages(known).max(1);
+        let answer = self.call_at(api, None, expected, ask)?;
+        self.budget.add(api, pages(answer.len()).saturating_sub(expected));
         Ok(answer)
     }
 }

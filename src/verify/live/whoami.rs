@@ -53,8 +53,10 @@ impl Whoami {
         provider: Arc<P>,
         caller: Caller,
     ) -> Self {
-        let provider =
-            move |token: &Secret, call: &ProviderCall| caller.call(Api::Provider, || provider.whoami(token, call));
+        let provider = move |token: &Secret, call: &ProviderCall| {
+            let host = call.url.split('/').nth(2);
+            caller.call_at(Api::Provider, host, 1, || provider.whoami(token, call))
+        };
         Self { catalogue, key, subjects, provider: Box::new(provider) }
     }
 
@@ -66,7 +68,7 @@ impl Whoami {
         let call = whoami_call(&facts.whoami, config).or_else(|| whoami_call(&facts.whoami, &subject.config));
         let Some(call) = call else { return Asked::default() };
         match (self.provider)(&entry.access_token, &call) {
-            Ok(answer) => self.understood(facts, &answer),
+            Ok(answer) => self.understood(facts, &answer, false),
             Err(error) if matches!(error.kind, ApiErrorKind::Unauthorized { .. }) => {
                 Asked { live: Some(false), identity: None }
             }
@@ -82,7 +84,7 @@ impl Whoami {
         let Some((facts, subject)) = self.subject(key) else { return Asked::default() };
         let Some(call) = whoami_call(&facts.whoami, &subject.config) else { return Asked::default() };
         match caller.call(Api::Composio, || target.proxy(account, &call)) {
-            Ok(answer) if answer.status < 300 => self.understood(facts, &answer.data),
+            Ok(answer) if answer.status < 300 => self.understood(facts, &answer.data, true),
             Ok(answer) if matches!(answer.status, 401 | 403) => Asked { live: Some(false), identity: None },
             Ok(_) => Asked::default(),
             Err(error) => {
@@ -97,9 +99,9 @@ impl Whoami {
         Some((self.catalogue.integration(&subject.integration_key)?, subject))
     }
 
-    fn understood(&self, facts: &Integration, answer: &Value) -> Asked {
+    fn understood(&self, facts: &Integration, answer: &Value, new: bool) -> Asked {
         let identity = Identity::extract(answer, &facts.whoami, &self.key).ok();
         let rule = facts.whoami.rule;
-        Asked { live: Some(true), identity: identity.map(|identity| UpstreamIdentity { rule, identity }) }
+        Asked { live: Some(true), identity: identity.map(|identity| UpstreamIdentity { rule, identity, new }) }
     }
 }
