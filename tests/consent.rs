@@ -105,7 +105,7 @@ fn people_are_sent_pages_and_what_they_connect_wrongly_comes_back_to_them() {
     let remind = ["consent", "remind", "--base-url", &base, "--every", "3d", "--policy", &cutover.policy];
     let reminded = || cutover.run(&remind).1.lines().count() - 1;
     assert_eq!((reminded(), reminded()), (3, 0));
-    cutover.live(3 * DAY_MS);
+    cutover.live(3 * DAY_MS + 60_000);
     assert_eq!(reminded(), 3);
 
     // Looking makes nothing; a stranger's ticket is answered with a page.
@@ -170,6 +170,7 @@ fn the_page_is_whole_in_a_browser_and_asks_nobody_for_anything() {
     tools::need("chromium", "chromium");
     let cutover = Cutover::start(SMALL, POLICY, Vec::new());
     cutover.until_done(&["apply", &cutover.plan, "--yes"]);
+    cutover.live(60_000);
     let base = pages(&cutover);
     let (_, csv, _) = cutover.run(&["consent", "export", "--base-url", &base, "--policy", &cutover.policy]);
     let page = csv::Reader::from_reader(csv.as_bytes()).records().next().unwrap().unwrap()[5].to_owned();
