@@ -1,11 +1,15 @@
 //! Named preflight checks: what would break a cutover, found before it starts.
 //!
 //! Each check says what it saw, how bad that is, and what to do. A system that does not answer
-//! leaves its checks unknown, which is no pass. Checks of files are pure; those of live systems read
-//! only, but for the two that are asked for by `--write`.
+//! leaves its checks unknown, which is no pass. Checks of files are pure; those of live systems change
+//! nothing, but for those that are asked for by `--write`, and these leave nothing behind but a row.
 
+mod audit;
 pub mod environment;
+mod headroom;
 mod live;
+mod rights;
+mod scopes;
 
 use std::collections::BTreeMap;
 
@@ -14,6 +18,8 @@ use serde::Serialize;
 use crate::plan::Probe;
 
 pub use live::{Live, Subject};
+pub use rights::verify_key;
+pub use scopes::GrantNeed;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -55,21 +61,34 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn new(check: &'static str, severity: Severity, evidence: impl Into<String>, remedy: impl Into<String>) -> Self {
+    pub fn new(
+        check: &'static str,
+        severity: Severity,
+        evidence: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
         Self { check, severity, evidence: evidence.into(), remedy: remedy.into() }
     }
 
-    fn ok(check: &'static str, evidence: impl Into<String>) -> Self {
+    pub fn ok(check: &'static str, evidence: impl Into<String>) -> Self {
         Self::new(check, Severity::Ok, evidence, "")
     }
 
-    fn error(check: &'static str, evidence: impl Into<String>, remedy: impl Into<String>) -> Self {
+    pub fn error(check: &'static str, evidence: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::new(check, Severity::Error, evidence, remedy)
     }
 
-    fn warning(check: &'static str, evidence: impl Into<String>, remedy: impl Into<String>) -> Self {
+    pub fn warning(check: &'static str, evidence: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::new(check, Severity::Warning, evidence, remedy)
     }
+}
+
+/// What a check needs that it does not have by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    Nothing,
+    /// An option of the command line, without which it is not run.
+    Option(&'static str),
 }
 
 /// A check that can be asked for by name.
@@ -77,32 +96,48 @@ impl Finding {
 pub struct Check {
     pub name: &'static str,
     pub what: &'static str,
+    pub needs: Needs,
 }
 
-/// Every check, in the order in which they run.
-pub const CHECKS: [Check; 22] = [
-    Check { name: "nango-key", what: "Nango takes the key and lists connections" },
-    Check { name: "nango-integrations", what: "the catalogue knows every integration" },
-    Check { name: "nango-connections", what: "no connection has an auth error" },
-    Check { name: "nango-webhook-key", what: "the webhook signing key is set and usable" },
-    Check { name: "composio-key", what: "Composio takes the key and lists auth configs" },
-    Check { name: "composio-toolkits", what: "every toolkit that the plan needs exists" },
-    Check { name: "composio-auth-configs", what: "our auth configs exist once and are enabled" },
-    Check { name: "composio-accounts", what: "the key may read accounts, and no alias of ours is there twice" },
-    Check { name: "composio-webhooks", what: "where webhook subscriptions point" },
-    Check { name: "cloudflare-kv", what: "the token may list both namespaces, and they are two" },
-    Check { name: "cloudflare-kv-latency", what: "a write to KV can be read back, and how soon (--write)" },
-    Check { name: "cloudflare-d1", what: "`kv_audit` takes a row (--write)" },
-    Check { name: "gateway-admin", what: "the admin routes answer and know every triplet" },
-    Check { name: "gateway-hot-path", what: "what the gateway serves now is alive" },
-    Check { name: "callbacks", what: "the redirect addresses that providers must accept" },
-    Check { name: "tls", what: "every address is encrypted or on this machine" },
-    Check { name: "clock-skew", what: "our clock against every API's" },
-    Check { name: "rate-limits", what: "nothing was limited while we looked" },
-    Check { name: "state", what: "the state opens and its migrations are applied" },
-    Check { name: "nango-environment", what: "settings of a self-hosted Nango (--nango-env)" },
-    Check { name: "nango-replicas", what: "several Nango servers share a Redis (--nango-env)" },
-    Check { name: "app-environment", what: "settings of the application beside it (--app-env)" },
+const fn check(name: &'static str, what: &'static str) -> Check {
+    Check { name, what, needs: Needs::Nothing }
+}
+
+const fn check_with(name: &'static str, what: &'static str, option: &'static str) -> Check {
+    Check { name, what, needs: Needs::Option(option) }
+}
+
+/// Every check, in the order in which they are reported.
+pub const CHECKS: [Check; 29] = [
+    check("nango-key", "Nango takes the key and lists connections"),
+    check("nango-rights", "the key may read credentials, as the shim must"),
+    check("nango-verify-key", "the verifier's own key lists, and cannot refresh"),
+    check("nango-connect", "Connect sessions can be opened (--write opens one and closes it)"),
+    check("nango-integrations", "the catalogue knows every integration"),
+    check("nango-connections", "no connection has an auth error"),
+    check("nango-webhook-key", "the webhook signing key is set and usable"),
+    check_with("webhook-delivery", "our shim takes a signed webhook and refuses others (--shim)", "--shim"),
+    check("composio-key", "Composio takes the key and lists auth configs"),
+    check("composio-toolkits", "every toolkit that the plan needs exists and takes bearer accounts"),
+    check("composio-auth-configs", "our auth configs exist once and are enabled"),
+    check("composio-accounts", "the key may read accounts, and no alias of ours is there twice"),
+    check("composio-webhooks", "where webhook subscriptions point"),
+    check("grant-scopes", "each live grant holds the scopes that its rows need"),
+    check("cloudflare-kv", "the token may list both namespaces, and they are two"),
+    check_with("cloudflare-kv-latency", "a write to KV can be read back, and how soon (--write)", "--write"),
+    check("cloudflare-d1-shape", "`kv_audit` has our columns"),
+    check_with("cloudflare-d1", "`kv_audit` takes a row (--write)", "--write"),
+    check("gateway-admin", "the admin routes answer and know every triplet"),
+    check("gateway-hot-path", "what the gateway serves now is alive"),
+    check("callbacks", "the redirect addresses that providers must accept"),
+    check("tls", "every address is encrypted and its certificate is good, or it is on this machine"),
+    check("clock-skew", "our clock against every API's"),
+    check("rate-limits", "nothing was limited while we looked"),
+    check("rate-headroom", "each API takes what the policy counts on and the plan needs"),
+    check("state", "the state opens and its migrations are applied"),
+    check_with("nango-environment", "settings of a self-hosted Nango (--nango-env)", "--nango-env"),
+    check_with("nango-replicas", "several Nango servers share a Redis (--nango-env)", "--nango-env"),
+    check_with("app-environment", "settings of the application beside it (--app-env)", "--app-env"),
 ];
 
 /// The worst finding decides: error, then unknown, then all is well enough.

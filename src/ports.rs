@@ -5,11 +5,14 @@
 //! them over HTTP; wire shapes never cross this line. No call sleeps or retries on its own
 //! clock: an error says whether and when to try again, and the duty that called decides.
 
+mod preflight;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 
 use serde_json::{Map, Value};
 
+pub use self::preflight::{AuditColumn, AuditShape, AuditTable, Counter, SourceRights, TargetAbilities};
 pub use crate::domain::api::Api;
 use crate::domain::budget::{Allowance, BudgetState, Lane, Limit};
 use crate::domain::secret::Secret;
@@ -640,6 +643,11 @@ pub trait Outside: Send + Sync + 'static {
     /// How many requests may go to an API now, and when the next.
     fn allowance(&self, _api: Api, _lane: Lane, now: Timestamp) -> Allowance {
         Allowance::unlimited(now)
+    }
+
+    /// What each API's last answer said of its own request counter, where it said something.
+    fn counters(&self) -> BTreeMap<Api, Counter> {
+        BTreeMap::new()
     }
 
     /// What is left of each budget, for metrics and the dashboard.

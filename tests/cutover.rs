@@ -136,6 +136,8 @@ fn walk_dry(cutover: &Cutover, looker: Option<&str>) {
     dry("retire_do_alarm", &["retire", "do-alarm", "--yes"], false);
     dry("retire_restore", &["retire", "restore", "--yes"], false);
     cutover.until_done(&["retire", "do-alarm", "--yes"]);
+    dry("retire_nango_prepare", &["retire", "nango", "--prepare"], false);
+    dry("retire_nango_undo", &["retire", "nango", "--undo"], false);
     dry("retire_nango", &["retire", "nango", "--confirm", &id], false);
 }
 
@@ -370,4 +372,51 @@ fn fifty_triplets_go_there_and_back_under_load_without_one_failed_read() {
     assert!(reads > 200 && failed.is_empty(), "{reads} reads, failed: {failed:?}");
     let ledger = cutover.ledger();
     assert_eq!((ledger.stale_reads, ledger.lost, ledger.double_refreshes), (0, 0, 0), "{:?}", ledger.incidents);
+}
+
+/// The switched triplet of a status, with its account at the target.
+fn switched(cutover: &Cutover) -> (String, String) {
+    let status = cutover.status();
+    let row = status["rows"].as_array().unwrap().iter().find(|row| row["stage"] == "switched").unwrap().clone();
+    (row["triplet"].as_str().unwrap().to_owned(), row["account"].as_str().unwrap().to_owned())
+}
+
+/// That a triplet went back, is held with this reason, is on the record, and is served.
+fn is_back(cutover: &Cutover, triplet: &str, reason: &str) {
+    let status = cutover.status();
+    let row = status["rows"].as_array().unwrap().iter().find(|row| row["triplet"] == triplet).unwrap();
+    assert_eq!((&row["stage"], &row["read_authority"]), (&"verified".into(), &"source".into()), "{row:#}");
+    assert!(row["held"].as_str().unwrap_or_default().contains(reason), "{row:#}");
+    let (_, out, _) = cutover.run(&["audit", "--format", "json", "--subject", triplet]);
+    let events: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let names: Vec<&str> = events.iter().filter_map(|e| e["event"]["event"].as_str()).collect();
+    let record = ["switch_begun", "switched", "reverse_begun", "reversed", "held"];
+    assert!(names.ends_with(&record), "{triplet}: {names:?}");
+    cutover.advance(cutover.now().plus_ms(90_000));
+    assert_eq!(cutover.served(triplet), (200, "source".to_owned()), "{triplet} is not served");
+}
+
+#[test]
+fn a_guard_that_trips_after_a_switch_brings_the_reads_back_by_itself() {
+    let cutover = Cutover::start(SMALL, POLICY, Vec::new());
+    cutover.up_to_gate();
+    // The canary's account dies between its move and the look at it.
+    let args = ["switch", "--wave", "1", "--yes", "--no-wait", "--policy", &cutover.policy];
+    assert_eq!(cutover.run(&args).0, 4, "the canary moved");
+    let (canary, account) = switched(&cutover);
+    cutover.composio("POST", &format!("/connected_accounts/{account}/revoke"), "{}");
+    cutover.advance(cutover.now().plus_ms(180_000));
+    let (code, _, error) = cutover.run(&args);
+    assert!(code == 7 && error.contains(&canary) && error.contains("were moved back"), "{code}: {error}");
+    is_back(&cutover, &canary, "the upstream answered");
+
+    // Another one does so hours after the switch; nobody runs a command.
+    assert_eq!(cutover.gate(), "pass");
+    cutover.until_done(&["switch", "--wave", "2", "--yes"]);
+    let (triplet, account) = switched(&cutover);
+    cutover.composio("POST", &format!("/connected_accounts/{account}/revoke"), "{}");
+    cutover.live(2 * 3_600_000);
+    is_back(&cutover, &triplet, "went back by itself");
+    let ledger = cutover.ledger();
+    assert_eq!((ledger.lost, ledger.double_refreshes, ledger.regressions), (0, 0, 0), "{:?}", ledger.incidents);
 }

@@ -2,20 +2,25 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Assessment, Finding, Severity};
+use super::scopes::GrantNeed;
+use super::{Assessment, Finding, Severity, audit, headroom, scopes};
 use crate::catalogue::Catalogue;
 use crate::domain::api::Api;
+use crate::domain::budget::Limit;
 use crate::domain::secret::Secret;
 use crate::domain::time::Timestamp;
 use crate::domain::triplet::Triplet;
-use crate::plan::{Fact, Plan, Probe};
+use crate::plan::{Fact, Plan, Probe, Route};
 use crate::ports::{
-    ApiError, ApiErrorKind, ApiResult, AuditRow, AuditSink, AuthConfig, GatewayRead, KvPut, KvRead, KvWrite, Namespace,
-    Outside, SourceRead, TargetRead, Traffic,
+    ApiError, ApiErrorKind, ApiResult, AuditRow, AuditShape, AuditSink, AuthConfig, GatewayRead, KvPut, KvRead,
+    KvWrite, Namespace, Outside, SourceRead, SourceRights, TargetAbilities, TargetRead, Traffic,
 };
 
 /// Triplets of which the hot path is looked at.
 const HOT_PATH_MAX: usize = 20;
+
+/// Values in one bulk read of KV.
+const BULK_MAX: usize = 100;
 
 /// Looks after a write to KV until it counts as not readable.
 const READ_BACKS_MAX: u32 = 30;
@@ -26,19 +31,38 @@ pub struct Subject {
     /// Triplets that move, and the toolkits and integrations that they need.
     pub triplets: Vec<Triplet>,
     pub toolkits: BTreeSet<String>,
+    /// Of those, the ones that must take bearer accounts: a mirror stands there until the consent.
+    pub mirrored: BTreeSet<String>,
     pub integrations: BTreeSet<String>,
+    /// Moving rows with the scopes that they need.
+    pub grants: Vec<GrantNeed>,
+    /// What the plan needs of each API in the soak, requests a minute on average.
+    pub need_per_minute: BTreeMap<Api, u64>,
+    /// What the policy counts on.
+    pub limits: BTreeMap<Api, Limit>,
     /// Bound of `clock-skew`, in milliseconds.
     pub skew_max_ms: i64,
 }
 
 impl Subject {
-    pub fn of(plan: &Plan, skew_max_ms: i64) -> Self {
+    /// What a plan is about; its bounds come from the policy.
+    pub fn of(plan: &Plan) -> Self {
         let moving = || plan.rows.iter().filter(|row| row.route.moves());
+        let mirrored = moving().filter(|row| row.route == Route::Reconsent);
+        let grants = moving().filter(|row| !row.scopes.is_empty()).map(|row| GrantNeed {
+            triplet: row.triplet.clone(),
+            integration_key: row.integration_key.clone(),
+            connection_id: row.connection_id.clone(),
+            scopes: row.scopes.clone(),
+        });
         Self {
+            mirrored: mirrored.filter_map(|row| row.toolkit.clone()).collect(),
+            grants: grants.collect(),
+            need_per_minute: plan.budget.apis.iter().map(|api| (api.api, api.soak_per_minute())).collect(),
             triplets: moving().map(|row| row.triplet.clone()).collect(),
             toolkits: moving().filter_map(|row| row.toolkit.clone()).collect(),
             integrations: moving().map(|row| row.integration_key.clone()).collect(),
-            skew_max_ms,
+            ..Self::default()
         }
     }
 }
@@ -54,7 +78,7 @@ pub struct Live<'a, O> {
 }
 
 /// A failed call as a finding: refused is an error, silence is unknown.
-fn failed(check: &'static str, error: &ApiError, what: &str) -> Finding {
+pub(super) fn failed(check: &'static str, error: &ApiError, what: &str) -> Finding {
     match &error.kind {
         ApiErrorKind::Unauthorized { .. } => {
             Finding::error(check, error.to_string(), format!("{what}: see docs/config.md for the rights that it needs"))
@@ -66,13 +90,22 @@ fn failed(check: &'static str, error: &ApiError, what: &str) -> Finding {
     }
 }
 
-impl<O: Outside> Live<'_, O> {
+impl<O> Live<'_, O>
+where
+    O: Outside<Source: SourceRights, Target: TargetAbilities, Cloudflare: AuditShape>,
+{
     /// Runs the checks of `names`, in the order of [`super::CHECKS`]. `write`: also those that write.
     pub async fn run(&self, names: &BTreeSet<&str>, write: bool) -> Assessment {
         let mut out = Assessment::default();
         let on = |name: &str| names.contains(name);
         if on("nango-key") || on("nango-connections") {
             self.nango(&on, &mut out).await;
+        }
+        if on("nango-rights") {
+            self.rights(&mut out).await;
+        }
+        if on("nango-connect") {
+            self.connect(write, &mut out).await;
         }
         if on("nango-integrations") {
             self.integrations(&mut out).await;
@@ -89,12 +122,21 @@ impl<O: Outside> Live<'_, O> {
         if on("composio-webhooks") {
             self.webhooks(&mut out).await;
         }
+        if on("grant-scopes") {
+            self.scopes(&mut out).await;
+        }
         if on("cloudflare-kv") {
             self.kv(&mut out).await;
         }
         if on("cloudflare-kv-latency") && write {
             let finding = self.kv_latency().await;
             out.findings.push(finding);
+        }
+        if on("cloudflare-d1-shape") {
+            out.findings.push(match self.outside.cloudflare().audit_table().await {
+                Ok(table) => audit::judge(&table),
+                Err(error) => failed("cloudflare-d1-shape", &error, "the token must read D1"),
+            });
         }
         if on("cloudflare-d1") && write {
             let finding = self.d1().await;
@@ -106,12 +148,19 @@ impl<O: Outside> Live<'_, O> {
         if on("gateway-hot-path") {
             self.hot_path(&mut out).await;
         }
+        let answered = match ["clock-skew", "rate-limits", "rate-headroom"].into_iter().any(on) {
+            true => self.knock().await,
+            false => BTreeMap::new(),
+        };
         let traffic = self.outside.take_traffic();
         if on("clock-skew") {
             out.findings.push(self.skew(&traffic));
         }
         if on("rate-limits") {
             out.findings.push(limits(&traffic));
+        }
+        if on("rate-headroom") {
+            out.findings.extend(self.headroom(&answered, &traffic));
         }
         out
     }
@@ -177,28 +226,44 @@ impl<O: Outside> Live<'_, O> {
 
     async fn toolkits(&self, out: &mut Assessment) {
         const CHECK: &str = "composio-toolkits";
-        let (mut missing, mut probed) = (Vec::new(), 0);
+        let (mut missing, mut unfit, mut silent, mut probed) = (Vec::new(), Vec::new(), 0, 0);
         for slug in &self.subject.toolkits {
-            match self.outside.target().find_toolkit(slug).await {
-                Ok(found) => {
-                    probed += 1;
-                    let fact = Fact::Toolkit { slug: slug.clone(), found };
-                    out.probes.push(Probe { at: (self.clock)(), fact });
-                    if !found {
-                        missing.push(format!("`{slug}`"));
-                    }
-                }
+            let schemes = match self.outside.target().toolkit_schemes(slug).await {
+                Ok(schemes) => schemes,
                 Err(error) => return out.findings.push(failed(CHECK, &error, "the key must read toolkits")),
+            };
+            probed += 1;
+            let fact = Fact::Toolkit { slug: slug.clone(), found: schemes.is_some() };
+            out.probes.push(Probe { at: (self.clock)(), fact });
+            match schemes {
+                None => missing.push(format!("`{slug}`")),
+                Some(schemes) if schemes.is_empty() => silent += 1,
+                Some(schemes) if self.subject.mirrored.contains(slug) && !takes_bearer(&schemes) => {
+                    unfit.push(format!("`{slug}` ({})", schemes.join(", ")));
+                }
+                Some(_) => {}
             }
         }
-        out.findings.push(match (missing.is_empty(), probed) {
-            (true, 0) => Finding::new(CHECK, Severity::Info, "nobody said which", "name a plan with `--plan`"),
-            (true, n) => Finding::ok(CHECK, format!("all {n} exist")),
-            (false, _) => Finding::error(
+        let silence = match silent {
+            0 => String::new(),
+            n => format!("; {n} do not say how they authenticate"),
+        };
+        out.findings.push(if !missing.is_empty() {
+            Finding::error(
                 CHECK,
                 format!("there is no toolkit {}", missing.join(", ")),
                 "plan again with these probes: their rows stay",
-            ),
+            )
+        } else if !unfit.is_empty() {
+            Finding::error(
+                CHECK,
+                format!("no OAuth2, so no bearer accounts: {}", unfit.join(", ")),
+                "they cannot be mirrored: retain their rows in the policy, or name another toolkit with `--catalogue`",
+            )
+        } else if probed == 0 {
+            Finding::new(CHECK, Severity::Info, "nobody said which", "name a plan with `--plan`")
+        } else {
+            Finding::ok(CHECK, format!("all {probed} exist and take bearer accounts beside OAuth2{silence}"))
         });
     }
 
@@ -233,6 +298,68 @@ impl<O: Outside> Live<'_, O> {
             }
             Err(error) => failed(CHECK, &error, "the key must read webhook subscriptions"),
         });
+    }
+
+    /// The scopes that the served entries name: KV is read, which refreshes nothing.
+    async fn scopes(&self, out: &mut Assessment) {
+        const CHECK: &str = "grant-scopes";
+        let grants = &self.subject.grants;
+        if grants.is_empty() {
+            let finding = Finding::new(CHECK, Severity::Info, "nobody said which grants", "name a plan with `--plan`");
+            return out.findings.push(finding);
+        }
+        let mut granted = BTreeMap::new();
+        for chunk in grants.chunks(BULK_MAX) {
+            let keys: Vec<String> = chunk.iter().map(|need| need.triplet.kv_key()).collect();
+            let entries = match self.outside.cloudflare().bulk_get(Namespace::Source, &keys).await {
+                Ok(entries) => entries,
+                Err(error) => return out.findings.push(failed(CHECK, &error, "the token must read KV")),
+            };
+            for (need, key) in chunk.iter().zip(&keys) {
+                let entry = entries.get(key).and_then(|entry| entry.as_ref()?.as_ref().ok());
+                granted.insert(need.triplet.clone(), entry.and_then(|entry| entry.scope.clone()));
+            }
+        }
+        let (finding, facts) = scopes::judge(grants, &granted, self.catalogue);
+        out.findings.push(finding);
+        let at = (self.clock)();
+        out.probes.extend(facts.into_iter().map(|fact| Probe { at, fact }));
+    }
+
+    /// Asks every API for something small, so that each tells its time and its counter.
+    async fn knock(&self) -> BTreeMap<Api, ApiResult<()>> {
+        let outside = self.outside;
+        BTreeMap::from([
+            (Api::Nango, outside.source().list_integrations().await.map(drop)),
+            (Api::Composio, outside.target().list_webhook_subscriptions().await.map(drop)),
+            (
+                Api::Cloudflare,
+                outside.cloudflare().list_keys(Namespace::Source, "cutover-probe:", None).await.map(drop),
+            ),
+            (Api::Gateway, outside.gateway().list_alarms().await.map(drop)),
+        ])
+    }
+
+    fn headroom(&self, answered: &BTreeMap<Api, ApiResult<()>>, traffic: &BTreeMap<Api, Traffic>) -> Vec<Finding> {
+        let told = self.outside.counters();
+        let of = |(api, answer): (&Api, &ApiResult<()>)| {
+            let (told, need) = (told.get(api).copied(), self.subject.need_per_minute.get(api).copied());
+            // A refusal tells the counter as well; silence does not.
+            if let Err(error) = answer
+                && told.is_none()
+            {
+                return Some(Finding::new(
+                    "rate-headroom",
+                    Severity::Unknown,
+                    error.to_string(),
+                    "ask again when it answers",
+                ));
+            }
+            let limit = *self.subject.limits.get(api)?;
+            let sent = traffic.get(api).map_or(0, |traffic| traffic.requests);
+            Some(headroom::judge(&headroom::Load { api: *api, limit, told, sent, need }))
+        };
+        answered.iter().filter_map(of).collect()
     }
 
     async fn kv(&self, out: &mut Assessment) {
@@ -374,22 +501,35 @@ impl<O: Outside> Live<'_, O> {
 
     fn skew(&self, traffic: &BTreeMap<Api, Traffic>) -> Finding {
         const CHECK: &str = "clock-skew";
-        let skews: Vec<(Api, i64)> = traffic.iter().filter_map(|(api, t)| Some((*api, t.skew_ms?))).collect();
-        let Some((api, worst)) = skews.iter().copied().max_by_key(|(_, ms)| ms.abs()) else {
-            return Finding::new(
-                CHECK,
-                Severity::Unknown,
-                "no API told its time",
-                "run it with the checks of live systems",
-            );
-        };
-        let seen = format!("at most {} s, against {}", worst.abs() / 1_000, api.name());
-        if worst.abs() <= self.subject.skew_max_ms {
-            Finding::ok(CHECK, seen)
-        } else {
+        let bound = self.subject.skew_max_ms;
+        let (mut shown, mut off, mut silent) = (Vec::new(), Vec::new(), Vec::new());
+        for (api, traffic) in traffic.iter().filter(|(_, traffic)| traffic.requests > 0) {
+            let Some(ms) = traffic.skew_ms else {
+                silent.push(api.name());
+                continue;
+            };
+            let one = format!("{} {:+} s", api.name(), ms / 1_000);
+            if ms.abs() > bound {
+                off.push(one);
+            } else {
+                shown.push(one);
+            }
+        }
+        if !off.is_empty() {
+            let seen = format!("more than {} s off: {}", bound / 1_000, off.join(", "));
             Finding::error(CHECK, seen, "run an NTP client on this machine (and on a self-hosted Nango)")
+        } else if !silent.is_empty() || shown.is_empty() {
+            let who = if silent.is_empty() { "no API".to_owned() } else { silent.join(", ") };
+            Finding::new(CHECK, Severity::Unknown, format!("{who} told no time"), "ask again when it answers")
+        } else {
+            Finding::ok(CHECK, format!("theirs against ours: {}", shown.join(", ")))
         }
     }
+}
+
+/// Bearer accounts are offered beside OAuth2, where published lists leave them out (Composio contract §3.2, §6).
+fn takes_bearer(schemes: &[String]) -> bool {
+    schemes.iter().any(|scheme| scheme == "BEARER_TOKEN" || scheme.ends_with("OAUTH2"))
 }
 
 fn judge_configs(list: &[AuthConfig]) -> Finding {

@@ -7,7 +7,7 @@ mod extend;
 pub mod identity;
 mod quirk;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -238,6 +238,16 @@ impl Integration {
     /// rotated away, or presenting one again has no consequence. Undocumented counts as harm.
     pub fn tolerates_second_refresher(&self) -> bool {
         self.rotation == Rotation::Never || self.reuse == Reuse::Harmless
+    }
+
+    /// Which of the needed scopes a grant lacks, under the provider's own names for them.
+    pub fn lacking(&self, needed: &[String], granted: &BTreeSet<String>) -> Vec<String> {
+        let has = |scope: &String| {
+            let alias = self.scope_alias.get(scope);
+            granted.contains(scope)
+                || alias.is_some_and(|names| names.is_empty() || names.iter().any(|name| granted.contains(name)))
+        };
+        needed.iter().filter(|scope| !has(scope)).cloned().collect()
     }
 }
 

@@ -74,6 +74,9 @@ settings! {
         "Nango's address";
     NANGO_KEY: "CUTOVER_NANGO_KEY", "nango", "key", Secret, None,
         "the secret key of the environment at Nango (Environment Settings)";
+    NANGO_VERIFY_KEY: "CUTOVER_NANGO_VERIFY_KEY", "nango", "verify_key", Secret, None,
+        "a key of the environment at Nango with `environment:connections:list` alone, for `cutover verify`; \
+         without it that lists with the main key";
     NANGO_WEBHOOK_KEY: "CUTOVER_NANGO_WEBHOOK_KEY", "nango", "webhook_key", Secret, None,
         "the webhook signing key of the environment at Nango, during a rotation the new one and the old one with \
          a space between; without it webhooks are refused";
@@ -196,6 +199,18 @@ impl Config {
         let endpoint = asked.nango()?;
         asked.finish()?;
         Ok(endpoint)
+    }
+
+    /// The verifier's own key at Nango, if it has one.
+    ///
+    /// # Errors
+    /// As [`Config::nango`].
+    pub fn nango_verifier(&self) -> Result<Option<NangoEndpoint>, CommandError> {
+        let Some(key) = self.secret(&NANGO_VERIFY_KEY)? else { return Ok(None) };
+        let mut asked = Asked { config: self, missing: Vec::new() };
+        let base = asked.url(&NANGO_URL)?;
+        asked.finish()?;
+        Ok(Some(NangoEndpoint { base, key }))
     }
 
     /// What guards the shim's routes; a route without a key refuses everything.
@@ -658,8 +673,9 @@ mod tests {
         let text = error.to_string();
         assert_eq!(error.code(), exit::USAGE);
         for setting in ALL.iter().filter(|s| s.default.is_none()) {
-            let optional = ["CUTOVER_CLOUDFLARE_URL", "CUTOVER_NANGO_WEBHOOK_KEY", "CUTOVER_PROVIDER_URL"]
-                .contains(&setting.variable)
+            let optional = [&CLOUDFLARE_URL, &NANGO_WEBHOOK_KEY, &NANGO_VERIFY_KEY, &PROVIDER_URL]
+                .iter()
+                .any(|optional| optional.variable == setting.variable)
                 || ["shim", "alert"].contains(&setting.table)
                 || setting.variable == COMPOSIO_WEBHOOK_KEY.variable;
             let hint = format!("set `{}` to", setting.variable);

@@ -198,7 +198,8 @@ fn burn_down(rows: &[ConsentRow]) -> Vec<(u32, usize, usize)> {
 
 fn print_csv<'a>(rows: impl Iterator<Item = &'a ConsentRow>, base: &str, ui: &Ui) -> Result<(), CommandError> {
     let failed = |error: &dyn std::error::Error| CommandError::failed("cannot write CSV").because(error);
-    let mut writer = csv::Writer::from_writer(Vec::new());
+    // As RFC 4180 has it, and as spreadsheets take it.
+    let mut writer = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(Vec::new());
     writer
         .write_record(["tenant", "provider", "account", "toolkit", "wave", "page", "reminders", "sent_back"])
         .map_err(|error| failed(&error))?;
@@ -206,22 +207,23 @@ fn print_csv<'a>(rows: impl Iterator<Item = &'a ConsentRow>, base: &str, ui: &Ui
         let Triplet { tenant, provider, account } = &row.triplet;
         let page = format!("{base}{}", row.page);
         let wave = row.wave.map(|n| n.to_string()).unwrap_or_default();
-        writer
-            .write_record([
-                tenant.to_string().as_str(),
-                provider.to_string().as_str(),
-                account.to_string().as_str(),
-                &row.toolkit,
-                &wave,
-                &page,
-                &row.reminders.to_string(),
-                row.reason.as_deref().unwrap_or_default(),
-            ])
-            .map_err(|error| failed(&error))?;
+        let reason = row.reason.clone().unwrap_or_default();
+        let texts = [tenant.to_string(), provider.to_string(), account.to_string(), row.toolkit.clone(), wave, page];
+        let texts = texts.into_iter().chain([row.reminders.to_string(), reason]);
+        writer.write_record(texts.map(|text| harmless(&text))).map_err(|error| failed(&error))?;
     }
     let bytes = writer.into_inner().map_err(|error| failed(&error))?;
     ui.print(&String::from_utf8_lossy(&bytes));
     Ok(())
+}
+
+/// A cell that no spreadsheet takes for a formula: what begins like one begins with an apostrophe,
+/// which spreadsheets do not show.
+fn harmless(text: &str) -> String {
+    match text.chars().next() {
+        Some('=' | '+' | '-' | '@' | '\t' | '\r' | '\n') => format!("'{text}"),
+        _ => text.to_owned(),
+    }
 }
 
 async fn link(args: &Link, ui: &Ui) -> CommandResult {
@@ -247,6 +249,18 @@ async fn link(args: &Link, ui: &Ui) -> CommandResult {
         }
         ConsentStart::Refused(reason) => {
             Err(CommandError::new(exit::REFUSED, format!("no link for `{triplet}`: {reason}")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_is_never_a_formula() {
+        for (text, expected) in [("=1+1", "'=1+1"), ("@x", "'@x"), ("-2", "'-2"), ("a=b", "a=b"), ("", "")] {
+            assert_eq!(harmless(text), expected);
         }
     }
 }

@@ -4,6 +4,7 @@
 //! status is only the class of retry. The base URL is one setting, so that the same code speaks
 //! to production and to the API of a local Workers runtime.
 
+mod audit_table;
 mod d1;
 mod envelope;
 mod inspect;

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use self::wire::{
     Page, WireAccount, WireAuthConfig, WireCreatedAccount, WireCreatedAuthConfig, WireDone, WireLink, WirePatched,
-    WireProxy, WireSubscription, WireToolkit, judge, status_from,
+    WireProxy, WireSubscription, WireToolkitDetail, judge, status_from,
 };
 use super::http::{Http, Request, RequestLine, join, judged, segment};
 use super::reply::{Failure, contract, refused};
@@ -25,7 +25,7 @@ use crate::domain::secret::Secret;
 use crate::domain::time::Timestamp;
 use crate::ports::{
     AccountStatus, Api, ApiErrorKind, ApiResult, AuthConfig, ConnectedAccount, ConsentLink, ProviderCall, ProxyAnswer,
-    TargetCustody, TargetRead, TargetScheme, WebhookSubscription,
+    TargetAbilities, TargetCustody, TargetRead, TargetScheme, WebhookSubscription,
 };
 
 /// Where every route starts.
@@ -142,6 +142,17 @@ impl ComposioClient {
         Ok(all.into_values().collect())
     }
 
+    async fn toolkit(&self, slug: &str) -> ApiResult<Option<WireToolkitDetail>> {
+        let request = self.request_for(Method::GET, TOOLKIT, slug)?;
+        let line = request.line();
+        match self.call::<WireToolkitDetail>(request).await {
+            Ok(toolkit) if toolkit.slug.eq_ignore_ascii_case(slug) => Ok(Some(toolkit)),
+            Ok(_) => Err(line.error(contract("another toolkit than the one asked for"))),
+            Err(error) if matches!(error.kind, ApiErrorKind::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     fn accounts_request(&self) -> Request {
         // Oldest first: what is created during the scan comes at its end and shifts nothing.
         self.request(Method::GET, ACCOUNTS, ACCOUNTS)
@@ -172,6 +183,12 @@ impl Row for WireSubscription {
 impl Row for WireAuthConfig {
     fn id(&self) -> &str {
         &self.id
+    }
+}
+
+impl TargetAbilities for ComposioClient {
+    async fn toolkit_schemes(&self, slug: &str) -> ApiResult<Option<Vec<String>>> {
+        Ok(self.toolkit(slug).await?.map(WireToolkitDetail::into_schemes))
     }
 }
 
@@ -217,14 +234,7 @@ impl TargetRead for ComposioClient {
     }
 
     async fn find_toolkit(&self, slug: &str) -> ApiResult<bool> {
-        let request = self.request_for(Method::GET, TOOLKIT, slug)?;
-        let line = request.line();
-        match self.call::<WireToolkit>(request).await {
-            Ok(toolkit) if toolkit.slug.eq_ignore_ascii_case(slug) => Ok(true),
-            Ok(_) => Err(line.error(contract("another toolkit than the one asked for"))),
-            Err(error) if matches!(error.kind, ApiErrorKind::NotFound { .. }) => Ok(false),
-            Err(error) => Err(error),
-        }
+        Ok(self.toolkit(slug).await?.is_some())
     }
 
     async fn proxy(&self, account_id: &str, call: &ProviderCall) -> ApiResult<ProxyAnswer> {

@@ -22,7 +22,7 @@ use super::reply::{Failure, Media, Reply, contract, header, parse_http_date, rea
 use crate::domain::budget::Lane;
 use crate::domain::secret::Secret;
 use crate::domain::time::Timestamp;
-use crate::ports::{Api, ApiError, ApiErrorKind, ApiResult, Traffic};
+use crate::ports::{Api, ApiError, ApiErrorKind, ApiResult, Counter, Traffic};
 
 /// The largest answer that is read, in bytes. A page of 2,000 Nango connections takes about 1 MB.
 pub const BODY_BYTES_MAX: usize = 10 * 1024 * 1024;
@@ -185,6 +185,7 @@ pub(super) struct Http {
     clock: Clock,
     budgets: Budgets,
     traffic: Mutex<[Traffic; Api::ALL.len()]>,
+    counters: Mutex<[Option<Counter>; Api::ALL.len()]>,
 }
 
 impl Http {
@@ -204,7 +205,14 @@ impl Http {
         };
         let local = builder().no_proxy().tls_certs_only([]).build()?;
         let remote = if needs_remote { Some(builder().build()?) } else { None };
-        Ok(Self { local, remote, clock, budgets: Budgets::default(), traffic: Mutex::default() })
+        Ok(Self {
+            local,
+            remote,
+            clock,
+            budgets: Budgets::default(),
+            traffic: Mutex::default(),
+            counters: Mutex::default(),
+        })
     }
 
     /// The time by the clock that the clients were given.
@@ -265,6 +273,9 @@ impl Http {
             told.push(Told::Refused { retry_after_ms });
         }
         self.budgets.heard(api, host, &told, received_at);
+        if let Some(counter) = quota::counter(&headers) {
+            self.counters.lock().unwrap_or_else(PoisonError::into_inner)[api as usize] = Some(counter);
+        }
         if (300..400).contains(&status) {
             let target = header(&headers, LOCATION).and_then(|to| url.join(to).ok());
             let elsewhere = target.is_some_and(|to| to.origin() != origin);
@@ -291,6 +302,11 @@ impl Http {
     /// Traffic per API since the last call.
     pub fn take_traffic(&self) -> [Traffic; Api::ALL.len()] {
         std::mem::take(&mut *self.traffic.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What each API's last answer said of its own request counter.
+    pub fn counters(&self) -> [Option<Counter>; Api::ALL.len()] {
+        *self.counters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn count(&self, api: Api, change: impl FnOnce(&mut Traffic)) {

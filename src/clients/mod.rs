@@ -14,6 +14,7 @@ pub mod provider;
 mod quota;
 mod read_only;
 mod reply;
+pub mod tls;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,7 +32,7 @@ pub use self::read_only::{kv_inspect, provider_read, target_read};
 use crate::domain::budget::{Allowance, BudgetState, Lane, Limit};
 use crate::domain::secret::Secret;
 use crate::domain::time::Timestamp;
-use crate::ports::{Api, Outside, OutsideRead, SourceRead, Traffic};
+use crate::ports::{Api, Counter, Outside, OutsideRead, SourceRead, SourceRights, Traffic};
 
 /// Where the five systems are, and the keys for them.
 #[derive(Clone, Debug)]
@@ -232,6 +233,14 @@ impl HttpOutside {
 /// # Errors
 /// As [`HttpOutside::new`].
 pub fn source_read(endpoint: NangoEndpoint, clock: Clock) -> Result<impl SourceRead, SetupError> {
+    source_rights(endpoint, clock)
+}
+
+/// The same, to be asked what its key may do.
+///
+/// # Errors
+/// As [`HttpOutside::new`].
+pub fn source_rights(endpoint: NangoEndpoint, clock: Clock) -> Result<impl SourceRights, SetupError> {
     check_base(Api::Nango, &endpoint.base, false)?;
     let needs_remote = endpoint.base.scheme() == "https" || !http::is_loopback(&endpoint.base);
     let http = Arc::new(http::Http::new(clock, Timeouts::default(), needs_remote).map_err(SetupError::Tls)?);
@@ -300,6 +309,11 @@ impl Outside for HttpOutside {
 
     fn limit_requests(&self, limits: &BTreeMap<Api, Limit>) {
         self.http.budgets().limit(limits);
+    }
+
+    fn counters(&self) -> BTreeMap<Api, Counter> {
+        let told = Api::ALL.into_iter().zip(self.http.counters());
+        told.filter_map(|(api, counter)| Some((api, counter?))).collect()
     }
 
     fn allowance(&self, api: Api, lane: Lane, now: Timestamp) -> Allowance {

@@ -14,14 +14,14 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use super::http::{Http, Request, join, judged, segment};
+use super::http::{Http, Request, join, judged, secret_header, segment};
 use super::reply::{Failure, NO_CODE, Reply, contract, readable_code};
 use super::{NangoEndpoint, SetupError, key_header};
 use crate::domain::secret::Secret;
 use crate::domain::time::Timestamp;
 use crate::ports::{
     Api, ApiErrorKind, ApiResult, ConnectSession, SourceConnection, SourceCredential, SourceCustody, SourceIntegration,
-    SourceRead,
+    SourceRead, SourceRights,
 };
 
 /// Rows per page, the most that Nango takes.
@@ -78,6 +78,10 @@ const CONNECTION: &str = "/connections/{id}";
 const METADATA: &str = "/connections/metadata";
 const INTEGRATIONS: &str = "/integrations";
 const SESSIONS: &str = "/connect/sessions";
+const OWN_SESSION: &str = "/connect/session";
+
+/// A connection, an integration and an end user that nobody has.
+const NOBODY: &str = "cutover-probe";
 
 impl SourceRead for NangoClient {
     async fn list_connections(&self) -> ApiResult<Vec<SourceConnection>> {
@@ -161,6 +165,42 @@ impl SourceCustody for NangoClient {
     }
 }
 
+impl SourceRights for NangoClient {
+    async fn may_read_credentials(&self) -> ApiResult<bool> {
+        let line = self.request(Method::GET, CONNECTION, CONNECTION).line();
+        let request = judged(&line, self.connection_request(Method::GET, NOBODY, NOBODY))?;
+        let answer: ApiResult<serde::de::IgnoredAny> = self.call(request.query("refresh_token", "true")).await;
+        match answer.map_err(|error| error.kind) {
+            Err(ApiErrorKind::Unauthorized { status: 403, .. }) => Ok(false),
+            Err(ApiErrorKind::NotFound { .. }) => Ok(true),
+            Ok(_) => Err(line.error(contract("a connection that nobody has"))),
+            Err(kind) => Err(line.error(kind)),
+        }
+    }
+
+    async fn may_open_sessions(&self) -> ApiResult<bool> {
+        let request = self.request(Method::POST, SESSIONS, SESSIONS).json(&json!({}));
+        let line = request.line();
+        match self.act(request).await.map_err(|error| error.kind) {
+            Err(ApiErrorKind::Unauthorized { status: 403, .. }) => Ok(false),
+            Err(ApiErrorKind::Rejected { status: 400, code }) if code == "invalid_body" => Ok(true),
+            Ok(()) => Err(line.error(contract("a session for nobody"))),
+            Err(kind) => Err(line.error(kind)),
+        }
+    }
+
+    async fn try_session(&self) -> ApiResult<()> {
+        let body = json!({"tags": {"end_user_id": NOBODY}});
+        let made: WireSession = self.call(self.request(Method::POST, SESSIONS, SESSIONS).json(&body)).await?;
+        let request = Request::new(Api::Nango, Method::DELETE, OWN_SESSION, join(&self.base, OWN_SESSION));
+        let line = request.line();
+        let token = made.data.token.ok_or_else(|| line.error(contract("a session without a token")))?;
+        let own = judged(&line, secret_header("Bearer ", &token))?;
+        let reply = self.http.send(request.header(AUTHORIZATION, own)).await?;
+        judged(&line, judge(&reply))
+    }
+}
+
 #[derive(Deserialize)]
 struct WireSession {
     data: WireSessionData,
@@ -168,6 +208,8 @@ struct WireSession {
 
 #[derive(Deserialize)]
 struct WireSessionData {
+    #[serde(default)]
+    token: Option<Secret>,
     connect_link: Secret,
     expires_at: String,
 }

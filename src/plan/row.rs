@@ -395,11 +395,7 @@ fn quirk_applies(quirk: &Quirk, moves: bool, shared: bool) -> bool {
 /// Compares what the live grant holds with what is needed, under the provider's own names.
 fn compare_scopes(verdict: &mut Verdict, granted: &BTreeSet<String>, integration: &Integration, entry: &Provider) {
     let alias = |scope: &str| integration.scope_alias.get(scope);
-    let has = |scope: &String| {
-        granted.contains(scope)
-            || alias(scope).is_some_and(|names| names.is_empty() || names.iter().any(|n| granted.contains(n)))
-    };
-    let missing: Vec<String> = entry.scopes.iter().filter(|s| !has(s)).cloned().collect();
+    let missing = integration.lacking(&entry.scopes, granted);
     let asked = |scope: &String| {
         integration
             .provider

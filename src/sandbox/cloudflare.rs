@@ -3,6 +3,7 @@
 //! REST reads come from the central store. What the Worker sees lags behind: see `serving`.
 
 mod d1;
+mod d1_table;
 mod http;
 mod kv;
 

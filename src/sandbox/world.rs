@@ -464,6 +464,12 @@ impl World {
         self.plan_faults(faults);
     }
 
+    /// From now on people consent with the account that they should, and grant what is asked for.
+    pub fn mend_consents(&mut self) {
+        self.faults.wrong_account.clear();
+        self.faults.scope_loss.clear();
+    }
+
     /// Where Nango's webhooks go from now on.
     pub fn set_shim_url(&mut self, url: Option<String>) {
         self.nango.webhook_url = url;

@@ -303,6 +303,45 @@ impl Cutover {
         assert_eq!(status, 200, "{text}");
     }
 
+    /// What the gateway's hot path answers for a triplet now, and where it read from.
+    pub fn served(&self, triplet: &str) -> (u16, String) {
+        let url = format!("{}/v1/{}/whoami", self.sandbox.urls.gateway, triplet.replace(':', "/"));
+        let key = self.sandbox.lock().keys().gateway_key;
+        self.runtime.block_on(async {
+            let http = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
+            let answer = http.get(url).bearer_auth(key).send().await.unwrap();
+            let reads = answer.headers()["x-read-authority"].to_str().unwrap().to_owned();
+            (answer.status().as_u16(), reads)
+        })
+    }
+
+    /// Tells the sandbox what the next matching requests get, as `POST /_sandbox/script` takes it.
+    pub fn script(&self, entry: &str) {
+        self.sandbox.lock().add_script(serde_json::from_str(entry).unwrap()).unwrap();
+    }
+
+    fn cloudflare(&self, method: &str, path: &str, body: &str) {
+        let keys = self.sandbox.lock().keys();
+        let account = format!("{}/client/v4/accounts/{}", self.sandbox.urls.cloudflare, keys.cloudflare_account_id);
+        let bearer = format!("Bearer {}", keys.cloudflare_token);
+        let (status, text) = self.send(method, &format!("{account}{path}"), &[("authorization", &bearer)], body);
+        assert_eq!(status, 200, "{text}");
+    }
+
+    /// Puts an entry into the source namespace, as somebody else would.
+    pub fn put_kv(&self, key: &str, entry: &str) {
+        let namespace = self.sandbox.lock().keys().kv_source;
+        let key = key.replace(':', "%3A");
+        self.cloudflare("PUT", &format!("/storage/kv/namespaces/{namespace}/values/{key}"), entry);
+    }
+
+    /// Runs a statement on the D1 database.
+    pub fn d1(&self, sql: &str) {
+        let database = self.sandbox.lock().keys().d1_database;
+        let body = serde_json::json!({"sql": sql}).to_string();
+        self.cloudflare("POST", &format!("/d1/database/{database}/raw"), &body);
+    }
+
     /// Calls Composio with the project's key.
     pub fn composio(&self, method: &str, path: &str, body: &str) {
         let key = self.sandbox.lock().keys().composio_api_key;
@@ -344,6 +383,12 @@ impl Cutover {
         let (status, text) = self.send("DELETE", &format!("{url}/{id}"), &[("x-api-key", &key)], "");
         assert_eq!(status, 200, "{text}");
     }
+}
+
+/// Real time, for what is no part of the world.
+pub fn real_now_ms() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    i64::try_from(since.as_millis()).unwrap()
 }
 
 /// What points the binary at a sandbox.

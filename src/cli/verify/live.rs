@@ -244,7 +244,8 @@ pub(super) fn build(
                 Box::new(JournalSide::new(name, Arc::clone(store), caller.clone(), depth, states))
             }
             (Named::Nango, ..) => {
-                let source = clients::source_read(config.nango()?, Arc::clone(&http_clock)).map_err(unusable)?;
+                let endpoint = config.nango_verifier()?.map_or_else(|| config.nango(), Ok)?;
+                let source = clients::source_read(endpoint, Arc::clone(&http_clock)).map_err(unusable)?;
                 let (source, fed) = (Arc::new(source), known.fed.clone());
                 Box::new(nango_side(name, source, caller.clone(), catalogue.clone(), fed, Arc::clone(&skip)))
             }

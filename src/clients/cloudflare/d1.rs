@@ -40,7 +40,7 @@ const CHUNK_BYTES_MAX: usize = 1_000_000;
 /// Rows in one statement. Far below what 30 s of query time allow.
 const CHUNK_ROWS_MAX: usize = 5_000;
 
-const RAW: &str = "/d1/database/{id}/raw";
+pub(super) const RAW: &str = "/d1/database/{id}/raw";
 
 impl AuditSink for CloudflareClient {
     async fn append_audit(&self, rows: &[AuditRow]) -> ApiResult<()> {

@@ -43,6 +43,26 @@ pub(super) struct WireToolkit {
     pub slug: String,
 }
 
+/// A toolkit as it is shown alone. Both fields of schemes are optional (Composio contract §6).
+#[derive(Deserialize)]
+pub(super) struct WireToolkitDetail {
+    pub slug: String,
+    #[serde(default)]
+    auth_config_details: Option<Vec<WireAuthMode>>,
+}
+
+#[derive(Deserialize)]
+struct WireAuthMode {
+    #[serde(default)]
+    mode: Option<String>,
+}
+
+impl WireToolkitDetail {
+    pub fn into_schemes(self) -> Vec<String> {
+        self.auth_config_details.into_iter().flatten().filter_map(|details| details.mode).collect()
+    }
+}
+
 #[derive(Deserialize)]
 pub(super) struct WireAuthConfig {
     pub id: String,

@@ -3,8 +3,10 @@
 mod composio;
 mod nango;
 
-pub use composio::{ComposioHeaders, ComposioWebhook, TOLERANCE_MS, verify as verify_composio};
-pub use nango::{AuthWebhook, LEGACY_SIGNATURE_HEADER, NangoSignatures, SIGNATURE_HEADER, read_verified, verify};
+pub use composio::{ComposioHeaders, ComposioWebhook, TOLERANCE_MS, sign as sign_composio, verify as verify_composio};
+pub use nango::{
+    AuthWebhook, LEGACY_SIGNATURE_HEADER, NangoSignatures, SIGNATURE_HEADER, read_verified, sign as sign_nango, verify,
+};
 
 /// The longest id in a webhook that is looked at, in bytes. Nango's ids have at most 255.
 const ID_BYTES_MAX: usize = 255;

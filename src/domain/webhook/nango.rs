@@ -46,7 +46,7 @@ pub fn verify(keys: &[Secret], signatures: NangoSignatures<'_>, body: &[u8]) -> 
     let fits = keys.iter().fold(false, |fits, key| {
         let key = key.expose().as_bytes();
         fits | match (signatures.hmac, signatures.legacy) {
-            (Some(given), _) => same_secret(hex(&hmac_sha256(key, &[body])).as_bytes(), given),
+            (Some(given), _) => same_secret(hmac(key, body).as_bytes(), given),
             (None, Some(given)) => same_secret(hex(&legacy(key, body)).as_bytes(), given),
             (None, None) => false,
         }
@@ -90,6 +90,15 @@ pub fn read_verified(body: &[u8]) -> Result<AuthWebhook, BadWebhook> {
     })
 }
 
+/// The signature of [`SIGNATURE_HEADER`] over a body, as Nango makes it.
+pub fn sign(key: &Secret, body: &[u8]) -> String {
+    hmac(key.expose().as_bytes(), body)
+}
+
+fn hmac(key: &[u8], body: &[u8]) -> String {
+    hex(&hmac_sha256(key, &[body]))
+}
+
 impl AuthWebhook {
     /// What there is to remember of it, in the form that [`read_verified`] takes. The rest of a webhook
     /// names people, and is of no use here.
@@ -113,7 +122,7 @@ fn legacy(key: &[u8], body: &[u8]) -> [u8; 32] {
 mod tests {
     use super::*;
 
-    fn hmac(signature: &str) -> NangoSignatures<'_> {
+    fn signed(signature: &str) -> NangoSignatures<'_> {
         NangoSignatures { hmac: Some(signature.as_bytes()), legacy: None }
     }
 
@@ -125,14 +134,15 @@ mod tests {
     #[test]
     fn the_signature_of_a_real_server_verifies_and_one_bit_off_does_not() {
         let keys = [Secret::new("an old key"), Secret::new(KEY)];
-        let webhook = verify(&keys, hmac(HMAC), CREATION.as_bytes()).unwrap();
+        assert_eq!(sign(&keys[1], CREATION.as_bytes()), HMAC);
+        let webhook = verify(&keys, signed(HMAC), CREATION.as_bytes()).unwrap();
         assert_eq!((webhook.operation.as_str(), webhook.integration_key.as_str()), ("creation", "hubspot"));
 
         let altered = CREATION.replace("acme", "acmf");
-        assert_eq!(verify(&keys, hmac(HMAC), altered.as_bytes()), Err(BadWebhook::Signature));
+        assert_eq!(verify(&keys, signed(HMAC), altered.as_bytes()), Err(BadWebhook::Signature));
         let flipped = HMAC.replace("93b4", "93b5");
-        assert_eq!(verify(&keys, hmac(&flipped), CREATION.as_bytes()), Err(BadWebhook::Signature));
-        assert_eq!(verify(&keys[..1], hmac(HMAC), CREATION.as_bytes()), Err(BadWebhook::Signature));
+        assert_eq!(verify(&keys, signed(&flipped), CREATION.as_bytes()), Err(BadWebhook::Signature));
+        assert_eq!(verify(&keys[..1], signed(HMAC), CREATION.as_bytes()), Err(BadWebhook::Signature));
         assert_eq!(verify(&keys, NangoSignatures::default(), CREATION.as_bytes()), Err(BadWebhook::Signature));
     }
 
@@ -147,7 +157,7 @@ mod tests {
 
     #[test]
     fn what_is_remembered_says_the_same_and_names_nobody() {
-        let webhook = verify(&[Secret::new(KEY)], hmac(HMAC), CREATION.as_bytes()).unwrap();
+        let webhook = verify(&[Secret::new(KEY)], signed(HMAC), CREATION.as_bytes()).unwrap();
         let body = webhook.to_body();
         assert_eq!(read_verified(&body), Ok(webhook));
         assert!(!String::from_utf8(body).unwrap().contains("acme__hubspot__default"));
@@ -156,9 +166,9 @@ mod tests {
     #[test]
     fn a_signed_body_that_is_not_a_webhook_is_named_as_such() {
         let keys = [Secret::new(KEY)];
-        let sign = |body: &[u8]| hex(&hmac_sha256(KEY.as_bytes(), &[body]));
+        let sign = |body: &[u8]| sign(&keys[0], body);
         for body in [&b"[]"[..], b"{}", b"\xff", b"{\"type\":7}", br#"{"type":"auth","type":"auth"}"#] {
-            assert_eq!(verify(&keys, hmac(&sign(body)), body), Err(BadWebhook::Body));
+            assert_eq!(verify(&keys, signed(&sign(body)), body), Err(BadWebhook::Body));
         }
     }
 }

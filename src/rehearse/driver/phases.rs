@@ -120,7 +120,10 @@ impl Driver {
     async fn assess(&mut self) -> Result<(), RehearsalError> {
         let names: BTreeSet<&str> = CHECKS.iter().map(|check| check.name).collect();
         let skew_max_ms = i64::from(self.rehearsal.policy.criteria.clock_skew_max_s) * SECOND_MS;
-        let subject = Subject::of(&self.plan, skew_max_ms);
+        let limits = self.rehearsal.policy.rates.limits();
+        // What the budget carries is measured here, so the estimate of the plan decides nothing.
+        let need_per_minute = Default::default();
+        let subject = Subject { skew_max_ms, limits, need_per_minute, ..Subject::of(&self.plan) };
         let (world, clock) = (std::sync::Arc::clone(&self.sandbox.world), self.clock.clone());
         let wait = || match &clock {
             Clock::Virtual(ms) => {

@@ -2,8 +2,9 @@
 //! (cloudflare.md §3).
 //!
 //! Only the statements that an audit needs are understood: inserts of listed values or of a JSON
-//! text through `json_each`, counting, and reading: all rows, those behind a `rowid`, those of some
-//! operations. Everything else is a SQL error in D1's shape. The newest rows are kept; all are counted.
+//! text through `json_each`, counting, reading (all rows, those behind a `rowid`, those of some
+//! operations), and looking at the table and mending it. Everything else is a SQL error in D1's shape.
+//! The newest rows are kept; all are counted.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 use crate::sandbox::http::{Call, Reply};
 use crate::sandbox::world::World;
 
+use super::d1_table::Table;
 use super::http::failure;
 
 const COLUMNS: [&str; 6] = ["op_id", "at", "key", "action", "source", "fingerprint"];
@@ -40,6 +42,7 @@ fn cell(row: &(u64, &Row), place: usize) -> Value {
 
 #[derive(Clone, Debug, Default)]
 pub(in crate::sandbox) struct Audit {
+    table: Table,
     total: u64,
     rows: VecDeque<Row>,
     ops: HashSet<String>,
@@ -84,6 +87,12 @@ impl Audit {
         let flat = flat.trim_end_matches(';').trim();
         let lower = flat.to_ascii_lowercase();
         let none = Outcome { columns: Vec::new(), rows: Vec::new(), changes: 0 };
+        if let Some((columns, rows)) = self.table.pragma(&lower) {
+            return Ok(Outcome { columns, rows, changes: 0 });
+        }
+        if let Some(defined) = self.table.define(&lower) {
+            return defined.map(|()| none);
+        }
         if lower.starts_with("create table if not exists kv_audit") || lower.starts_with("create index if not exists") {
             return Ok(none);
         }
@@ -91,7 +100,11 @@ impl Audit {
             lower.strip_prefix("insert into kv_audit").or_else(|| lower.strip_prefix("insert or ignore into kv_audit"))
         {
             let skips_conflicts = lower.contains("do nothing") || lower.starts_with("insert or ignore");
-            let rows = insert_rows(&flat[flat.len() - rest.len()..], params)?;
+            if lower.contains("on conflict (op_id)") && !self.table.is_unique("op_id") {
+                let message = "ON CONFLICT clause does not match any PRIMARY KEY or UNIQUE constraint: SQLITE_ERROR";
+                return Err(message.to_owned());
+            }
+            let rows = insert_rows(&self.table, &flat[flat.len() - rest.len()..], params)?;
             let mut changes = 0;
             for row in rows {
                 if self.insert(row) {
@@ -182,7 +195,7 @@ fn condition(tail: &str, params: &[String]) -> Result<Condition, String> {
 }
 
 /// Rows of `(a, b) VALUES (?1, ?2), (…)` or `(a, b) SELECT value ->> 'a', … FROM json_each(?1)`.
-fn insert_rows(rest: &str, params: &[String]) -> Result<Vec<Row>, String> {
+fn insert_rows(table: &Table, rest: &str, params: &[String]) -> Result<Vec<Row>, String> {
     let syntax = || "near \"kv_audit\": syntax error: SQLITE_ERROR".to_owned();
     let rest = rest.trim_start();
     let (columns, rest) = match rest.strip_prefix('(') {
@@ -195,7 +208,7 @@ fn insert_rows(rest: &str, params: &[String]) -> Result<Vec<Row>, String> {
     let places: Vec<usize> = columns
         .iter()
         .map(|name| {
-            let place = COLUMNS.iter().position(|c| c == name);
+            let place = COLUMNS.iter().position(|c| c == name && table.has(name));
             place.ok_or_else(|| format!("table kv_audit has no column named {name}: SQLITE_ERROR"))
         })
         .collect::<Result<_, _>>()?;
@@ -262,6 +275,13 @@ fn member(item: &Value, path: &str) -> Value {
 }
 
 impl World {
+    /// Makes D1's `kv_audit` anew, without rows: what stands between the parentheses of `CREATE TABLE`,
+    /// nothing for no table at all.
+    pub fn redefine_audit(&mut self, definition: &str) {
+        self.cloudflare.audit = Audit::default();
+        self.cloudflare.audit.table.redefine(definition);
+    }
+
     pub(super) fn d1_query(&mut self, call: &Call, raw: bool) -> Reply {
         let Some(body) = call.json() else { return failure(400, 7400, "The request is malformed: not JSON") };
         let single = std::slice::from_ref(&body);

@@ -1,5 +1,9 @@
 //! `cutover assess`: named checks before anything starts.
 
+mod settings;
+mod shim;
+mod tls;
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,24 +11,23 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::apply::StateArgs;
-use super::config::Config;
-use super::inventory::write_whole;
-use super::operate::OutputFormat;
-use super::plan::{Inputs, load_plan, read_text, wall_clock};
-use super::{CommandError, CommandResult, Ui};
-use crate::assess::{Assessment, CHECKS, Finding, Live, Severity, Subject, environment, verdict};
-use crate::clients::{Clock, Endpoints, HttpOutside};
+use crate::assess::{Assessment, CHECKS, Finding, Live, Needs, Severity, Subject, environment, verdict, verify_key};
+use crate::cli::apply::StateArgs;
+use crate::cli::config::Config;
+use crate::cli::inventory::write_whole;
+use crate::cli::operate::OutputFormat;
+use crate::cli::plan::{Inputs, load_plan, read_text, wall_clock};
+use crate::cli::{CommandError, CommandResult, Ui};
+use crate::clients::{self, Clock, Endpoints, HttpOutside};
 use crate::domain::time::SECOND_MS;
-use crate::plan::REDIRECT_URI;
 
 /// Between two looks after a write to KV.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Check the live systems, and the settings around them, before anything starts
 ///
-/// Reads only, unless `--write` allows a probe entry in the target namespace (removed again) and one row in
-/// `kv_audit`. Exits with 3 on an error, with 4 when something could not be found out. The facts that it
+/// Changes nothing, unless `--write` allows a probe entry in the target namespace and a Connect session (both
+/// removed again) and one row in `kv_audit`. Exits with 3 on an error, with 4 when something could not be found out. The facts that it
 /// finds can go into a plan: `cutover plan --probes`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
@@ -33,6 +36,7 @@ Examples:
   cutover assess --plan plans/prod.json --out probes.json
   cutover assess --only nango-key,composio-key
   cutover assess --write --format json
+  cutover assess --only webhook-delivery --shim https://shim.example.com
   cutover assess --only nango-environment,nango-replicas --nango-env nango/.env --nango-replicas 2
   cutover assess --list")]
 pub struct AssessArgs {
@@ -54,6 +58,9 @@ pub struct AssessArgs {
     /// Allow the checks that write
     #[arg(long)]
     write: bool,
+    /// Our running shim: it is sent webhooks that it must take, and some that it must refuse
+    #[arg(long, value_name = "URL")]
+    shim: Option<reqwest::Url>,
     /// Environment file of a self-hosted Nango
     #[arg(long, value_name = "FILE")]
     nango_env: Option<PathBuf>,
@@ -80,24 +87,8 @@ fn check(text: &str) -> Result<&'static str, String> {
     })
 }
 
-/// Checks that ask a live system.
-const LIVE: [&str; 15] = [
-    "nango-key",
-    "nango-integrations",
-    "nango-connections",
-    "composio-key",
-    "composio-toolkits",
-    "composio-auth-configs",
-    "composio-accounts",
-    "composio-webhooks",
-    "cloudflare-kv",
-    "cloudflare-kv-latency",
-    "cloudflare-d1",
-    "gateway-admin",
-    "gateway-hot-path",
-    "clock-skew",
-    "rate-limits",
-];
+/// Checks that need no system and none of its settings.
+const APART: [&str; 4] = ["state", "nango-environment", "nango-replicas", "app-environment"];
 
 /// # Errors
 /// Exit code 2 for bad input and missing settings. What is found is exit code 3 or 4.
@@ -109,18 +100,30 @@ pub fn run(args: &AssessArgs, ui: &Ui) -> CommandResult {
     }
     let all = || CHECKS.iter().map(|check| check.name).collect();
     let names: BTreeSet<&str> = if args.only.is_empty() { all() } else { args.only.iter().copied().collect() };
-    let mut found = Assessment::default();
-    if LIVE.iter().chain(&["tls", "callbacks", "nango-webhook-key"]).any(|name| names.contains(name)) {
+    let mut found = Assessment { findings: not_run(args, &names)?, ..Assessment::default() };
+    if names.iter().any(|name| !APART.contains(name)) {
         let config = Config::load(ui.config.as_deref())?;
         let endpoints = config.endpoints()?;
-        let keys = config.shim()?.nango_keys.len();
-        found.findings.extend(settings(&names, &endpoints, keys));
-        let live = super::runtime()?.block_on(live(args, &names, endpoints))?;
-        found.findings.extend(live.findings);
-        found.probes = live.probes;
+        let routes = config.shim()?;
+        found.findings.extend(settings::judge(&names, &endpoints, &routes));
+        crate::cli::runtime()?.block_on(async {
+            if names.contains("tls") {
+                found.findings.extend(tls::judge(&endpoints, wall_clock()).await);
+            }
+            if let Some(url) = args.shim.as_ref().filter(|_| names.contains("webhook-delivery")) {
+                found.findings.extend(shim::deliver(url, &routes, wall_clock()).await?);
+            }
+            if names.contains("nango-verify-key") {
+                found.findings.push(verifier(&config).await?);
+            }
+            let live = live(args, &names, endpoints).await?;
+            found.findings.extend(live.findings);
+            found.probes = live.probes;
+            Ok::<(), CommandError>(())
+        })?;
     }
     if names.contains("state") {
-        found.findings.push(super::runtime()?.block_on(state(&args.state)));
+        found.findings.push(crate::cli::runtime()?.block_on(state(&args.state)));
     }
     found.findings.extend(files(args, &names)?);
     // In the order of the list, so that two reports can be compared.
@@ -146,15 +149,45 @@ pub fn run(args: &AssessArgs, ui: &Ui) -> CommandResult {
     Ok(code)
 }
 
+/// The checks that cannot run as it was called: asked for by name they are a mistake, else they are said.
+fn not_run(args: &AssessArgs, names: &BTreeSet<&str>) -> Result<Vec<Finding>, CommandError> {
+    let given = |option: &str| match option {
+        "--write" => args.write,
+        "--shim" => args.shim.is_some(),
+        "--nango-env" => args.nango_env.is_some(),
+        _ => args.app_env.is_some(),
+    };
+    let mut found = Vec::new();
+    for check in CHECKS.iter().filter(|check| names.contains(check.name)) {
+        let Needs::Option(option) = check.needs else { continue };
+        if given(option) {
+            continue;
+        }
+        if !args.only.is_empty() {
+            return Err(CommandError::usage(format!("the check `{}` needs `{option}`", check.name))
+                .hint(format!("it looks whether {}", check.what)));
+        }
+        found.push(Finding::new(check.name, Severity::Info, "not run", format!("`{option}` runs it")));
+    }
+    Ok(found)
+}
+
+async fn verifier(config: &Config) -> Result<Finding, CommandError> {
+    let key = config.nango_verifier()?.map(|endpoint| clients::source_rights(endpoint, Arc::new(wall_clock)));
+    let key = key.transpose().map_err(|error| CommandError::usage("cannot use the settings").because(&error))?;
+    Ok(verify_key(key.as_ref()).await)
+}
+
 async fn live(args: &AssessArgs, names: &BTreeSet<&str>, endpoints: Endpoints) -> Result<Assessment, CommandError> {
     let inputs = Inputs { policy: args.policy.clone(), catalogue: args.catalogue.clone(), ..Inputs::default() };
     let (policy, catalogue) = (inputs.load_policy()?, inputs.load_catalogue()?);
     let ahead_ms = inputs.now()?.since(wall_clock());
     let skew_max_ms = i64::from(policy.criteria.clock_skew_max_s) * SECOND_MS;
     let subject = match &args.plan {
-        Some(path) => Subject::of(&load_plan(path)?, skew_max_ms),
-        None => Subject { skew_max_ms, ..Subject::default() },
+        Some(path) => Subject::of(&load_plan(path)?),
+        None => Subject::default(),
     };
+    let subject = Subject { skew_max_ms, limits: policy.rates.limits(), ..subject };
     let clock: Clock = Arc::new(move || wall_clock().plus_ms(ahead_ms));
     let outside = HttpOutside::new(endpoints, Arc::clone(&clock))
         .map_err(|error| CommandError::usage("cannot use the settings").because(&error))?;
@@ -167,65 +200,6 @@ async fn live(args: &AssessArgs, names: &BTreeSet<&str>, endpoints: Endpoints) -
         clock: &*clock,
     };
     Ok(live.run(names, args.write).await)
-}
-
-/// What the settings alone tell.
-fn settings(names: &BTreeSet<&str>, endpoints: &Endpoints, webhook_keys: usize) -> Vec<Finding> {
-    let mut found = Vec::new();
-    if names.contains("nango-webhook-key") {
-        found.push(match webhook_keys {
-            0 => Finding {
-                check: "nango-webhook-key",
-                severity: Severity::Warning,
-                evidence: "`CUTOVER_NANGO_WEBHOOK_KEY` is not set: webhooks are refused".to_owned(),
-                remedy: "set it; without it polling finds everything, a little later".to_owned(),
-            },
-            n => Finding {
-                check: "nango-webhook-key",
-                severity: Severity::Ok,
-                evidence: format!("{n} keys; it is not the API key, which signs nothing"),
-                remedy: String::new(),
-            },
-        });
-    }
-    let bases = [
-        ("Nango", Some(&endpoints.nango.base)),
-        ("Composio", Some(&endpoints.composio.base)),
-        ("Cloudflare", Some(&endpoints.cloudflare.base)),
-        ("the gateway", Some(&endpoints.gateway.base)),
-        ("the stand-in for providers", endpoints.provider.base_override.as_ref()),
-    ];
-    if names.contains("tls") {
-        let plain: Vec<&str> =
-            bases.iter().filter(|(_, url)| url.is_some_and(|url| url.scheme() != "https")).map(|(n, _)| *n).collect();
-        found.push(if plain.is_empty() {
-            Finding {
-                check: "tls",
-                severity: Severity::Ok,
-                evidence: "all addresses are https".into(),
-                remedy: String::new(),
-            }
-        } else {
-            Finding {
-                check: "tls",
-                severity: Severity::Info,
-                evidence: format!("not encrypted, since it is on this machine: {}", plain.join(", ")),
-                remedy: "fine for a sandbox; anywhere else it is refused".to_owned(),
-            }
-        });
-    }
-    if names.contains("callbacks") {
-        let nango = endpoints.nango.base.join("/oauth/callback").map(|url| url.to_string()).unwrap_or_default();
-        found.push(Finding {
-            check: "callbacks",
-            severity: Severity::Info,
-            evidence: format!(
-                "providers must accept {nango} until Nango is retired, and {REDIRECT_URI} from the first consent on"
-            ),
-            remedy: "no API tells what a provider accepts: look at each OAuth app".to_owned(),
-        });
-    }
-    found
 }
 
 async fn state(args: &StateArgs) -> Finding {
