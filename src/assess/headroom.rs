@@ -86,7 +86,8 @@ const fn setting(api: Api) -> &'static str {
 mod tests {
     use super::*;
 
-    const LIMIT: Limit = Limit { requests: 1_000, window_ms: MINUTE_MS, reserved_share: 0.5, burst_share: 0.05 };
+    const LIMIT: Limit =
+        Limit { requests: 1_000, window_ms: MINUTE_MS, reserved_share: 0.5, burst_share: 0.05, comparisons_share: 0.0 };
 
     fn found(told: Option<(u64, i64, u64)>, sent: u64, need: u64) -> (Severity, String) {
         let told = told.map(|(limit, window_ms, left)| Counter { limit, window_ms, left: Some(left) });
