@@ -176,12 +176,7 @@ fn the_page_is_whole_in_a_browser_and_asks_nobody_for_anything() {
     let page = csv::Reader::from_reader(csv.as_bytes()).records().next().unwrap().unwrap()[5].to_owned();
     let output = Command::new("chromium")
         .args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"])
-        .args([
-            "--enable-logging=stderr",
-            "--virtual-time-budget=2000",
-            "--dump-dom",
-            "--blink-settings=scriptEnabled=false",
-        ])
+        .args(["--enable-logging=stderr", "--virtual-time-budget=2000", "--dump-dom"])
         .arg(format!("--screenshot={}", cutover.path("consent.png")))
         .arg(format!("--user-data-dir={}", cutover.path("profile")))
         .arg(&page)
@@ -190,6 +185,7 @@ fn the_page_is_whole_in_a_browser_and_asks_nobody_for_anything() {
     let (dom, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{log}");
     assert!(!log.contains("CONSOLE"), "{log}");
+    assert!(!dom.contains("<script") && !dom.contains("http://") && !dom.contains("https://"), "{dom}");
     assert!(
         dom.contains("<form method=\"post\"><button>Connect ") && dom.contains("the same account as before"),
         "{dom}"

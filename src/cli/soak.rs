@@ -30,6 +30,9 @@ use crate::store::Store;
 /// The longest wait for a key before the mailbox is looked into again.
 const KEY_WAIT: Duration = Duration::from_millis(100);
 
+/// How long the screen gets to be put in order when the process is asked to end.
+const LEAVE: Duration = Duration::from_secs(1);
+
 /// How long a shim may take to answer.
 const SHIM_TIME: Duration = Duration::from_secs(10);
 
@@ -212,8 +215,8 @@ async fn ask(origin: &Origin, every: Duration, orders: &Receiver<()>, post: &Sen
             }
             tokio::select! {
                 () = tokio::time::sleep(KEY_WAIT) => {}
-                _ = terminate.recv() => return drop(post.send(Mail::Stop)),
-                _ = hangup.recv() => return drop(post.send(Mail::Stop)),
+                _ = terminate.recv() => return leave(orders, post).await,
+                _ = hangup.recv() => return leave(orders, post).await,
             }
         }
         let mail = match origin.fetch().await {
@@ -224,6 +227,23 @@ async fn ask(origin: &Origin, every: Duration, orders: &Receiver<()>, post: &Sen
             return;
         }
     }
+}
+
+/// Asked to end. The thread that reads keys may never come back: where the terminal is gone, the
+/// key reader (crossterm 0.29) meets its end again and again. Then the process ends without it.
+async fn leave(orders: &Receiver<()>, post: &Sender<Mail>) {
+    if post.send(Mail::Stop).is_err() {
+        return;
+    }
+    let asked = Instant::now();
+    while asked.elapsed() < LEAVE {
+        if matches!(orders.try_recv(), Err(std::sync::mpsc::TryRecvError::Disconnected)) {
+            return;
+        }
+        tokio::time::sleep(KEY_WAIT).await;
+    }
+    ratatui::restore();
+    std::process::exit(exit::OK.into());
 }
 
 /// Draws and reads keys until somebody ends it.

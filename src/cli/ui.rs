@@ -2,6 +2,10 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::json;
 
 use super::{CommandError, Globals};
 
@@ -23,6 +27,10 @@ pub struct Ui {
     pub progress: bool,
     /// The configuration file that was named.
     pub config: Option<PathBuf>,
+    /// The report was asked for as JSON.
+    json: bool,
+    /// Something was printed on stdout.
+    printed: Arc<AtomicBool>,
 }
 
 impl Ui {
@@ -35,6 +43,8 @@ impl Ui {
             color_stderr: !no_color && io::stderr().is_terminal(),
             progress: io::stderr().is_terminal(),
             config: globals.config.clone(),
+            json: asks_for_json(std::env::args_os().map(|argument| argument.to_string_lossy().into_owned())),
+            printed: Arc::default(),
         }
     }
 
@@ -45,6 +55,7 @@ impl Ui {
 
     /// Writes to stdout. `false` when nobody reads it any more.
     pub fn try_print(&self, text: &str) -> bool {
+        self.printed.store(true, Ordering::Relaxed);
         let mut stdout = io::stdout().lock();
         stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_ok()
     }
@@ -54,8 +65,33 @@ impl Ui {
         let _ = writeln!(io::stderr().lock(), "{text}");
     }
 
+    /// Says why a command failed. Where JSON was asked for and none was printed, a report of the
+    /// code and the reason goes to stdout too.
     pub fn print_error(&self, error: &CommandError) {
+        if self.json && !self.printed.load(Ordering::Relaxed) {
+            let report = json!({"exit_code": error.code(), "reason": error.to_string()});
+            self.print(&format!("{report:#}\n"));
+        }
         let (on, off) = if self.color_stderr { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
         self.note(&format!("{on}error:{off} {error}"));
+    }
+}
+
+/// `--format` is an option of each command that has it, so it is looked for where all are seen.
+fn asks_for_json(arguments: impl Iterator<Item = String>) -> bool {
+    let arguments: Vec<String> = arguments.take_while(|argument| argument != "--").collect();
+    arguments.iter().any(|argument| argument == "--format=json")
+        || arguments.windows(2).any(|pair| pair == ["--format", "json"])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_asked_for_in_either_spelling() {
+        let asks = |line: &str| asks_for_json(line.split(' ').map(str::to_owned));
+        assert!(asks("cutover gate --format json") && asks("cutover gate --format=json -v"));
+        assert!(!asks("cutover gate --format text") && !asks("cutover gate") && !asks("cutover x -- --format json"));
     }
 }
