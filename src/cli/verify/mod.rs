@@ -326,7 +326,8 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> CommandResult {
     let mut out = BufWriter::with_capacity(64 * 1024, io::stdout());
     let meter = Meter::default();
     // Lines that come meanwhile would run into the bar.
-    let drawn = Ui { progress: ui.progress && !(streams && io::stdout().is_terminal()), ..ui.clone() };
+    let mut drawn = ui.clone();
+    drawn.progress &= !(streams && io::stdout().is_terminal());
     let report = progress::with_progress(&drawn, &meter, sides, live.as_ref(), || {
         verify(sides, &options, &keys, run.as_mut(), &meter, &mut |finding| {
             if !streams {
