@@ -343,7 +343,7 @@ fn faults(elsewhere: &str) -> Vec<Case> {
         |_, kind| matches!(kind, ApiErrorKind::Unreachable { sent: true, detail } if detail.starts_with("connection"));
     let too_large: fn(&str, &ApiErrorKind) -> bool = |name, kind| match name {
         // A hundred values may be larger than that; what came is whitespace around nothing.
-        "kv bulk get" | "kv inspect values" => is_contract(kind, ""),
+        "kv bulk get" | "kv bulk get urgent" | "kv inspect values" => is_contract(kind, ""),
         _ => is_contract(kind, "more than"),
     };
     let odd_type: fn(&str, &ApiErrorKind) -> bool =
@@ -515,8 +515,9 @@ async fn no_endpoint_is_left_out_of_the_table() {
     for source in sources_of_the_clients() {
         for constant in source.lines().filter_map(|line| line.strip_prefix("const ")) {
             let Some((name, value)) = constant.split_once(": &str = \"/") else { continue };
-            // Where routes start, and an address that is only sent as a value.
-            if !matches!(name, "PREFIX" | "OAUTH_CALLBACK") {
+            // Where routes start, an address that is only sent as a value, and one that is asked only
+            // with what another one gave.
+            if !matches!(name, "PREFIX" | "OAUTH_CALLBACK" | "OWN_SESSION") {
                 paths.insert(format!("/{}", value.trim_end_matches("\";")));
             }
         }

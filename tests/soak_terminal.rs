@@ -31,7 +31,7 @@ fn a_dashboard_ends_when_its_terminal_is_gone() {
     let kept = Kept::rehearse(&[]);
     let program = env!("CARGO_BIN_EXE_cutover");
     let soak = format!(
-        "echo $$ > pid; exec {program} soak --state sqlite:state/cutover.db --key-file state/cutover.key --policy state/policy.toml"
+        "echo $$ > pid; stty cols 120 rows 40; exec {program} soak --state sqlite:state/cutover.db --key-file state/cutover.key --policy state/policy.toml"
     );
     let mut terminal = Command::new("script")
         .args(["-qfec", &soak, "screen"])
