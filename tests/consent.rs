@@ -165,6 +165,27 @@ fn people_are_sent_pages_and_what_they_connect_wrongly_comes_back_to_them() {
     assert!(ask(&cutover, "POST", page).text.contains("nothing left to do"), "used once more, it makes nothing");
 }
 
+/// A person may be faster than `consent follow`. With the same client the old grant may end with the
+/// consent, and then nobody could tell any more whose it was.
+#[test]
+fn whose_the_old_grant_is_is_known_before_anybody_consents() {
+    let cutover = Cutover::start(SMALL, POLICY, Vec::new());
+    cutover.sandbox.lock().set_addresses(cutover.sandbox.urls.clone());
+    cutover.until_done(&["apply", &cutover.plan, "--yes"]);
+    cutover.live(60_000);
+    let base = pages(&cutover);
+    let (_, csv, _) = cutover.run(&["consent", "export", "--base-url", &base, "--policy", &cutover.policy]);
+    let page = csv::Reader::from_reader(csv.as_bytes()).records().next().unwrap().unwrap()[5].to_owned();
+    let known = || {
+        let engine = cutover.engine();
+        let rows = cutover.runtime.block_on(engine.store().load_triplets()).unwrap();
+        rows.iter().filter(|row| row.old_identity.is_some()).count()
+    };
+    assert_eq!(known(), 0);
+    connect(&cutover, &page);
+    assert_eq!(known(), 1);
+}
+
 #[test]
 fn the_page_is_whole_in_a_browser_and_asks_nobody_for_anything() {
     tools::need("chromium", "chromium");

@@ -187,6 +187,16 @@ impl<O: Outside> Engine<O> {
             Err(EngineError::Refused(reason)) => return Ok(ConsentStart::Refused(reason)),
             Err(error) => return Err(error),
         }
+        if row.old_identity.is_none() {
+            // Before any consent: with the same client the old grant may not outlive it.
+            let connections = self.store.load_connections().await?;
+            let Some(connection) = connections.iter().find(|c| c.id == row.connection) else {
+                return Ok(ConsentStart::Refused("its connection at Nango is not known".to_owned()));
+            };
+            if let Some(at) = self.learn_old_identity(&row, connection, now).await? {
+                return Ok(ConsentStart::Later(at));
+            }
+        }
         if row.consent_attempts >= LINKS_MAX {
             return Ok(ConsentStart::Refused(format!("{LINKS_MAX} links were made for it already")));
         }

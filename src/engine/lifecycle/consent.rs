@@ -238,7 +238,7 @@ impl<O: Outside> Engine<O> {
     }
 
     /// The upstream account behind the old grant, asked directly with the token that KV serves.
-    async fn learn_old_identity(
+    pub(super) async fn learn_old_identity(
         &self,
         row: &TripletRow,
         connection: &ConnectionRow,
