@@ -5,119 +5,29 @@
 //! in git. No error quotes a value other than a path: what was put into the wrong place may be a secret.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use reqwest::Url;
-use serde_json::json;
 
+mod settings;
+mod show;
+
+use super::CommandError;
 use super::oauth_apps::{self, OauthApps};
 use super::plan::read_text;
-use super::{CommandError, CommandResult, Ui};
 use crate::alert::{Alerts, NotQuietHours, Slack};
 use crate::clients::{
     CloudflareEndpoint, ComposioEndpoint, Endpoints, GatewayEndpoint, NangoEndpoint, ProviderEndpoint,
 };
 use crate::domain::secret::Secret;
-use crate::exit;
 use crate::shim::{AdminKeys, ShimConfig};
+use settings::*;
+
+pub use show::{ConfigArgs, run};
 
 /// The largest secret file that is read, in bytes. Keys are shorter than 100.
 const SECRET_BYTES_MAX: u64 = 16 * 1024;
-
-/// One thing that can be set.
-#[derive(Debug)]
-struct Setting {
-    /// In the environment; a secret also as `{variable}_FILE`.
-    variable: &'static str,
-    /// Table and key in the file; a secret only as `{key}_file`.
-    table: &'static str,
-    key: &'static str,
-    kind: Kind,
-    default: Option<&'static str>,
-    /// What it is and where to find it.
-    what: &'static str,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Text,
-    Url,
-    Secret,
-    /// Hashes of admin keys. What is no hash may be a key, so none of it is ever shown.
-    Hashes,
-}
-
-impl Setting {
-    fn is_secret(&self) -> bool {
-        self.kind == Kind::Secret
-    }
-
-    fn file_key(&self) -> String {
-        if self.is_secret() { format!("{}_file", self.key) } else { self.key.to_owned() }
-    }
-}
-
-macro_rules! settings {
-    ($($id:ident: $variable:literal, $table:literal, $key:literal, $kind:ident, $default:expr, $what:literal;)*) => {
-        $(static $id: Setting = Setting {
-            variable: $variable, table: $table, key: $key, kind: Kind::$kind, default: $default, what: $what,
-        };)*
-        /// In the order in which they are shown.
-        static ALL: &[&Setting] = &[$(&$id),*];
-    };
-}
-
-settings! {
-    NANGO_URL: "CUTOVER_NANGO_URL", "nango", "url", Url, Some("https://api.nango.dev"),
-        "Nango's address";
-    NANGO_KEY: "CUTOVER_NANGO_KEY", "nango", "key", Secret, None,
-        "the secret key of the environment at Nango (Environment Settings)";
-    NANGO_VERIFY_KEY: "CUTOVER_NANGO_VERIFY_KEY", "nango", "verify_key", Secret, None,
-        "a key of the environment at Nango with `environment:connections:list` alone, for `cutover verify`; \
-         without it that lists with the main key";
-    NANGO_WEBHOOK_KEY: "CUTOVER_NANGO_WEBHOOK_KEY", "nango", "webhook_key", Secret, None,
-        "the webhook signing key of the environment at Nango, during a rotation the new one and the old one with \
-         a space between; without it webhooks are refused";
-    NANGO_LEGACY: "CUTOVER_NANGO_LEGACY_SIGNATURE", "nango", "legacy_signature", Text, Some("refuse"),
-        "`accept` where webhooks come with Nango's legacy signature only, which is open to length extension";
-    COMPOSIO_URL: "CUTOVER_COMPOSIO_URL", "composio", "url", Url, Some("https://backend.composio.dev"),
-        "Composio's address, without `/api/v3.1`";
-    COMPOSIO_KEY: "CUTOVER_COMPOSIO_KEY", "composio", "key", Secret, None,
-        "the project key at Composio (`ak_…`)";
-    COMPOSIO_WEBHOOK_KEY: "CUTOVER_COMPOSIO_WEBHOOK_KEY", "composio", "webhook_key", Secret, None,
-        "the secret of the webhook subscription at Composio, one or two as above; without it webhooks are refused";
-    CLOUDFLARE_URL: "CUTOVER_CLOUDFLARE_URL", "cloudflare", "url", Url, None,
-        "the account's address; by default that of CUTOVER_CLOUDFLARE_ACCOUNT at api.cloudflare.com";
-    CLOUDFLARE_ACCOUNT: "CUTOVER_CLOUDFLARE_ACCOUNT", "cloudflare", "account", Text, None,
-        "the account id at Cloudflare (32 hex digits)";
-    CLOUDFLARE_TOKEN: "CUTOVER_CLOUDFLARE_TOKEN", "cloudflare", "token", Secret, None,
-        "an API token that may write Workers KV and D1";
-    KV_SOURCE: "CUTOVER_KV_SOURCE", "cloudflare", "kv_source", Text, None,
-        "the id of the KV namespace that the gateway reads today";
-    KV_TARGET: "CUTOVER_KV_TARGET", "cloudflare", "kv_target", Text, None,
-        "the id of the KV namespace of the new custody";
-    D1: "CUTOVER_D1", "cloudflare", "d1", Text, None,
-        "the id of the D1 database with `kv_audit`";
-    GATEWAY_URL: "CUTOVER_GATEWAY_URL", "gateway", "url", Url, None,
-        "the gateway's address";
-    GATEWAY_ADMIN_KEY: "CUTOVER_GATEWAY_ADMIN_KEY", "gateway", "admin_key", Secret, None,
-        "the key of the gateway's admin routes";
-    GATEWAY_KEY: "CUTOVER_GATEWAY_KEY", "gateway", "key", Secret, None,
-        "the key of the gateway's hot path";
-    PROVIDER_URL: "CUTOVER_PROVIDER_URL", "provider", "url", Url, None,
-        "a sandbox that stands in for every provider; leave it out to reach the real ones";
-    SHIM_ADMIN_KEYS: "CUTOVER_SHIM_ADMIN_KEYS", "shim", "admin_keys", Hashes, None,
-        "hashes of the keys of the shim's admin routes, `sha256:…`, with a space between; \
-         `cutover shim --new-admin-key` makes one";
-    SHIM_ADMIN_KEY: "CUTOVER_SHIM_ADMIN_KEY", "shim", "admin_key", Secret, None,
-        "the admin key with which `cutover soak --shim` asks";
-    ALERT_WEBHOOK: "CUTOVER_ALERT_WEBHOOK", "alert", "webhook", Secret, None,
-        "an incoming webhook (Slack, or what takes the same) that alerts are sent to";
-    ALERT_QUIET: "CUTOVER_ALERT_QUIET_HOURS", "alert", "quiet_hours", Text, None,
-        "hours in which only what is urgent is sent, `22:00-07:00` (UTC)";
-}
 
 /// A value that was found. A secret in a file is read when it is needed.
 #[derive(Clone, Debug)]
@@ -528,131 +438,12 @@ fn parse_url(setting: &Setting, text: &str) -> Result<Url, CommandError> {
     })
 }
 
-/// Show the effective configuration, with every secret left out
-///
-/// Says for each setting where it came from: the environment, the file that `--config` names, or the
-/// default. Exits with 2 when something that is set cannot be used.
-#[derive(clap::Args, Debug)]
-#[command(after_help = "\
-Examples:
-  cutover config
-  cutover config --config cutover.toml --format json")]
-pub struct ConfigArgs {
-    /// Shape of the report
-    #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
-    format: ConfigFormat,
-}
-
-#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-enum ConfigFormat {
-    Text,
-    Json,
-}
-
-/// A setting as it is shown.
-struct Line {
-    setting: &'static Setting,
-    value: Option<String>,
-    from: String,
-    problem: Option<String>,
-}
-
-pub fn run(args: &ConfigArgs, ui: &Ui) -> CommandResult {
-    let config = Config::load(ui.config.as_deref())?;
-    let lines: Vec<Line> = ALL.iter().map(|setting| line(&config, setting)).collect();
-    let apps = config.oauth_apps.shown();
-    let problems: Vec<&str> = lines
-        .iter()
-        .map(|line| &line.problem)
-        .chain(apps.iter().map(|app| &app.problem))
-        .flatten()
-        .map(String::as_str)
-        .collect();
-    let code = if problems.is_empty() { exit::OK } else { exit::USAGE };
-    match args.format {
-        ConfigFormat::Text => {
-            let from_width = lines.iter().map(|line| line.from.chars().count()).max().unwrap_or_default();
-            let mut out = format!("{:<28}{:<from_width$}  VALUE\n", "SETTING", "FROM");
-            for Line { setting, value, from, .. } in &lines {
-                let value = value.as_deref().unwrap_or("-");
-                let _ = writeln!(out, "{:<28}{from:<from_width$}  {value}", setting.variable);
-            }
-            for app in &apps {
-                let id = app.client_id.as_deref().unwrap_or("-");
-                let name = format!("OAuth app of {}", app.toolkit);
-                let _ = writeln!(out, "{name:<28}{:<from_width$}  {id}", app.from);
-            }
-            ui.print(&out);
-            problems.iter().for_each(|problem| ui.note(&format!("error: {problem}")));
-        }
-        ConfigFormat::Json => {
-            let settings: Vec<_> = lines
-                .iter()
-                .map(|Line { setting, value, from, problem }| {
-                    json!({
-                        "variable": setting.variable,
-                        "key": format!("{}.{}", setting.table, setting.file_key()),
-                        "secret": setting.is_secret(),
-                        "value": value,
-                        "from": from,
-                        "problem": problem,
-                    })
-                })
-                .collect();
-            let reason = if problems.is_empty() { "no problems" } else { "a setting cannot be used" };
-            let apps: Vec<_> = apps
-                .iter()
-                .map(|app| {
-                    json!({"toolkit": app.toolkit, "client_id": app.client_id, "from": app.from, "problem": app.problem})
-                })
-                .collect();
-            let report = json!({"exit_code": code, "reason": reason, "settings": settings, "oauth_apps": apps});
-            ui.print(&format!("{report:#}\n"));
-        }
-    }
-    Ok(code)
-}
-
-fn line(config: &Config, setting: &'static Setting) -> Line {
-    let Some(Found { value, from }) = config.found.get(setting.variable) else {
-        return Line { setting, value: None, from: "not set".to_owned(), problem: None };
-    };
-    let (shown, problem) = match (value, setting.kind) {
-        (Value::Text(text), Kind::Url) => match parse_url(setting, text) {
-            Ok(url) => (shown_url(&url), None),
-            Err(error) => ("[not a URL]".to_owned(), Some(error.to_string())),
-        },
-        (Value::Text(text), Kind::Hashes) => match hashes(setting, text) {
-            Ok(keys) => (format!("[{} keys]", keys.len()), None),
-            Err(error) => ("[not hashes]".to_owned(), Some(error.to_string())),
-        },
-        (Value::Text(text), _) => (text.clone(), None),
-        (Value::Secret(_), _) => ("[set]".to_owned(), None),
-        (Value::SecretFile(path), _) => match read_secret(setting, path) {
-            Ok(_) => ("[set]".to_owned(), None),
-            Err(error) => ("[unusable]".to_owned(), Some(error.to_string())),
-        },
-    };
-    Line { setting, value: Some(shown), from: from.clone(), problem }
-}
-
-/// Without what may be a secret in it.
-fn shown_url(url: &Url) -> String {
-    let mut shown = url.clone();
-    let hidden = !url.username().is_empty() || url.password().is_some() || url.query().is_some();
-    // These fail only for addresses without a host, which have nothing to hide there.
-    let _ = shown.set_username("").and_then(|()| shown.set_password(None));
-    shown.set_query(None);
-    shown.set_fragment(None);
-    let text = shown.as_str().trim_end_matches('/');
-    if hidden { format!("{text} [more hidden]") } else { text.to_owned() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exit;
 
-    fn resolve(environment: &[(&str, &str)], file: Option<&str>) -> Result<Config, CommandError> {
+    pub(super) fn resolve(environment: &[(&str, &str)], file: Option<&str>) -> Result<Config, CommandError> {
         let of = |name: &str| Ok(environment.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned()));
         Config::resolve(of, file.map(|text| (Path::new("conf/cutover.toml"), text)))
     }
@@ -718,27 +509,6 @@ mod tests {
         // A path in the file is beside the file.
         let config = resolve(&[], Some("[nango]\nkey_file = \"keys/nango\"\n")).unwrap();
         assert!(config.nango().unwrap_err().to_string().contains("`conf/keys/nango`, cannot be read"));
-    }
-
-    #[test]
-    fn shown_values_hold_no_secret() {
-        let url = "https://user:canary@gw.example/x?key=canary";
-        let config = resolve(
-            &[
-                ("CUTOVER_GATEWAY_URL", url),
-                ("CUTOVER_NANGO_KEY", "canary"),
-                ("CUTOVER_NANGO_URL", "canary"),
-                ("CUTOVER_SHIM_ADMIN_KEYS", "canary"),
-            ],
-            None,
-        )
-        .unwrap();
-        for setting in ALL {
-            let Line { value, problem, from, .. } = line(&config, setting);
-            assert!(!format!("{value:?}{problem:?}{from}").contains("canary"), "{}", setting.variable);
-        }
-        assert_eq!(line(&config, &GATEWAY_URL).value.as_deref(), Some("https://gw.example/x [more hidden]"));
-        assert!(!format!("{config:?}").contains("CUTOVER_NANGO_KEY: canary"));
     }
 
     #[test]
