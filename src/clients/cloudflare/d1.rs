@@ -180,8 +180,7 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn the_statement_inserts_each_operation_once() {
+    async fn audit_table() -> SqliteConnection {
         let mut db = SqliteConnection::connect("sqlite::memory:").await.unwrap();
         sqlx::query(
             "CREATE TABLE kv_audit (op_id TEXT PRIMARY KEY, at TEXT, key TEXT, action TEXT, source TEXT, fingerprint TEXT)",
@@ -189,6 +188,12 @@ mod tests {
         .execute(&mut db)
         .await
         .unwrap();
+        db
+    }
+
+    #[tokio::test]
+    async fn the_statement_inserts_each_operation_once() {
+        let mut db = audit_table().await;
         let rows: Vec<_> = (0..3).map(|n| row(n, "tokens:a:b:it's \"quoted\"")).collect();
         for rows in [&rows[..2], &rows[..], &rows[..]] {
             for chunk in chunks(rows) {
@@ -228,13 +233,7 @@ mod tests {
 
     #[tokio::test]
     async fn rows_are_read_in_the_order_of_their_insertion() {
-        let mut db = SqliteConnection::connect("sqlite::memory:").await.unwrap();
-        sqlx::query(
-            "CREATE TABLE kv_audit (op_id TEXT PRIMARY KEY, at TEXT, key TEXT, action TEXT, source TEXT, fingerprint TEXT)",
-        )
-        .execute(&mut db)
-        .await
-        .unwrap();
+        let mut db = audit_table().await;
         for id in ["z", "m", "a"] {
             sqlx::query("INSERT INTO kv_audit (op_id) VALUES (?1)").bind(id).execute(&mut db).await.unwrap();
         }
