@@ -83,8 +83,17 @@ fn interval(text: &str) -> Result<Millis, String> {
 
 /// Where pictures come from.
 enum Origin {
-    State { store: Box<Store>, policy: Box<Policy> },
-    Shim { client: reqwest::Client, url: reqwest::Url, key: Secret },
+    /// `ahead_ms`: what `CUTOVER_NOW` is ahead of the clock.
+    State {
+        store: Box<Store>,
+        policy: Box<Policy>,
+        ahead_ms: i64,
+    },
+    Shim {
+        client: reqwest::Client,
+        url: reqwest::Url,
+        key: Secret,
+    },
 }
 
 /// What the asking thread reports.
@@ -156,19 +165,20 @@ async fn origin(args: &SoakArgs, ui: &Ui) -> Result<(String, Origin), CommandErr
     if !args.state.exists() {
         return Err(not_applied());
     }
-    let policy = Inputs { policy: args.policy.clone(), ..Inputs::default() }.load_policy()?;
+    let inputs = Inputs { policy: args.policy.clone(), ..Inputs::default() };
+    let (policy, ahead_ms) = (inputs.load_policy()?, inputs.now()?.since(wall_clock()));
     let store = args.state.open_beside().await?;
     if store.load_plan_id().await.map_err(|error| explain(error.into()))?.is_none() {
         return Err(not_applied());
     }
-    Ok((args.state.place().to_string(), Origin::State { store: Box::new(store), policy: Box::new(policy) }))
+    Ok((args.state.place().to_string(), Origin::State { store: Box::new(store), policy: Box::new(policy), ahead_ms }))
 }
 
 impl Origin {
     async fn fetch(&self) -> Result<Picture, CommandError> {
         match self {
-            Self::State { store, policy } => {
-                let now = wall_clock();
+            Self::State { store, policy, ahead_ms } => {
+                let now = wall_clock().plus_ms(*ahead_ms);
                 let snapshot = snapshot(store, policy, now).await.map_err(|error| explain(error.into()))?;
                 look(store, policy, &snapshot, now).await.map_err(explain)
             }
