@@ -22,4 +22,5 @@ pub mod shim;
 pub mod soak;
 pub mod status;
 pub mod store;
+pub mod text;
 pub mod verify;

@@ -64,6 +64,8 @@ pub struct Header {
     /// What the criteria are judged on, by name.
     pub counters: BTreeMap<String, i64>,
     pub alerts_waiting: u64,
+    /// Triplets whose grant is gone: their users must connect again.
+    pub dead_grants: u64,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -192,6 +194,7 @@ pub async fn snapshot(store: &Store, policy: &Policy, now: Timestamp) -> StoreRe
         served_until: due.served_until,
         outages: outages.into_iter().filter_map(|(api, t)| Some((api, now.since(at(Some(t))?)))).collect(),
         alerts_waiting: store.count_waiting_alerts().await?,
+        dead_grants: store.load_dead_grants().await?.len() as u64,
         counters: counters.clone(),
     };
 

@@ -270,6 +270,10 @@ fn junit_fits_its_schema_and_markdown_renders() {
     assert_ne!(validate(&junit.replacen("name=\"outage\"", "name=\"cost\"", 1)).0, 0);
     assert_ne!(validate(&junit.replacen(" tests=\"16\"", "", 1)).0, 0);
 
+    // Whoever looks for the reason finds the grant by name.
+    let (_, status, _) = done(&mut failing.command(SOON, &["status"]));
+    assert!(status.contains("the grant of ") && status.contains("its user must connect again"), "{status}");
+
     let (_, markdown, _) = failing.run(SOON, &["gate", "--format", "markdown"]);
     let (_, json, _) = failing.run(SOON, &["gate", "--format", "json"]);
     let json: Value = serde_json::from_str(&json).unwrap();

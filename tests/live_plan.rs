@@ -59,28 +59,6 @@ impl Live {
         self.dir.path().join(name).display().to_string()
     }
 
-    fn environment(&self) -> Vec<(&'static str, String)> {
-        let (urls, keys) = (&self.sandbox.urls, self.sandbox.lock().keys());
-        vec![
-            ("CUTOVER_NANGO_URL", urls.nango.clone()),
-            ("CUTOVER_NANGO_KEY", keys.nango_api_key),
-            ("CUTOVER_COMPOSIO_URL", urls.composio.clone()),
-            ("CUTOVER_COMPOSIO_KEY", keys.composio_api_key),
-            (
-                "CUTOVER_CLOUDFLARE_URL",
-                format!("{}/client/v4/accounts/{}", urls.cloudflare, keys.cloudflare_account_id),
-            ),
-            ("CUTOVER_CLOUDFLARE_TOKEN", keys.cloudflare_token),
-            ("CUTOVER_KV_SOURCE", keys.kv_source),
-            ("CUTOVER_KV_TARGET", keys.kv_target),
-            ("CUTOVER_D1", keys.d1_database),
-            ("CUTOVER_GATEWAY_URL", urls.gateway.clone()),
-            ("CUTOVER_GATEWAY_ADMIN_KEY", keys.gateway_admin_key),
-            ("CUTOVER_GATEWAY_KEY", keys.gateway_key),
-            ("CUTOVER_PROVIDER_URL", urls.provider.clone()),
-        ]
-    }
-
     fn keys_in_target(&self) -> usize {
         let keys = self.sandbox.lock().keys();
         let (cloudflare, account) = (&self.sandbox.urls.cloudflare, &keys.cloudflare_account_id);
@@ -97,7 +75,7 @@ impl Live {
     }
 
     fn run(&self, args: &[&str]) -> (i32, String, String) {
-        run(args, &self.environment(), self.dir.path())
+        run(args, &self.sandbox.environment(), self.dir.path())
     }
 
     /// A plan of the seeding inventory, saved.
@@ -114,12 +92,12 @@ fn fixture() -> String {
 }
 
 /// Runs the binary with no other environment, its files in `folder`, its clock at [`NOW`].
-fn run(args: &[&str], environment: &[(&str, String)], folder: &Path) -> (i32, String, String) {
+fn run(args: &[&str], environment: &[(String, String)], folder: &Path) -> (i32, String, String) {
     let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_cutover"))
         .args(args)
         .env_clear()
         .env("CUTOVER_NOW", NOW)
-        .envs(environment.iter().map(|(name, value)| (*name, value.as_str())))
+        .envs(environment.iter().cloned())
         .current_dir(folder)
         .stdin(std::process::Stdio::null())
         .output()
@@ -167,6 +145,7 @@ fn a_nango_that_is_not_there_or_refuses_the_key_is_an_error_with_a_way_on() {
     // A port that nobody listens on any more.
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let away = [("CUTOVER_NANGO_URL", format!("http://{free}")), ("CUTOVER_NANGO_KEY", "canary".to_owned())];
+    let away = away.map(|(name, value)| (name.to_owned(), value));
     let (code, out, error) = run(&["plan", "--inventory", "nango"], &away, folder.path());
     assert_eq!((code, out.as_str()), (1, ""));
     assert!(error.contains("cannot read the inventory from Nango") && error.contains("no answer"), "{error}");
@@ -175,7 +154,7 @@ fn a_nango_that_is_not_there_or_refuses_the_key_is_an_error_with_a_way_on() {
     assert_eq!((code, serde_json::from_str::<Value>(&out).unwrap()["exit_code"].as_u64()), (1, Some(1)));
 
     let live = Live::start();
-    let mut wrong = live.environment();
+    let mut wrong = live.sandbox.environment();
     wrong[1].1 = "canary".to_owned();
     let (code, _, error) = run(&["inventory", "read", "nango"], &wrong, folder.path());
     assert!(code == 1 && error.contains("refused the key") && !error.contains("canary"), "{error}");
@@ -188,7 +167,8 @@ fn a_missing_setting_is_named_and_a_config_file_provides_it() {
     let (code, _, error) = run(&["plan", "--inventory", "nango"], &[], folder);
     assert!(code == 2 && error.starts_with("error: `CUTOVER_NANGO_KEY` is not set\n"), "{error}");
     let plan = live.plan(&[]);
-    let without: Vec<_> = live.environment().into_iter().filter(|(name, _)| *name != "CUTOVER_KV_TARGET").collect();
+    let without: Vec<_> =
+        live.sandbox.environment().into_iter().filter(|(name, _)| name != "CUTOVER_KV_TARGET").collect();
     let (code, _, error) = run(&["apply", &plan, "--yes"], &without, folder);
     assert!(code == 2 && error.starts_with("error: `CUTOVER_KV_TARGET` is not set\n"), "{error}");
     assert!(!folder.join("cutover.key").exists() && !folder.join("cutover.db").exists());
@@ -250,8 +230,8 @@ fn a_plan_is_applied_once_and_no_other_plan_beside_it() {
 fn a_run_that_was_cut_off_is_taken_up_where_it_stopped() {
     let live = Live::start();
     let plan = live.plan(&[]);
-    let mut wrong = live.environment();
-    wrong.iter_mut().filter(|(name, _)| *name == "CUTOVER_COMPOSIO_KEY").for_each(|(_, key)| *key = "ak_canary".into());
+    let mut wrong = live.sandbox.environment();
+    wrong.iter_mut().filter(|(name, _)| name == "CUTOVER_COMPOSIO_KEY").for_each(|(_, key)| *key = "ak_canary".into());
     let (code, out, error) = run(&["apply", &plan, "--yes"], &wrong, live.dir.path());
     assert_eq!((code, out.as_str()), (7, ""));
     assert!(error.contains("refused the key") && !error.contains("canary"), "{error}");

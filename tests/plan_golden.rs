@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use cutover::catalogue::Catalogue;
 use cutover::domain::time::Timestamp;
 use cutover::inventory::{self, Inventory, Source};
-use cutover::plan::render::{self, Paint, WIDTH};
+use cutover::plan::render;
 use cutover::plan::{Plan, Policy, Route, plan};
+use cutover::text::{Paint, WIDTH};
 use unicode_width::UnicodeWidthStr;
 
 fn root(path: &str) -> PathBuf {

@@ -133,6 +133,12 @@ async fn a_revoked_grant_gets_its_marker_and_its_alert_once_and_loses_both_with_
     assert!(case.alerts().await.contains(&"dead-grant".to_owned()));
     let dead = case.engine.store().load_dead_grants().await.unwrap();
     assert_eq!(dead.iter().map(|d| d.subject.clone()).collect::<Vec<_>>(), [triplet(0).to_string()]);
+    let (store, policy) = (case.engine.store(), Policy::default());
+    let snapshot = cutover::status::snapshot(store, &policy, case.now).await.unwrap();
+    assert_eq!(snapshot.header.dead_grants, 1);
+    let picture = cutover::soak::look(store, &policy, &snapshot, case.now).await.unwrap();
+    let gone: Vec<_> = picture.triplets.iter().filter(|t| t.dead_grant.is_some()).map(|t| t.triplet.clone()).collect();
+    assert_eq!(gone, [triplet(0).to_string()]);
 
     case.hands_out(0, "consented", 300);
     case.hands_out(1, "third", 300);

@@ -4,7 +4,7 @@
 mod kept;
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use kept::Kept;
@@ -24,6 +24,22 @@ fn is_running(pid: &str) -> bool {
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
 }
 
+/// Whatever becomes of the test, nothing of it runs on.
+struct Running {
+    terminal: Child,
+    pid: String,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.terminal.kill();
+        let _ = self.terminal.wait();
+        if is_running(&self.pid) {
+            let _ = Command::new("kill").args(["-9", &self.pid]).status();
+        }
+    }
+}
+
 /// A person closes the laptop: the SSH session and its terminal are gone. `script` makes a terminal,
 /// and killing it takes the terminal away.
 #[test]
@@ -33,7 +49,7 @@ fn a_dashboard_ends_when_its_terminal_is_gone() {
     let soak = format!(
         "echo $$ > pid; stty cols 120 rows 40; exec {program} soak --state sqlite:state/cutover.db --key-file state/cutover.key --policy state/policy.toml"
     );
-    let mut terminal = Command::new("script")
+    let terminal = Command::new("script")
         .args(["-qfec", &soak, "screen"])
         .current_dir(kept.dir.path())
         .env("CUTOVER_NOW", kept.ended_at.to_rfc3339())
@@ -42,13 +58,14 @@ fn a_dashboard_ends_when_its_terminal_is_gone() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
+    let mut running = Running { terminal, pid: String::new() };
     let screen = kept.path("screen");
     wait_for("the first picture", || {
+        running.pid = std::fs::read_to_string(kept.path("pid")).unwrap_or_default().trim().to_owned();
         std::fs::read(&screen).is_ok_and(|shown| String::from_utf8_lossy(&shown).contains("retired"))
     });
-    let pid = std::fs::read_to_string(kept.path("pid")).unwrap().trim().to_owned();
-    assert!(is_running(&pid));
-    terminal.kill().unwrap();
-    terminal.wait().unwrap();
-    wait_for("the end of the dashboard", || !is_running(&pid));
+    assert!(is_running(&running.pid));
+    running.terminal.kill().unwrap();
+    running.terminal.wait().unwrap();
+    wait_for("the end of the dashboard", || !is_running(&running.pid));
 }

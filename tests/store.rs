@@ -2,6 +2,9 @@
 
 #[path = "support/postgres.rs"]
 mod postgres_server;
+#[macro_use]
+#[path = "support/state.rs"]
+mod state;
 
 use std::collections::BTreeSet;
 
@@ -19,6 +22,7 @@ use cutover::store::{
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use sqlx::{AssertSqlSafe, Connection};
+use state::State;
 
 const KEY: [u8; 32] = [9; 32];
 
@@ -30,23 +34,7 @@ fn triplet() -> Triplet {
     Triplet::parse("kahuna:slack:default").unwrap()
 }
 
-/// An empty state for one test.
-struct State {
-    place: Place,
-    dir: tempfile::TempDir,
-}
-
 impl State {
-    fn sqlite() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        Self { place: Place::Sqlite(dir.path().join("cutover.db")), dir }
-    }
-
-    fn postgres() -> Self {
-        let url = postgres_server::shared().database();
-        Self { place: url.parse().unwrap(), dir: tempfile::tempdir().unwrap() }
-    }
-
     async fn open(&self) -> Store {
         self.open_with(Vault::from_master(&KEY)).await.unwrap()
     }
@@ -76,24 +64,6 @@ impl State {
             }
         }
     }
-}
-
-/// Every test for both databases.
-macro_rules! contract {
-    ($($name:ident)*) => {
-        mod sqlite {
-            $(#[tokio::test]
-            async fn $name() {
-                super::$name(super::State::sqlite()).await;
-            })*
-        }
-        mod postgres {
-            $(#[tokio::test]
-            async fn $name() {
-                super::$name(super::State::postgres()).await;
-            })*
-        }
-    };
 }
 
 contract! {
@@ -198,13 +168,7 @@ async fn claim_until(store: &Store, now: i64, until: i64) -> Vec<PendingDelivery
 }
 
 fn delivered(p: &PendingDelivery) -> Delivered {
-    Delivered {
-        sink: p.sink,
-        triplet: p.triplet.clone(),
-        metadata: p.metadata.clone(),
-        captured_at: p.captured_at,
-        claim: p.claim,
-    }
+    p.clone().acknowledged()
 }
 
 fn token(subject: &Triplet, token: &str, expires: i64) -> Intake {

@@ -6,9 +6,7 @@ use cutover::domain::secret::Secret;
 use cutover::domain::time::Timestamp;
 use cutover::domain::token::{KvEntry, Writer};
 use cutover::domain::triplet::Triplet;
-use cutover::store::{
-    Capture, Delivered, Durability, Hints, Intake, NewTriplet, NewVersion, PendingDelivery, Sink, Store, Vault,
-};
+use cutover::store::{Capture, Durability, Hints, Intake, NewTriplet, NewVersion, PendingDelivery, Sink, Store, Vault};
 use proptest::prelude::*;
 
 /// How long a claim holds, in seconds.
@@ -176,14 +174,7 @@ impl Play {
                 }
                 let p = worker.pending.take().unwrap();
                 *worker = Worker::default();
-                let delivered = Delivered {
-                    sink: p.sink,
-                    triplet: p.triplet,
-                    metadata: p.metadata,
-                    captured_at: p.captured_at,
-                    claim: p.claim,
-                };
-                self.stores[n].mark_delivered(&[delivered], at(self.now)).await.unwrap();
+                self.stores[n].mark_delivered(&[p.acknowledged()], at(self.now)).await.unwrap();
             }
             // One that wrote late and dies before it can say so leaves an old token that only the
             // scan of the namespace finds.

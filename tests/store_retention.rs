@@ -3,6 +3,9 @@
 
 #[path = "support/postgres.rs"]
 mod postgres_server;
+#[macro_use]
+#[path = "support/state.rs"]
+mod state;
 
 use cutover::domain::criteria::Note;
 use cutover::domain::custody::Route;
@@ -11,11 +14,12 @@ use cutover::domain::time::{DAY_MS, HOUR_MS, Timestamp};
 use cutover::domain::token::{KvEntry, Writer};
 use cutover::domain::triplet::Triplet;
 use cutover::store::{
-    Capture, Durability, Hints, Intake, NewTriplet, NewVersion, NewsKind, Place, Pruning, Retention, Sink, Store,
-    StoreError, Vault,
+    Capture, Durability, Hints, Intake, NewTriplet, NewVersion, NewsKind, PendingDelivery, Place, Pruning, Retention,
+    Sink, Store, StoreError, Vault,
 };
 use proptest::prelude::*;
 use sqlx::{AssertSqlSafe, Connection};
+use state::State;
 
 const BEGIN: Timestamp = Timestamp::from_secs(1_000_000_000);
 
@@ -23,21 +27,7 @@ fn triplet(n: usize) -> Triplet {
     Triplet::parse(&format!("acme:slack:a{n}")).unwrap()
 }
 
-struct State {
-    place: Place,
-    dir: tempfile::TempDir,
-}
-
 impl State {
-    fn sqlite() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        Self { place: Place::Sqlite(dir.path().join("cutover.db")), dir }
-    }
-
-    fn postgres() -> Self {
-        Self { place: postgres_server::shared().database().parse().unwrap(), dir: tempfile::tempdir().unwrap() }
-    }
-
     async fn open(&self, triplets: usize) -> Store {
         assert!(self.dir.path().exists());
         let store = Store::open_at(&self.place, Durability::ProcessCrash, Vault::from_master(&[9; 32])).await.unwrap();
@@ -73,24 +63,6 @@ impl State {
     async fn rows(&self, table: &str) -> i64 {
         self.raw(&format!("SELECT COUNT(*) FROM {table}")).await
     }
-}
-
-/// Every test for both databases.
-macro_rules! contract {
-    ($($name:ident)*) => {
-        mod sqlite {
-            $(#[tokio::test]
-            async fn $name() {
-                super::$name(super::State::sqlite()).await;
-            })*
-        }
-        mod postgres {
-            $(#[tokio::test]
-            async fn $name() {
-                super::$name(super::State::postgres()).await;
-            })*
-        }
-    };
 }
 
 contract! {
@@ -260,16 +232,7 @@ async fn notes_alerts_and_audit_rows_are_bounded(state: State) {
         capture(&store, 0, &format!("{n}"), true, at).await;
         for sink in Sink::ALL {
             let pending = store.claim_deliveries(sink, at, 10, at.plus_ms(1)).await.unwrap();
-            let delivered: Vec<_> = pending
-                .into_iter()
-                .map(|p| cutover::store::Delivered {
-                    sink,
-                    triplet: p.triplet,
-                    metadata: p.metadata,
-                    captured_at: p.captured_at,
-                    claim: p.claim,
-                })
-                .collect();
+            let delivered: Vec<_> = pending.into_iter().map(PendingDelivery::acknowledged).collect();
             store.mark_delivered(&delivered, at).await.unwrap();
         }
     }

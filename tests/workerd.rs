@@ -2,7 +2,7 @@
 //! routes, alarms that really fire, the same answers as the emulated gateway, and the whole
 //! rehearsal. The runtime is installed by the program itself; Node.js 20 or newer must be there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,9 +11,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use cutover::catalogue::Catalogue;
-use cutover::clients::{
-    CloudflareEndpoint, ComposioEndpoint, Endpoints, GatewayEndpoint, HttpOutside, NangoEndpoint, ProviderEndpoint,
-};
+use cutover::clients::HttpOutside;
 use cutover::domain::secret::{FingerprintKey, Secret, hex, hmac_sha256};
 use cutover::domain::time::{HOUR_MS, MINUTE_MS, Timestamp};
 use cutover::domain::token::{KvMetadata, Writer};
@@ -100,31 +98,10 @@ impl Live {
 
     /// Our clients, with Cloudflare at `cloudflare` and the gateway past the sandbox's relay.
     fn clients(&self, cloudflare: &str) -> HttpOutside {
-        let (urls, keys) = (&self.sandbox.urls, &self.keys);
         let url = |text: &str| Url::parse(text).unwrap();
-        let gateway = self.sandbox.runtime_urls().unwrap().gateway;
-        let endpoints = Endpoints {
-            nango: NangoEndpoint { base: url(&urls.nango), key: Secret::new(keys.nango_api_key.clone()) },
-            composio: ComposioEndpoint {
-                base: url(&urls.composio),
-                key: Secret::new(keys.composio_api_key.clone()),
-                oauth_apps: BTreeMap::new(),
-            },
-            cloudflare: CloudflareEndpoint {
-                base: url(cloudflare),
-                token: Secret::new(keys.cloudflare_token.clone()),
-                kv_source: keys.kv_source.clone(),
-                kv_target: keys.kv_target.clone(),
-                d1: keys.d1_database.clone(),
-            },
-            gateway: GatewayEndpoint {
-                base: url(&gateway),
-                admin_key: Secret::new(keys.gateway_admin_key.clone()),
-                gateway_key: Secret::new(keys.gateway_key.clone()),
-            },
-            provider: ProviderEndpoint { base_override: Some(url(&urls.provider)) },
-            allow_insecure_http: false,
-        };
+        let mut endpoints = cutover::rehearse::endpoints(&self.sandbox);
+        endpoints.cloudflare.base = url(cloudflare);
+        endpoints.gateway.base = url(&self.sandbox.runtime_urls().unwrap().gateway);
         // Two seconds pass at each look, so that a key may be written again at once.
         let looks = AtomicI64::new(0);
         let clock = move || START.plus_ms(looks.fetch_add(2_000, Ordering::Relaxed));

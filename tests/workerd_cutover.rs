@@ -82,7 +82,7 @@ impl Live {
         let vault = Vault::load_or_create(&dir.path().join("cutover.key")).unwrap();
         let store = Store::open(&dir.path().join("cutover.db"), Durability::ProcessCrash, vault).await.unwrap();
         let now: Clock = Arc::new(move || clock.now());
-        let outside = HttpOutside::new(support::endpoints(&sandbox), now).unwrap();
+        let outside = HttpOutside::new(cutover::rehearse::endpoints(&sandbox), now).unwrap();
         let engine = Engine::new(store, outside, Catalogue::built_in(), EngineConfig::new(policy)).await.unwrap();
         Self { sandbox, moving, clock, engine, plan, dir }
     }
@@ -141,7 +141,7 @@ impl Live {
             .env("CUTOVER_NOW", self.clock.now().to_rfc3339())
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("USER", "alice")
-            .envs(support::environment(&self.sandbox))
+            .envs(self.sandbox.environment())
             .envs(more.iter().copied())
             .current_dir(self.dir.path())
             .stdin(Stdio::null());

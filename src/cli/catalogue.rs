@@ -9,7 +9,7 @@ use super::{CommandError, CommandResult, Ui};
 use crate::catalogue::{Catalogue, Integration, Provider, Reconsent, Reuse, Rotation};
 use crate::domain::time::format_duration_ms;
 use crate::exit;
-use crate::plan::render::{Paint, wrap};
+use crate::text::{Paint, wrap};
 
 /// Show what is known of each provider
 #[derive(clap::Args, Debug)]
@@ -60,7 +60,7 @@ pub fn run(args: CatalogueArgs, ui: &Ui) -> CommandResult {
     if let (Some(name), true) = (&args.name, found.is_empty()) {
         return Err(unknown(name, &catalogue));
     }
-    let paint = Paint { on: ui.color_stdout };
+    let paint = ui.paint();
     ui.print(&match (args.format, &args.name) {
         (ReportFormat::Json, None) => format!("{:#}\n", json(&catalogue)?),
         (ReportFormat::Json, Some(_)) => format!("{:#}\n", json(&found)?),

@@ -9,8 +9,9 @@ use crate::domain::time::Timestamp;
 use crate::domain::triplet::Part;
 use crate::exit;
 use crate::inventory::Inventory;
-use crate::plan::render::{self, Paint};
+use crate::plan::render;
 use crate::plan::{self, Plan, Policy, Probe, diff, effects, lint};
+use crate::text::Paint;
 
 /// Decide what happens to each triplet, in which wave, at what risk and cost
 ///
@@ -213,7 +214,7 @@ fn refuse_unmeasurable(policy: &Policy, plan: &Plan) -> Result<(), CommandError>
 /// Prints a plan in the shape asked for.
 pub(super) fn print_plan(plan: &Plan, format: Format, ui: &Ui) {
     ui.print(&match format {
-        Format::Text => render::text(plan, Paint { on: ui.color_stdout }),
+        Format::Text => render::text(plan, ui.paint()),
         Format::Json => plan.to_json(),
         Format::Markdown => render::markdown(plan),
         Format::Csv => render::csv(plan),
@@ -245,7 +246,7 @@ fn run_diff(args: &DiffArgs, ui: &Ui) -> CommandResult {
     let found = diff::diff(&load_plan(&args.from)?, &load_plan(&args.to)?);
     let code = if found.is_empty() { exit::OK } else { exit::FAIL };
     ui.print(&match args.format {
-        DiffFormat::Text => diff::text(&found, Paint { on: ui.color_stdout }),
+        DiffFormat::Text => diff::text(&found, ui.paint()),
         DiffFormat::Json => {
             let reason = if found.is_empty() { "the plans say the same" } else { "the plans differ" };
             let report = serde_json::json!({ "exit_code": code, "reason": reason, "diff": found });

@@ -232,7 +232,7 @@ pub fn run(args: RehearseArgs, ui: &Ui) -> CommandResult {
     }
     match args.format {
         ReportFormat::Json => ui.print(&report.to_json()),
-        ReportFormat::Text => ui.print(&report.to_text(ui.color_stdout)),
+        ReportFormat::Text => ui.print(&report.to_text(ui.paint())),
     }
     Ok(report.exit_code)
 }

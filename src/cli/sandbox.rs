@@ -14,7 +14,7 @@ use crate::domain::triplet::Part;
 use crate::exit;
 use crate::plan::{self, Policy};
 use crate::sandbox::{
-    Fault, GatewayKind, LiveClock, Sandbox, SandboxKeys, SandboxUrls, TokenLife, World, WorldConfig, WorldOptions,
+    Fault, GatewayKind, LiveClock, Sandbox, SandboxUrls, TokenLife, World, WorldConfig, WorldOptions,
 };
 
 /// Faults that are placed in time strike within the first day of the world.
@@ -104,7 +104,6 @@ pub fn run(args: SandboxArgs, ui: &Ui) -> CommandResult {
     };
     let world = World::with_options(config, WorldOptions::of(GatewayKind::from(&workerd)));
     super::runtime()?.block_on(async {
-        let keys = world.keys();
         let webhooks = webhook_client()?;
         let clock = LiveClock::start(now, args.speed);
         let sandbox = match &workerd {
@@ -118,7 +117,7 @@ pub fn run(args: SandboxArgs, ui: &Ui) -> CommandResult {
         // People follow these links with a browser.
         sandbox.lock().set_addresses(sandbox.urls.clone());
         if args.print_env {
-            ui.print(&environment(&sandbox.urls, &keys));
+            ui.print(&environment(&sandbox));
         }
         ui.note(&banner(&sandbox.urls));
         for note in sandbox.lock().fault_notes() {
@@ -154,25 +153,8 @@ fn banner(urls: &SandboxUrls) -> String {
 }
 
 /// The keys open nothing but this sandbox.
-fn environment(urls: &SandboxUrls, keys: &SandboxKeys) -> String {
-    let account = format!("{}/client/v4/accounts/{}", urls.cloudflare, keys.cloudflare_account_id);
-    let variables: [(&str, &str); 14] = [
-        ("CUTOVER_NANGO_URL", &urls.nango),
-        ("CUTOVER_NANGO_KEY", &keys.nango_api_key),
-        ("CUTOVER_NANGO_WEBHOOK_KEY", &keys.nango_webhook_signing_key),
-        ("CUTOVER_COMPOSIO_URL", &urls.composio),
-        ("CUTOVER_COMPOSIO_KEY", &keys.composio_api_key),
-        ("CUTOVER_CLOUDFLARE_URL", &account),
-        ("CUTOVER_CLOUDFLARE_TOKEN", &keys.cloudflare_token),
-        ("CUTOVER_KV_SOURCE", &keys.kv_source),
-        ("CUTOVER_KV_TARGET", &keys.kv_target),
-        ("CUTOVER_D1", &keys.d1_database),
-        ("CUTOVER_GATEWAY_URL", &urls.gateway),
-        ("CUTOVER_GATEWAY_ADMIN_KEY", &keys.gateway_admin_key),
-        ("CUTOVER_GATEWAY_KEY", &keys.gateway_key),
-        ("CUTOVER_PROVIDER_URL", &urls.provider),
-    ];
-    variables.iter().fold(String::new(), |mut out, (name, value)| {
+fn environment(sandbox: &Sandbox) -> String {
+    sandbox.environment().iter().fold(String::new(), |mut out, (name, value)| {
         // No value holds a quote: URLs, hex digits and the sandbox's own key alphabet.
         let _ = writeln!(out, "export {name}='{value}'");
         out

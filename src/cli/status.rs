@@ -10,7 +10,7 @@ use super::ctl::control_json;
 use super::operate::OutputFormat;
 use super::plan::Inputs;
 use super::{CommandError, CommandResult, Ui};
-use crate::domain::criteria::Verdict;
+use crate::domain::criteria::{Note, Verdict};
 use crate::domain::custody::{Custody, Stage};
 use crate::domain::time::{Timestamp, format_duration_ms};
 use crate::exit;
@@ -43,6 +43,7 @@ struct Status {
     controls: Vec<Value>,
     throttle_ms: i64,
     questions: Vec<(String, String)>,
+    dead_grants: Vec<Note>,
     gate: Option<Verdict>,
     retire: Option<String>,
     now: Timestamp,
@@ -80,6 +81,7 @@ async fn load(store: &Store, now: Timestamp) -> Result<Option<Status>, StoreErro
         controls: store.load_controls().await?.iter().map(control_json).collect(),
         throttle_ms: store.load_meta("throttle_ms").await?.and_then(|ms| ms.parse().ok()).unwrap_or(0),
         questions: store.load_ambiguous().await?,
+        dead_grants: store.load_dead_grants().await?,
         gate: store.load_last_gate_run().await?.map(|run| run.verdict),
         retire: store.load_meta("retire").await?,
         now,
@@ -137,13 +139,18 @@ impl Status {
             .collect();
         let questions: Vec<Value> =
             self.questions.iter().map(|(intent, question)| json!({"intent": intent, "question": question})).collect();
+        let dead_grants: Vec<Value> = self
+            .dead_grants
+            .iter()
+            .map(|n| json!({"triplet": n.subject, "since": n.at.to_rfc3339(), "reason": n.detail}))
+            .collect();
         let reason = match self.questions.len() {
             0 => "nothing waits for a decision".to_owned(),
             n => format!("{n} questions wait for a decision"),
         };
         let report = json!({
             "exit_code": code, "reason": reason, "plan": self.plan, "rows": rows, "controls": self.controls,
-            "throttle_ms": self.throttle_ms, "questions": questions, "gate": self.gate, "retire_do_alarm": self.retire,
+            "throttle_ms": self.throttle_ms, "questions": questions, "dead_grants": dead_grants, "gate": self.gate, "retire_do_alarm": self.retire,
         });
         format!("{report:#}\n")
     }
@@ -174,6 +181,10 @@ impl Status {
         }
         for (intent, question) in &self.questions {
             let _ = writeln!(out, "\nto decide, `cutover ctl answer {intent}`: {question}");
+        }
+        for gone in &self.dead_grants {
+            let (triplet, since, why) = (&gone.subject, gone.at.to_minute(), &gone.detail);
+            let _ = writeln!(out, "\nthe grant of {triplet} is gone since {since}: {why}; its user must connect again");
         }
         let listed = |row: &&TripletRow| rows || (row.moves() && row.custody.held.is_some());
         let width = self.rows.iter().filter(listed).map(|row| row.triplet.to_string().len()).max().unwrap_or(0);

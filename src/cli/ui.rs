@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::json;
 
 use super::{CommandError, Globals};
+use crate::text::Paint;
 
 /// The shape of a report
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +47,11 @@ impl Ui {
             json: asks_for_json(std::env::args_os().map(|argument| argument.to_string_lossy().into_owned())),
             printed: Arc::default(),
         }
+    }
+
+    /// The colours that stdout may have.
+    pub fn paint(&self) -> Paint {
+        Paint { on: self.color_stdout }
     }
 
     /// Writes a report to stdout. A closed pipe is not an error.

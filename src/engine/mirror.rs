@@ -18,7 +18,7 @@ use crate::domain::time::{SECOND_MS, Timestamp};
 use crate::domain::triplet::Triplet;
 use crate::ports::{ApiErrorKind, KvPut, KvRead, KvWrite, Namespace, Outside, TargetCustody};
 use crate::status::Classes;
-use crate::store::{Delivered, PendingDelivery, Sink};
+use crate::store::{PendingDelivery, Sink};
 
 /// Deliveries in one round. A bulk put takes 10,000 entries (Cloudflare contract §2.4); fewer are
 /// gentler on the API and keep a round's payloads small in memory.
@@ -321,16 +321,7 @@ impl<O: Outside> Engine<O> {
         self.known(|known| {
             written.iter().for_each(|p| known.mirroring.count(sink, &p.triplet, p.metadata.v, true));
         });
-        let written: Vec<Delivered> = written
-            .into_iter()
-            .map(|p| Delivered {
-                sink,
-                triplet: p.triplet,
-                metadata: p.metadata,
-                captured_at: p.captured_at,
-                claim: p.claim,
-            })
-            .collect();
+        let written: Vec<_> = written.into_iter().map(PendingDelivery::acknowledged).collect();
         Ok(self.store.mark_delivered(&written, now).await?)
     }
 

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::render::{Paint, wrap};
 use super::{Plan, PlanRow};
 use crate::domain::triplet::Triplet;
+use crate::text::{Paint, wrap};
 
 /// Two plans compared, field by field.
 #[derive(Clone, Debug, PartialEq, Serialize)]

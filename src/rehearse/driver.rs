@@ -8,15 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use reqwest::Url;
-
+use super::endpoints;
 use super::pace::{Clock, Pace};
 use super::report::{RealTimeReport, Report, Written};
 use super::{Outcome, Phase, Position, Rehearsal, RehearsalError, START, TOKEN_LIFE_MS};
-use crate::clients::{
-    CloudflareEndpoint, ComposioEndpoint, Endpoints, GatewayEndpoint, HttpOutside, NangoEndpoint, OauthApp,
-    ProviderEndpoint,
-};
+use crate::clients::{Endpoints, HttpOutside};
 use crate::domain::criteria::Verdict;
 use crate::domain::secret::Secret;
 use crate::domain::time::{DAY_MS, SECOND_MS, Timestamp};
@@ -102,37 +98,7 @@ impl Driver {
             _ => Sandbox::start(world).await.map_err(RehearsalError::Sandbox)?,
         };
 
-        let url = |text: &str| Url::parse(text).expect("the sandbox's own addresses are URLs");
-        let endpoints = Endpoints {
-            nango: NangoEndpoint { base: url(&sandbox.urls.nango), key: Secret::new(keys.nango_api_key.clone()) },
-            composio: ComposioEndpoint {
-                base: url(&sandbox.urls.composio),
-                key: Secret::new(keys.composio_api_key.clone()),
-                oauth_apps: keys
-                    .composio_clients
-                    .iter()
-                    .map(|(toolkit, app)| {
-                        let client_secret = Secret::new(app.client_secret.clone());
-                        (toolkit.clone(), OauthApp { client_id: app.client_id.clone(), client_secret })
-                    })
-                    .collect(),
-            },
-            cloudflare: CloudflareEndpoint {
-                base: url(&format!("{}/client/v4/accounts/{}", sandbox.urls.cloudflare, keys.cloudflare_account_id)),
-                token: Secret::new(keys.cloudflare_token.clone()),
-                kv_source: keys.kv_source.clone(),
-                kv_target: keys.kv_target.clone(),
-                d1: keys.d1_database.clone(),
-            },
-            gateway: GatewayEndpoint {
-                base: url(&sandbox.urls.gateway),
-                admin_key: Secret::new(keys.gateway_admin_key.clone()),
-                gateway_key: Secret::new(keys.gateway_key.clone()),
-            },
-            provider: ProviderEndpoint { base_override: Some(url(&sandbox.urls.provider)) },
-            allow_insecure_http: false,
-        };
-
+        let endpoints = endpoints(&sandbox);
         let now = clock.clone();
         let config = ShimConfig {
             nango_keys: vec![Secret::new(keys.nango_webhook_signing_key.clone())],

@@ -7,6 +7,7 @@
 
 pub mod campaign;
 mod driver;
+mod endpoints;
 mod grow;
 mod pace;
 pub mod report;
@@ -25,6 +26,7 @@ use crate::plan::{Plan, Policy, Route};
 use crate::sandbox::{Fault, WorkerdError};
 
 pub use campaign::Campaign;
+pub use endpoints::endpoints;
 pub use grow::grow;
 pub use pace::{Pace, RealTime};
 pub use report::Report;

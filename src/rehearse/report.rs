@@ -16,6 +16,7 @@ use crate::exit;
 use crate::plan::{Plan, Route};
 use crate::report::{Facts, Mark, MarkKind, Rehearsed};
 use crate::sandbox::{AlarmCounts, FaultNote, Incident, LedgerSummary, ReadCounts};
+use crate::text::{Paint, wrap};
 
 /// A phase that is shorter than this is shown as an instant.
 const INSTANT_MS: i64 = MINUTE_MS;
@@ -213,14 +214,14 @@ impl Report {
     }
 
     /// The account for people, at most 100 columns.
-    pub fn to_text(&self, color: bool) -> String {
-        Text { report: self, color, out: String::new() }.write()
+    pub fn to_text(&self, paint: Paint) -> String {
+        Text { report: self, paint, out: String::new() }.write()
     }
 }
 
 struct Text<'a> {
     report: &'a Report,
-    color: bool,
+    paint: Paint,
     out: String,
 }
 
@@ -296,7 +297,7 @@ impl Text<'_> {
             .iter()
             .map(|&(n, name)| {
                 let text = format!("{n} {name}");
-                if n == 0 { text } else { self.paint("31", &text) }
+                if n == 0 { text } else { self.paint.red(&text) }
             })
             .collect();
         line!(self, "  {}", parts.join(", "));
@@ -328,15 +329,10 @@ impl Text<'_> {
     fn gate(&mut self) {
         line!(self, "Exit criteria");
         for c in &self.report.criteria {
-            let (mark, code) = match c.verdict {
-                Verdict::Pass => ("pass", "32"),
-                Verdict::Fail => ("FAIL", "31"),
-                Verdict::Inconclusive => ("????", "33"),
-            };
             let observed = c.observed.map_or("-".to_owned(), number);
             let head = format!(
                 "  {}  {:<17} {:>9} of {:<5} {:<12} ",
-                self.paint(code, mark),
+                self.paint.mark(c.verdict),
                 c.id,
                 observed,
                 number(c.threshold),
@@ -405,13 +401,7 @@ impl Text<'_> {
 
     fn last(&mut self) {
         let r = self.report;
-        let (word, code) = match r.verdict {
-            Verdict::Pass => ("PASS", "1;32"),
-            Verdict::Fail => ("FAIL", "1;31"),
-            Verdict::Inconclusive => ("INCONCLUSIVE", "1;33"),
-        };
-        let head = format!("{} (exit {}): ", self.paint(code, word), r.exit_code);
-        self.wrapped(&head, &r.reason);
+        self.wrapped(&self.paint.verdict(r.verdict), &r.reason);
         let wall = r.elapsed_wall_s.map(|s| format!(" in {s:.1} s")).unwrap_or_default();
         line!(
             self,
@@ -424,45 +414,9 @@ impl Text<'_> {
         }
     }
 
-    fn paint(&self, code: &str, text: &str) -> String {
-        if self.color { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
-    }
-
-    /// Writes `head` and then `text`, broken at words so that no line passes 100 columns.
     fn wrapped(&mut self, head: &str, text: &str) {
-        let plain = visible_width(head);
-        let indent = " ".repeat(plain.min(40));
-        let (mut line, mut width) = (head.to_owned(), plain);
-        let mut empty = true;
-        for word in text.split(' ') {
-            if !empty && width + 1 + word.chars().count() > 100 {
-                line!(self, "{line}");
-                (line, width, empty) = (indent.clone(), indent.len(), true);
-            }
-            if !empty {
-                line.push(' ');
-                width += 1;
-            }
-            line.push_str(word);
-            width += word.chars().count();
-            empty = false;
-        }
-        line!(self, "{line}");
+        wrap(&mut self.out, head, text);
     }
-}
-
-/// Columns of a text without its colour codes.
-fn visible_width(text: &str) -> usize {
-    let (mut width, mut escape) = (0, false);
-    for c in text.chars() {
-        match c {
-            '\x1b' => escape = true,
-            'm' if escape => escape = false,
-            _ if !escape => width += 1,
-            _ => {}
-        }
-    }
-    width
 }
 
 /// At most three names.

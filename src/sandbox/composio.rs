@@ -133,6 +133,11 @@ impl Composio {
         self.links
     }
 
+    /// Whether `toolkit` is known and has no OAuth app of Composio's.
+    pub fn needs_own_app(&self, toolkit: &str) -> bool {
+        self.toolkits.get(toolkit) == Some(&false)
+    }
+
     pub fn new(catalogue: &Catalogue) -> Self {
         let toolkits = catalogue
             .integrations

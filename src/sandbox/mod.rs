@@ -9,6 +9,7 @@
 mod cloudflare;
 mod composio;
 mod draw;
+mod environment;
 mod faults;
 mod gateway;
 mod http;

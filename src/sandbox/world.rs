@@ -440,6 +440,10 @@ impl World {
         self.keys.clone()
     }
 
+    pub(super) fn needs_own_app(&self, toolkit: &str) -> bool {
+        self.composio.needs_own_app(toolkit)
+    }
+
     /// Sets Nango's environment and Composio's switches anew; a part that is not given stays.
     pub fn set_settings(&mut self, nango: Option<NangoSettings>, composio: Option<ComposioSettings>) {
         if let Some(nango) = nango {

@@ -67,6 +67,7 @@ struct Shown {
     budgets: Gauges<NameLabels>,
     next_expiry_s: Gauge<i64, AtomicI64>,
     alerts_waiting: Gauge<i64, AtomicI64>,
+    dead_grants: Gauge<i64, AtomicI64>,
     soak_s: Gauge<i64, AtomicI64>,
 }
 
@@ -99,6 +100,7 @@ impl Default for Metrics {
         let help = "Until the first token that KV serves ends; negative when one has ended";
         registry.register_with_unit("next_expiry", help, Unit::Seconds, shown.next_expiry_s.clone());
         registry.register("alerts_waiting", "Alerts that are not sent yet", shown.alerts_waiting.clone());
+        registry.register("dead_grants", "Triplets whose grant is gone", shown.dead_grants.clone());
         registry.register_with_unit("soak", "How long the soak clock has run", Unit::Seconds, shown.soak_s.clone());
         Self { registry, requests, intake, commit, shown }
     }
@@ -161,6 +163,7 @@ impl Metrics {
             shown.next_expiry_s.set(at.since(snapshot.header.at) / SECOND_MS);
         }
         shown.alerts_waiting.set(snapshot.header.alerts_waiting as i64);
+        shown.dead_grants.set(snapshot.header.dead_grants as i64);
         shown.soak_s.set(snapshot.header.soaked_ms.unwrap_or(0) / SECOND_MS);
     }
 }

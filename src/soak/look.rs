@@ -34,6 +34,9 @@ pub async fn look(store: &Store, policy: &Policy, snapshot: &Snapshot, now: Time
         _ => Vec::new(),
     };
     let marks = VerifyMarks { compared: last.is_some(), findings };
+    let gone = store.load_dead_grants().await?;
+    let gone: BTreeMap<&str, String> =
+        gone.iter().map(|n| (n.subject.as_str(), format!("since {}: {}", n.at.to_minute(), n.detail))).collect();
     let triplets = store.load_triplets().await?;
     Ok(Picture {
         at: now,
@@ -42,7 +45,7 @@ pub async fn look(store: &Store, policy: &Policy, snapshot: &Snapshot, now: Time
         gap_ms: judged.clock.paused_ms,
         needed_ms: policy.criteria.soak_ms(),
         criteria: judged.criteria,
-        triplets: triplets.iter().map(|t| line(t, &by_sink, &marks)).collect(),
+        triplets: triplets.iter().map(|t| line(t, &by_sink, &marks, &gone)).collect(),
         sinks: snapshot
             .sinks
             .iter()
@@ -88,7 +91,12 @@ struct VerifyMarks {
 /// Differences that are shown at their triplets.
 const FINDINGS_MAX: u32 = 10_000;
 
-fn line(t: &TripletRow, by_sink: &[BTreeMap<String, SinkState>], marks: &VerifyMarks) -> TripletLine {
+fn line(
+    t: &TripletRow,
+    by_sink: &[BTreeMap<String, SinkState>],
+    marks: &VerifyMarks,
+    gone: &BTreeMap<&str, String>,
+) -> TripletLine {
     let name = t.triplet.to_string();
     let cells: Vec<Option<&SinkState>> = by_sink.iter().map(|sink| sink.get(&name)).collect();
     let found = marks.findings.iter().rev().find(|n| n.subject == name);
@@ -111,6 +119,7 @@ fn line(t: &TripletRow, by_sink: &[BTreeMap<String, SinkState>], marks: &VerifyM
         },
         reversible_until: t.custody.reverse_until.filter(|_| t.custody.stage == Stage::Switched),
         held: t.custody.held.clone(),
+        dead_grant: gone.get(name.as_str()).cloned(),
         triplet: name,
     }
 }

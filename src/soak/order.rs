@@ -6,7 +6,7 @@ use crate::domain::time::Timestamp;
 /// What the table is sorted by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Column {
-    /// What needs a person first: dead letters, held, ended tokens, then the triplet.
+    /// What needs a person first: dead grants and letters, held, ended tokens, then the triplet.
     #[default]
     Trouble,
     Triplet,
@@ -42,7 +42,11 @@ pub fn trouble(t: &TripletLine, at: Timestamp) -> u8 {
     let dead = t.sinks.iter().any(|s| s.dead);
     let ended = t.expires_at.is_some_and(|end| end < at);
     let differs = t.verify.as_ref().is_some_and(|v| !v.clean);
-    u8::from(dead) * 8 + u8::from(t.held.is_some()) * 4 + u8::from(ended) * 2 + u8::from(differs)
+    u8::from(t.dead_grant.is_some()) * 16
+        + u8::from(dead) * 8
+        + u8::from(t.held.is_some()) * 4
+        + u8::from(ended) * 2
+        + u8::from(differs)
 }
 
 /// Indices into `picture.triplets` of the rows that `filter` keeps, sorted. Every word of the filter
@@ -76,7 +80,7 @@ pub fn arrange(picture: &Picture, filter: &str, by: Column, descending: bool) ->
 fn keeps(t: &TripletLine, words: &[String]) -> bool {
     words.iter().all(|word| {
         let fields = [&t.triplet, &t.stage, &t.refresh, &t.read];
-        let more = [t.verify.as_ref().map(|v| &v.text), t.held.as_ref()].into_iter().flatten();
+        let more = [t.verify.as_ref().map(|v| &v.text), t.held.as_ref(), t.dead_grant.as_ref()].into_iter().flatten();
         fields.into_iter().chain(more).any(|f| f.to_lowercase().contains(word))
     })
 }

@@ -51,6 +51,8 @@ pub struct TripletLine {
     pub reversible_until: Option<Timestamp>,
     /// Why a person or a guard stopped it.
     pub held: Option<String>,
+    /// Its grant is gone: since when and why. Its user must connect again.
+    pub dead_grant: Option<String>,
 }
 
 /// Outcome of a comparison.

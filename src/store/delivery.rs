@@ -50,6 +50,14 @@ pub struct PendingDelivery {
     pub claim: u64,
 }
 
+impl PendingDelivery {
+    /// What is recorded once the sink has acknowledged it.
+    pub fn acknowledged(self) -> Delivered {
+        let Self { sink, triplet, metadata, captured_at, claim, .. } = self;
+        Delivered { sink, triplet, metadata, captured_at, claim }
+    }
+}
+
 /// A delivery that the sink acknowledged.
 #[derive(Clone, Debug)]
 pub struct Delivered {

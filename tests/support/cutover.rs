@@ -10,17 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use cutover::catalogue::Catalogue;
-use cutover::clients::{
-    CloudflareEndpoint, ComposioEndpoint, Endpoints, GatewayEndpoint, HttpOutside, NangoEndpoint, ProviderEndpoint,
-};
-use cutover::domain::secret::Secret;
+use cutover::clients::{Endpoints, HttpOutside};
 use cutover::domain::time::{DAY_MS, HOUR_MS, SECOND_MS, Timestamp};
 use cutover::engine::{Engine, EngineConfig};
 use cutover::inventory::{self, Source};
 use cutover::plan::{self, Policy};
 use cutover::sandbox::{Fault, LedgerSummary, Sandbox, TokenLife, World, WorldConfig, WorldOptions};
 use cutover::store::{Durability, Place, Store, Vault};
-use reqwest::Url;
 use serde_json::Value;
 
 pub const START: &str = "2026-05-06T09:00:00Z";
@@ -111,12 +107,12 @@ impl Cutover {
         self.sandbox.lock().ledger()
     }
 
-    pub fn environment(&self) -> Vec<(&'static str, String)> {
-        environment(&self.sandbox)
+    pub fn environment(&self) -> Vec<(String, String)> {
+        self.sandbox.environment()
     }
 
     pub fn endpoints(&self) -> Endpoints {
-        endpoints(&self.sandbox)
+        cutover::rehearse::endpoints(&self.sandbox)
     }
 
     /// Runs the binary at the world's time, its files in the test's folder.
@@ -135,13 +131,9 @@ impl Cutover {
 
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cutover"));
-        // Composio has no OAuth app of its own for this toolkit.
-        let app = self.sandbox.lock().keys().composio_clients.remove("linkedin_ads").expect("the catalogue has it");
         command
             .args(args)
             .env_clear()
-            .env("CUTOVER_COMPOSIO_OAUTH_LINKEDIN_ADS_CLIENT_ID", app.client_id)
-            .env("CUTOVER_COMPOSIO_OAUTH_LINKEDIN_ADS_CLIENT_SECRET", app.client_secret)
             .env("CUTOVER_NOW", self.now().to_rfc3339())
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("USER", "alice")
@@ -389,55 +381,6 @@ impl Cutover {
 pub fn real_now_ms() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     i64::try_from(since.as_millis()).unwrap()
-}
-
-/// What points the binary at a sandbox.
-pub fn environment(sandbox: &Sandbox) -> Vec<(&'static str, String)> {
-    let (urls, keys) = (&sandbox.urls, sandbox.lock().keys());
-    vec![
-        ("CUTOVER_NANGO_URL", urls.nango.clone()),
-        ("CUTOVER_NANGO_KEY", keys.nango_api_key),
-        ("CUTOVER_NANGO_WEBHOOK_KEY", keys.nango_webhook_signing_key),
-        ("CUTOVER_COMPOSIO_URL", urls.composio.clone()),
-        ("CUTOVER_COMPOSIO_KEY", keys.composio_api_key),
-        ("CUTOVER_CLOUDFLARE_URL", format!("{}/client/v4/accounts/{}", urls.cloudflare, keys.cloudflare_account_id)),
-        ("CUTOVER_CLOUDFLARE_TOKEN", keys.cloudflare_token),
-        ("CUTOVER_KV_SOURCE", keys.kv_source),
-        ("CUTOVER_KV_TARGET", keys.kv_target),
-        ("CUTOVER_D1", keys.d1_database),
-        ("CUTOVER_GATEWAY_URL", urls.gateway.clone()),
-        ("CUTOVER_GATEWAY_ADMIN_KEY", keys.gateway_admin_key),
-        ("CUTOVER_GATEWAY_KEY", keys.gateway_key),
-        ("CUTOVER_PROVIDER_URL", urls.provider.clone()),
-    ]
-}
-
-/// What points our clients at a sandbox.
-pub fn endpoints(sandbox: &Sandbox) -> Endpoints {
-    let (urls, keys) = (&sandbox.urls, sandbox.lock().keys());
-    let url = |text: &str| Url::parse(text).unwrap();
-    Endpoints {
-        nango: NangoEndpoint { base: url(&urls.nango), key: Secret::new(keys.nango_api_key) },
-        composio: ComposioEndpoint {
-            base: url(&urls.composio),
-            key: Secret::new(keys.composio_api_key),
-            oauth_apps: std::collections::BTreeMap::new(),
-        },
-        cloudflare: CloudflareEndpoint {
-            base: url(&format!("{}/client/v4/accounts/{}", urls.cloudflare, keys.cloudflare_account_id)),
-            token: Secret::new(keys.cloudflare_token),
-            kv_source: keys.kv_source,
-            kv_target: keys.kv_target,
-            d1: keys.d1_database,
-        },
-        gateway: GatewayEndpoint {
-            base: url(&urls.gateway),
-            admin_key: Secret::new(keys.gateway_admin_key),
-            gateway_key: Secret::new(keys.gateway_key),
-        },
-        provider: ProviderEndpoint { base_override: Some(url(&urls.provider)) },
-        allow_insecure_http: false,
-    }
 }
 
 pub fn time(text: &str) -> Timestamp {

@@ -135,5 +135,7 @@ fn triplet(i: usize, at: Timestamp) -> TripletLine {
         }),
         reversible_until: (stage == 4).then(|| at.plus_ms(5 * HOUR_MS)),
         held: (i % 23 == 8).then(|| "another upstream account consented".to_owned()),
+        dead_grant: (i % 29 == 11)
+            .then(|| "since 2026-05-20 08:10: the provider refuses its unexpired token".to_owned()),
     }
 }

@@ -64,25 +64,9 @@ impl Applied {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let (urls, keys) = (&self.sandbox.urls, self.sandbox.lock().keys());
-        let cloudflare = format!("{}/client/v4/accounts/{}", urls.cloudflare, keys.cloudflare_account_id);
         let mut command = Command::new(env!("CARGO_BIN_EXE_cutover"));
         command.args(args).env_clear().current_dir(self.dir.path()).stdin(Stdio::null());
-        command.env("CUTOVER_NOW", NOW).env("TMPDIR", self.dir.path()).envs([
-            ("CUTOVER_NANGO_URL", &urls.nango),
-            ("CUTOVER_NANGO_KEY", &keys.nango_api_key),
-            ("CUTOVER_COMPOSIO_URL", &urls.composio),
-            ("CUTOVER_COMPOSIO_KEY", &keys.composio_api_key),
-            ("CUTOVER_CLOUDFLARE_URL", &cloudflare),
-            ("CUTOVER_CLOUDFLARE_TOKEN", &keys.cloudflare_token),
-            ("CUTOVER_KV_SOURCE", &keys.kv_source),
-            ("CUTOVER_KV_TARGET", &keys.kv_target),
-            ("CUTOVER_D1", &keys.d1_database),
-            ("CUTOVER_GATEWAY_URL", &urls.gateway),
-            ("CUTOVER_GATEWAY_ADMIN_KEY", &keys.gateway_admin_key),
-            ("CUTOVER_GATEWAY_KEY", &keys.gateway_key),
-            ("CUTOVER_PROVIDER_URL", &urls.provider),
-        ]);
+        command.env("CUTOVER_NOW", NOW).env("TMPDIR", self.dir.path()).envs(self.sandbox.environment());
         command
     }
 

@@ -172,7 +172,7 @@ pub fn run(args: GateArgs, ui: &Ui) -> CommandResult {
             write_whole(path, &file.to_json())?;
         }
         ui.print(&match args.format {
-            GateFormat::Text => text::text(&file, ui.color_stdout),
+            GateFormat::Text => text::text(&file, ui.paint()),
             GateFormat::Json => file.to_json(),
             GateFormat::Markdown => markdown(&file),
             GateFormat::Junit => junit::junit(&file),
@@ -210,7 +210,7 @@ fn partial(report: &GateReport, args: &GateArgs, ui: &Ui) -> CommandResult {
     let reason = format!("partial, opens nothing: {}", report.reason());
     let code = report.verdict.exit_code();
     match args.format {
-        GateFormat::Text => ui.print(&text::partial(&report.criteria, report.verdict, &reason, ui.color_stdout)),
+        GateFormat::Text => ui.print(&text::partial(&report.criteria, report.verdict, &reason, ui.paint())),
         GateFormat::Json => {
             let json = serde_json::json!({
                 "partial": args.criteria, "verdict": report.verdict, "exit_code": code, "reason": reason,

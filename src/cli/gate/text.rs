@@ -5,9 +5,7 @@ use std::fmt::Write;
 use super::{judged_at, measured, soak_line, waived_by};
 use crate::domain::criteria::{Judged, Verdict};
 use crate::domain::evidence_file::EvidenceFile;
-
-/// Columns that a line may take.
-const WIDTH: usize = 100;
+use crate::text::{Paint, wrap};
 
 /// Findings that are printed under a criterion; the others are in the JSON.
 const FINDINGS_SHOWN: usize = 5;
@@ -18,7 +16,7 @@ macro_rules! line {
 }
 
 /// The whole report.
-pub(super) fn text(file: &EvidenceFile, color: bool) -> String {
+pub(super) fn text(file: &EvidenceFile, paint: Paint) -> String {
     let mut out = format!(
         "Gate of plan {} on state {}, run {}, {}\nSoak: {}\n\n",
         file.plan,
@@ -27,19 +25,20 @@ pub(super) fn text(file: &EvidenceFile, color: bool) -> String {
         judged_at(file.evaluated_at),
         soak_line(file)
     );
-    criteria(&mut out, &file.criteria, color);
+    criteria(&mut out, &file.criteria, paint);
     for waiver in &file.waivers {
         let whom = format!("{} for `{}` of {}", waiver.id, waiver.scope, waiver.criterion);
         let said = format!("{whom}, by {} until {}: {}", waiver.by, waiver.until.to_minute(), waiver.reason);
-        wrapped(&mut out, "\nwaiver  ", &said);
+        out.push('\n');
+        wrap(&mut out, "waiver  ", &said);
     }
     let newest = file.window.gaps.iter().rev().take(FINDINGS_SHOWN);
     for gap in newest {
         let said = format!("{} to {}, {}: {}", gap.from.to_minute(), gap.until.to_minute(), gap.source, gap.reason);
-        wrapped(&mut out, "gap     ", &said);
+        wrap(&mut out, "gap     ", &said);
     }
     out.push('\n');
-    verdict(&mut out, file.verdict, &file.reason, color);
+    wrap(&mut out, &paint.verdict(file.verdict), &file.reason);
     if file.verdict == Verdict::Pass {
         line!(out, "Opens `switch` and `retire` until {} UTC", file.open_until.to_minute());
     }
@@ -48,28 +47,23 @@ pub(super) fn text(file: &EvidenceFile, color: bool) -> String {
 }
 
 /// Some criteria only.
-pub(super) fn partial(list: &[Judged], overall: Verdict, reason: &str, color: bool) -> String {
+pub(super) fn partial(list: &[Judged], overall: Verdict, reason: &str, paint: Paint) -> String {
     let mut out = String::new();
-    criteria(&mut out, list, color);
+    criteria(&mut out, list, paint);
     out.push('\n');
-    verdict(&mut out, overall, reason, color);
+    wrap(&mut out, &paint.verdict(overall), reason);
     out
 }
 
-fn criteria(out: &mut String, list: &[Judged], color: bool) {
+fn criteria(out: &mut String, list: &[Judged], paint: Paint) {
     let width = list.iter().map(|c| measured(c).len()).max().unwrap_or_default();
     for c in list {
-        let (word, code) = match c.verdict {
-            Verdict::Pass => ("pass", "32"),
-            Verdict::Inconclusive => ("????", "33"),
-            Verdict::Fail => ("FAIL", "31"),
-        };
         let said = if c.waived { format!("waived by {}: {}", waived_by(c), c.reason) } else { c.reason.clone() };
-        let head = format!("  {}  {:<17}  {:<width$}  ", paint(color, code, word), c.id, measured(c));
-        wrapped(out, &head, &said);
+        let head = format!("  {}  {:<17}  {:<width$}  ", paint.mark(c.verdict), c.id, measured(c));
+        wrap(out, &head, &said);
         if c.verdict == Verdict::Fail {
             for note in c.findings.iter().take(FINDINGS_SHOWN) {
-                wrapped(
+                wrap(
                     out,
                     &format!("          {}  ", note.at.to_minute()),
                     &format!("{}: {}", note.subject, note.detail),
@@ -81,41 +75,4 @@ fn criteria(out: &mut String, list: &[Judged], color: bool) {
             }
         }
     }
-}
-
-fn verdict(out: &mut String, verdict: Verdict, reason: &str, color: bool) {
-    let (word, code) = match verdict {
-        Verdict::Pass => ("PASS", "1;32"),
-        Verdict::Inconclusive => ("INCONCLUSIVE", "1;33"),
-        Verdict::Fail => ("FAIL", "1;31"),
-    };
-    let head = format!("{} (exit {}): ", paint(color, code, word), verdict.exit_code());
-    wrapped(out, &head, reason);
-}
-
-fn paint(color: bool, code: &str, text: &str) -> String {
-    if color { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
-}
-
-/// Writes `head` and then `said`, broken at words, the next lines under the first.
-fn wrapped(out: &mut String, head: &str, said: &str) {
-    out.push_str(head);
-    let plain = head.trim_start_matches('\n');
-    let escapes: usize = plain.split('\x1b').skip(1).map(|part| part.find('m').map_or(0, |at| at + 2)).sum();
-    let indent = (plain.chars().count() - escapes).min(WIDTH / 2);
-    let mut column = plain.chars().count() - escapes;
-    for (i, word) in said.split(' ').enumerate() {
-        let length = word.chars().count();
-        if i > 0 && column + 1 + length > WIDTH {
-            line!(out, "");
-            out.push_str(&" ".repeat(indent));
-            column = indent;
-        } else if i > 0 {
-            out.push(' ');
-            column += 1;
-        }
-        out.push_str(word);
-        column += length;
-    }
-    out.push('\n');
 }

@@ -3,14 +3,12 @@
 //! Rows name their hazards and actions by number, and each is explained once.
 
 mod csv;
-mod layout;
 mod markdown;
 mod text;
 
 use std::collections::BTreeMap;
 
 pub use csv::csv;
-pub use layout::{Paint, WIDTH, wrap};
 pub use markdown::markdown;
 pub use text::text;
 

@@ -1,10 +1,10 @@
 //! The plan as people read it on a terminal: what moves, wave by wave, then what it takes.
 
-use super::layout::{Paint, wrap};
 use super::{
     Footnotes, Plan, PlanRow, Route, Section, cost, count, granted, grouped, headline, note_text, quiet, reading_order,
     way_back,
 };
+use crate::text::{Paint, wrap};
 
 /// At most 100 columns; without colour the same plan always gives the same bytes.
 pub fn text(plan: &Plan, paint: Paint) -> String {

@@ -10,6 +10,7 @@ use super::triplets::mirrored;
 use super::{fit, panel};
 use crate::domain::time::Timestamp;
 use crate::soak::dashboard::Dashboard;
+use crate::text::broken;
 
 pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, d: &Dashboard, theme: Theme) {
     let Some(t) = d.shown.get(d.selected).map(|&i| &d.picture.triplets[i]) else { return };
@@ -20,7 +21,12 @@ pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, d: &Dashboard, theme: Them
     let when = |time: Option<Timestamp>| time.map_or_else(|| "-".to_owned(), |t| format!("{} UTC", t.to_minute()));
     let mut lines = Vec::new();
     let mut line = |name: &str, value: String| {
-        lines.push(Line::from(vec![Span::styled(format!(" {}", fit(name, 19)), theme.quiet()), Span::raw(value)]));
+        let room = usize::from(inner.width).saturating_sub(20).max(10);
+        for (n, part) in broken(&value, "", "", room).into_iter().enumerate() {
+            let name = if n == 0 { name } else { "" };
+            let name = Span::styled(format!(" {}", fit(name, 19)), theme.quiet());
+            lines.push(Line::from(vec![name, Span::raw(part.into_owned())]));
+        }
     };
     line("KV key", format!("{}{}", crate::domain::triplet::KV_PREFIX, t.triplet));
     line("route", t.route.clone());
@@ -37,6 +43,9 @@ pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, d: &Dashboard, theme: Them
     }
     line("verify", t.verify.as_ref().map_or_else(|| "not compared yet".to_owned(), |v| v.text.clone()));
     line("reversible until", when(t.reversible_until));
+    if let Some(gone) = &t.dead_grant {
+        line("GRANT GONE", gone.clone());
+    }
     if let Some(held) = &t.held {
         line("HELD", held.clone());
     }

@@ -19,7 +19,7 @@ const TEXT: [&str; 20] = [
     "criteria   pass, FAIL, wait (not enough evidence), wvd (waived)",
     "           observed/threshold: at least   observed≤threshold: at most",
     "           ↗ moves to the better, ↘ to the worse",
-    "triplets   H held by a person or a guard, ! wants attention",
+    "triplets   G its grant is gone, H held, ! wants attention",
     "life       ▓ the share of the token's life that is over",
     "sinks      time since the last mirror; + a newer one waits;",
     "           DEAD given up, see `cutover repair`",

@@ -106,6 +106,7 @@ impl Columns {
     fn row(&self, t: &TripletLine, at: Timestamp, theme: Theme) -> Line<'static> {
         let mark = match trouble(t, at) {
             0 => "  ",
+            _ if t.dead_grant.is_some() => "G ",
             _ if t.held.is_some() => "H ",
             _ => "! ",
         };
