@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use textwrap::core::display_width;
-use textwrap::{Options, WordSplitter};
+use textwrap::{Options, WordSeparator, WordSplitter, WrapAlgorithm};
 
 use crate::domain::criteria::Verdict;
 
@@ -72,15 +72,17 @@ pub fn wrap(out: &mut String, head: &str, text: &str) {
 }
 
 /// `text` broken at words into lines of at most `width` columns, the first of them after `first`, the others
-/// after `next`. A word that is too long for a line is broken.
-pub fn broken<'a>(text: &'a str, first: &'a str, next: &'a str, width: usize) -> Vec<Cow<'a, str>> {
+/// after `next`. Blanks and line feeds within it are one space each. A word that is too long for a line is
+/// broken.
+pub fn broken(text: &str, first: &str, next: &str, width: usize) -> Vec<String> {
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let options = Options::new(width)
         .initial_indent(first)
         .subsequent_indent(next)
         .word_splitter(WordSplitter::NoHyphenation)
-        .word_separator(textwrap::WordSeparator::AsciiSpace)
-        .wrap_algorithm(textwrap::WrapAlgorithm::FirstFit);
-    textwrap::wrap(text, options)
+        .word_separator(WordSeparator::AsciiSpace)
+        .wrap_algorithm(WrapAlgorithm::FirstFit);
+    textwrap::wrap(&text, options).into_iter().map(Cow::into_owned).collect()
 }
 
 #[cfg(test)]

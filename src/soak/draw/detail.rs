@@ -25,7 +25,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, d: &Dashboard, theme: Them
         for (n, part) in broken(&value, "", "", room).into_iter().enumerate() {
             let name = if n == 0 { name } else { "" };
             let name = Span::styled(format!(" {}", fit(name, 19)), theme.quiet());
-            lines.push(Line::from(vec![name, Span::raw(part.into_owned())]));
+            lines.push(Line::from(vec![name, Span::raw(part)]));
         }
     };
     line("KV key", format!("{}{}", crate::domain::triplet::KV_PREFIX, t.triplet));
