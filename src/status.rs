@@ -6,12 +6,13 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::alert::Kind;
 use crate::domain::budget::BudgetState;
 use crate::domain::custody::ReadAuthority;
-use crate::domain::time::Timestamp;
+use crate::domain::time::{DAY_MS, Timestamp};
 use crate::domain::triplet::Triplet;
 use crate::plan::Policy;
-use crate::store::{EventRow, Sink, Store, StoreResult, TripletRow};
+use crate::store::{EventRow, NewsRow, Sink, Store, StoreResult, TripletRow};
 
 /// Triplets that are listed one by one; the rest is counted.
 const TRIPLETS_MAX: u32 = 1_000;
@@ -22,8 +23,11 @@ const BACKLOG_MAX: u32 = 10_000;
 /// Dead letters that are listed.
 const DEAD_MAX: usize = 100;
 
-/// Lines of the audit trail that are shown.
+/// Lines of the audit trail that are shown, and of what went wrong.
 const EVENTS_MAX: u32 = 50;
+
+/// What went wrong longer ago is not shown.
+const NEWS_MS: i64 = 7 * DAY_MS;
 
 /// Everything at one moment.
 #[derive(Clone, Debug, Serialize)]
@@ -41,6 +45,8 @@ pub struct Snapshot {
     pub dead_letters: Vec<DeadLetter>,
     /// The newest lines of the audit trail, newest first.
     pub events: Vec<EventRow>,
+    /// What went wrong, newest first: one line for each kind and subject.
+    pub news: Vec<NewsRow>,
 }
 
 #[derive(Clone, Debug, Default, Serialize)]
@@ -244,6 +250,7 @@ pub async fn snapshot(store: &Store, policy: &Policy, now: Timestamp) -> StoreRe
         budgets: Vec::new(),
         dead_letters: dead_letters.take(DEAD_MAX).collect(),
         events: store.load_recent_events(EVENTS_MAX).await?,
+        news: store.load_news(&Kind::ALL.map(Kind::name), now.plus_ms(-NEWS_MS), EVENTS_MAX).await?,
     })
 }
 

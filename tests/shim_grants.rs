@@ -136,6 +136,8 @@ async fn a_revoked_grant_gets_its_marker_and_its_alert_once_and_loses_both_with_
     let (store, policy) = (case.engine.store(), Policy::default());
     let snapshot = cutover::status::snapshot(store, &policy, case.now).await.unwrap();
     assert_eq!(snapshot.header.dead_grants, 1);
+    let news: Vec<_> = snapshot.news.iter().map(|n| (n.kind.as_str(), n.subject.clone(), n.times)).collect();
+    assert!(news.contains(&("dead-grant", triplet(0).to_string(), 1)), "{news:?}");
     let picture = cutover::soak::look(store, &policy, &snapshot, case.now).await.unwrap();
     let gone: Vec<_> = picture.triplets.iter().filter(|t| t.dead_grant.is_some()).map(|t| t.triplet.clone()).collect();
     assert_eq!(gone, [triplet(0).to_string()]);

@@ -96,6 +96,7 @@ contract! {
     samples_grow_thin_with_age_and_do_not_stay_for_ever
     gate_runs_chain_and_a_pass_opens_only_what_it_was_given_for
     a_waiver_is_kept_once_and_revoked_once
+    news_is_one_line_for_each_kind_and_subject_the_newest_first
 }
 
 async fn plan(store: &Store, triplets: &[Triplet]) {
@@ -656,6 +657,20 @@ async fn gate_runs_chain_and_a_pass_opens_only_what_it_was_given_for(state: Stat
 
 fn waiver() -> Waiver {
     Waiver::new("outage", "*", "ann", "maintenance", at(1_000), at(9_000), 1 << 40).unwrap()
+}
+
+async fn news_is_one_line_for_each_kind_and_subject_the_newest_first(state: State) {
+    let store = state.open().await;
+    for (kind, subject, s) in
+        [("outage", "nango", 1), ("parity", "a", 2), ("outage", "nango", 3), ("parity", "b", 4), ("other", "x", 5)]
+    {
+        let note = Note { at: at(s), subject: subject.into(), detail: format!("at {s}") };
+        store.add_note(kind, &note).await.unwrap();
+    }
+    let news = store.load_news(&["outage", "parity"], at(2), 10).await.unwrap();
+    let rows: Vec<_> = news.iter().map(|n| (n.kind.as_str(), n.subject.as_str(), n.detail.as_str(), n.times)).collect();
+    assert_eq!(rows, [("parity", "b", "at 4", 1), ("outage", "nango", "at 3", 1), ("parity", "a", "at 2", 1)]);
+    assert_eq!(store.load_news(&["outage"], at(0), 1).await.unwrap()[0].times, 2);
 }
 
 async fn a_waiver_is_kept_once_and_revoked_once(state: State) {

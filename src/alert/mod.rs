@@ -105,8 +105,14 @@ impl Kind {
         }
     }
 
-    fn of(name: &str) -> Option<Self> {
+    /// The kind of a note; `None` for notes that nobody is told of.
+    pub fn of(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// Whether it tells of something that went wrong, not of its end or of a verdict.
+    pub const fn is_bad(self) -> bool {
+        !matches!(self, Self::CircuitClosed | Self::Gate)
     }
 
     /// How long the same subject is not told again, ms. A change of the gate is never the same again:

@@ -86,10 +86,11 @@ pub struct Dashboard {
     pub(super) shown: Vec<usize>,
     /// Position in `shown`.
     pub(super) selected: usize,
-    /// First line that is shown of events and dead letters, from the newest.
+    /// First line that is shown of the criteria, and of events and dead letters, from the newest.
     pub(super) scrolled: usize,
-    /// Rows that fit on the screen, learnt while drawing.
+    /// Rows that fit on the screen, and lines that the page of criteria has, learnt while drawing.
     pub(super) rows: usize,
+    pub(super) lines: usize,
 }
 
 impl Dashboard {
@@ -111,6 +112,7 @@ impl Dashboard {
             selected: 0,
             scrolled: 0,
             rows: 10,
+            lines: 0,
         };
         new.show(picture);
         new
@@ -209,7 +211,8 @@ impl Dashboard {
             Page::Overview | Page::Triplets => (&mut self.selected, self.shown.len()),
             Page::Events => (&mut self.scrolled, self.picture.events.len()),
             Page::DeadLetters => (&mut self.scrolled, self.picture.dead_letters.len()),
-            Page::Criteria | Page::Sinks => return,
+            Page::Criteria => (&mut self.scrolled, (self.lines + 1).saturating_sub(self.rows)),
+            Page::Sinks => return,
         };
         *place = place.saturating_add_signed(by).min(end.saturating_sub(1));
     }
@@ -237,6 +240,20 @@ mod tests {
         next.triplets.retain(|t| Some(&t.triplet) == name.as_ref() || !t.triplet.starts_with("acme"));
         d.show(next);
         assert_eq!(d.selected_name(), name);
+    }
+
+    #[test]
+    fn the_criteria_scroll_to_their_last_line_and_no_further() {
+        let mut d = dashboard();
+        press(&mut d, "3");
+        let first = super::super::still(&mut d, 80, 24);
+        press(&mut d, "G");
+        let last = super::super::still(&mut d, 80, 24);
+        assert!(first.contains("soak-duration") && !first.contains("reverse-rehearsed"), "{first}");
+        assert!(!last.contains("soak-duration") && last.contains("reverse-rehearsed"), "{last}");
+        press(&mut d, "jk");
+        let above = super::super::still(&mut d, 80, 24);
+        assert_ne!(above, last, "one line up is seen at once");
     }
 
     #[test]

@@ -66,6 +66,7 @@ mod tests {
             at: picture.at.plus_ms(1),
             subject: "acme:slack:2".to_owned(),
             text: "held".to_owned(),
+            bad: false,
         });
         let said = lines.of(&picture);
         assert!(said.contains("invalid-grant: pass -> fail") && said.contains("acme:slack:2 held"), "{said}");

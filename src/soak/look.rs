@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::picture::{BudgetLine, DeadLetterLine, EventLine, Picture, SinkCell, SinkLine, TripletLine, VerifyMark};
+use crate::alert::Kind;
 use crate::domain::criteria::{EvidenceSource, LookOutcome, Note};
 use crate::domain::custody::Stage;
 use crate::domain::time::Timestamp;
 use crate::engine::{EngineResult, judge_state};
 use crate::plan::Policy;
 use crate::status::Snapshot;
-use crate::store::{EventRow, Sink, SinkState, Store, TripletRow};
+use crate::store::{EventRow, NewsRow, Sink, SinkState, Store, TripletRow};
 
 /// Looks at the store and judges it. `snapshot` brings what only a running engine knows: its
 /// circuit breakers and budgets.
@@ -70,7 +71,7 @@ pub async fn look(store: &Store, policy: &Policy, snapshot: &Snapshot, now: Time
                 closed_until: b.closed_until,
             })
             .collect(),
-        events: snapshot.events.iter().rev().map(event).collect(),
+        events: events(snapshot),
         dead_letters: snapshot
             .dead_letters
             .iter()
@@ -143,6 +144,21 @@ fn word<T: serde::Serialize>(value: &T) -> String {
 /// What an event says beside what its line shows anyway, or what only machines compare.
 const UNSAID: [&str; 3] = ["by", "digest", "given_at"];
 
+/// The audit trail and what went wrong, oldest first.
+fn events(snapshot: &Snapshot) -> Vec<EventLine> {
+    let mut all: Vec<EventLine> =
+        snapshot.events.iter().rev().map(event).chain(snapshot.news.iter().rev().map(news)).collect();
+    all.sort_by_key(|e| e.at);
+    all
+}
+
+/// `dead-letter: …`, and how often.
+fn news(row: &NewsRow) -> EventLine {
+    let times = if row.times > 1 { format!(" ({} times)", row.times) } else { String::new() };
+    let bad = Kind::of(&row.kind).is_some_and(Kind::is_bad);
+    EventLine { at: row.at, subject: row.subject.clone(), text: format!("{}: {}{times}", row.kind, row.detail), bad }
+}
+
 /// `switched reverse_until=…`: the event's name, then what it says.
 fn event(row: &EventRow) -> EventLine {
     fn say(fields: &serde_json::Map<String, Value>, words: &mut Vec<String>) {
@@ -163,7 +179,7 @@ fn event(row: &EventRow) -> EventLine {
         }
         _ => row.json.clone(),
     };
-    EventLine { at: row.at, subject: row.subject.clone(), text: format!("{text} ({})", row.actor) }
+    EventLine { at: row.at, subject: row.subject.clone(), text: format!("{text} ({})", row.actor), bad: false }
 }
 
 #[cfg(test)]

@@ -103,6 +103,8 @@ pub struct EventLine {
     pub at: Timestamp,
     pub subject: String,
     pub text: String,
+    /// Something went wrong.
+    pub bad: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -60,7 +60,7 @@ pub use lease::Lead;
 pub use place::{Place, PlaceError};
 pub use reauth::{ReauthMark, Siblings};
 pub use retention::{Pruning, Retention};
-pub use status::BacklogRow;
+pub use status::{BacklogRow, NewsRow};
 pub use triplet::{NewTriplet, TripletRow};
 pub use vault::{KeyProblem, Vault, VaultError};
 pub use verification::{JournalHead, Verification};

@@ -2,10 +2,25 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
+use serde_json::json;
+
 use super::delivery::parse_triplet;
 use super::{During, EventRow, Row, Sink, Store, StoreError, StoreResult, query};
 use crate::domain::time::Timestamp;
 use crate::domain::triplet::Triplet;
+
+/// Something that went wrong, once or many times.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NewsRow {
+    /// The kind of the notes.
+    pub kind: String,
+    pub subject: String,
+    /// When it last happened, and what was written down then.
+    pub at: Timestamp,
+    pub detail: String,
+    pub times: u64,
+}
 
 /// A delivery that waits or was given up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,6 +125,31 @@ impl Store {
             json: r.get(4),
         };
         Ok(rows.iter().map(event).collect())
+    }
+
+    /// Notes of these kinds since `since`, one row for each kind and subject, the newest first.
+    pub async fn load_news(&self, kinds: &[&str], since: Timestamp, limit: u32) -> StoreResult<Vec<NewsRow>> {
+        let rows = query(
+            "SELECT note.kind, note.subject, note.at, note.detail, newest.times FROM note JOIN
+               (SELECT MAX(seq) AS seq, COUNT(*) AS times FROM note
+                WHERE kind IN (SELECT value->>0 FROM json_each($1)) AND at >= $2 GROUP BY kind, subject) AS newest
+               ON note.seq = newest.seq
+             ORDER BY note.at DESC, note.seq DESC LIMIT $3",
+        )
+        .bind(json!(kinds.iter().map(|kind| [kind]).collect::<Vec<_>>()).to_string())
+        .bind(since.millis())
+        .bind(limit)
+        .fetch_all(&mut self.read().await)
+        .await
+        .during("load what went wrong")?;
+        let news = |r: &Row| NewsRow {
+            kind: r.get(0),
+            subject: r.get(1),
+            at: Timestamp::from_millis(r.get(2)),
+            detail: r.get(3),
+            times: r.get::<i64>(4) as u64,
+        };
+        Ok(rows.iter().map(news).collect())
     }
 
     /// Takes a dead letter up again: it is due `now`, as if it had never failed. Returns whether

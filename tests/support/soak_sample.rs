@@ -57,6 +57,7 @@ pub fn picture(n: usize) -> Picture {
                 at: at.plus_ms((i - 60) * 4 * MINUTE_MS),
                 subject: format!("acme:gmail:{i}"),
                 text: if i % 7 == 0 { "foreign write in kv.source" } else { "backfill delivered" }.to_owned(),
+                bad: i % 7 == 0,
             })
             .collect(),
         dead_letters: vec![DeadLetterLine {

@@ -6,7 +6,7 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::Paragraph;
 
 use super::theme::{Theme, word};
-use super::{fit, panel};
+use super::{broken_line, fit, panel};
 use crate::domain::criteria::{Judged, Verdict};
 use crate::soak::dashboard::Dashboard;
 use crate::soak::picture::{Trend, at_least};
@@ -14,32 +14,81 @@ use crate::soak::picture::{Trend, at_least};
 /// Columns of a meter.
 const METER: usize = 8;
 
-/// One criterion a line with its reason; with `roomy` a second line for the samples.
-pub(super) fn list(frame: &mut Frame<'_>, area: Rect, d: &Dashboard, theme: Theme, roomy: bool) {
+/// Findings that are shown under a criterion; `cutover gate --format json` has all.
+const FINDINGS_SHOWN: usize = 5;
+
+fn title(d: &Dashboard) -> String {
     let passed = d.picture.criteria.iter().filter(|c| c.verdict == Verdict::Pass).count();
-    let block = panel(format!("criteria {passed}/{}", d.picture.criteria.len()), theme);
+    format!("criteria {passed}/{}", d.picture.criteria.len())
+}
+
+fn nothing(theme: Theme) -> Line<'static> {
+    Line::styled(" nothing is judged yet", theme.quiet())
+}
+
+/// One criterion a line with as much of its reason as fits.
+pub(super) fn list(frame: &mut Frame<'_>, area: Rect, d: &Dashboard, theme: Theme) {
+    let block = panel(title(d), theme);
     let inner = block.inner(area);
-    let roomy = roomy && usize::from(inner.height) >= d.picture.criteria.len() * 2;
     let mut lines = Vec::new();
     for c in &d.picture.criteria {
         let mut spans = front(c, d, theme);
         let used: usize = spans.iter().map(Span::width).sum();
-        let reason = match c.waivers.first().filter(|_| c.waived) {
-            Some(w) => format!("waived by {} until {}: {}", w.by, w.until.to_minute(), w.reason),
-            None => c.reason.clone(),
-        };
-        spans.push(Span::raw(fit(&reason, usize::from(inner.width).saturating_sub(used))));
+        spans.push(Span::raw(fit(&reason(c), usize::from(inner.width).saturating_sub(used))));
         lines.push(Line::from(spans));
-        if roomy {
-            let samples = format!("     {} of {} samples", c.samples, c.expected_samples);
-            lines.push(Line::styled(samples, theme.quiet()));
-        }
     }
     if lines.is_empty() {
-        lines.push(Line::styled(" nothing is judged yet", theme.quiet()));
+        lines.push(nothing(theme));
     }
     frame.render_widget(block, area);
     frame.render_widget(Paragraph::new(lines), inner);
+}
+
+/// Every criterion with its whole reason, its samples and what spoke against it; scrolls.
+pub(super) fn page(frame: &mut Frame<'_>, area: Rect, d: &mut Dashboard, theme: Theme) {
+    let block = panel(title(d), theme);
+    let inner = block.inner(area);
+    let width = usize::from(inner.width);
+    let mut lines = Vec::new();
+    for c in &d.picture.criteria {
+        let spans = front(c, d, theme);
+        let used: usize = spans.iter().map(Span::width).sum();
+        lines.extend(broken_line(spans, &reason(c), used, width));
+        let mut below = |text: String| {
+            let indent = vec![Span::raw(" ".repeat(6))];
+            lines.extend(broken_line(indent, &text, 8, width).into_iter().map(|line| line.style(theme.quiet())));
+        };
+        if c.verdict == Verdict::Pass && c.waivers.is_empty() {
+            continue;
+        }
+        let since = c.since.map(|at| format!(", counted since {} UTC", at.to_minute())).unwrap_or_default();
+        below(format!("{} of {} samples{since}", c.samples, c.expected_samples));
+        for w in &c.waivers {
+            below(format!("waiver {} for `{}` by {} until {}: {}", w.id, w.scope, w.by, w.until.to_minute(), w.reason));
+        }
+        for note in c.findings.iter().rev().take(FINDINGS_SHOWN) {
+            below(format!("{} {}: {}", note.at.to_minute(), note.subject, note.detail));
+        }
+        let more = c.findings_total.saturating_sub(FINDINGS_SHOWN as u64);
+        if more > 0 {
+            below(format!("and {more} more before"));
+        }
+    }
+    if lines.is_empty() {
+        lines.push(nothing(theme));
+    }
+    d.rows = usize::from(inner.height).max(1);
+    d.lines = lines.len();
+    let first = d.scrolled.min(lines.len().saturating_sub(d.rows));
+    frame.render_widget(block, area);
+    frame.render_widget(Paragraph::new(lines.split_off(first)), inner);
+}
+
+fn reason(c: &Judged) -> String {
+    match c.waivers.first().filter(|_| c.waived) {
+        Some(w) => format!("waived by {} until {}: {}", w.by, w.until.to_minute(), w.reason),
+        None => c.reason.clone(),
+    }
 }
 
 /// Two columns without reasons.

@@ -7,10 +7,9 @@ use ratatui::widgets::Paragraph;
 
 use super::theme::Theme;
 use super::triplets::mirrored;
-use super::{fit, panel};
+use super::{broken_line, fit, panel};
 use crate::domain::time::Timestamp;
 use crate::soak::dashboard::Dashboard;
-use crate::text::broken;
 
 pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, d: &Dashboard, theme: Theme) {
     let Some(t) = d.shown.get(d.selected).map(|&i| &d.picture.triplets[i]) else { return };
@@ -21,12 +20,8 @@ pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, d: &Dashboard, theme: Them
     let when = |time: Option<Timestamp>| time.map_or_else(|| "-".to_owned(), |t| format!("{} UTC", t.to_minute()));
     let mut lines = Vec::new();
     let mut line = |name: &str, value: String| {
-        let room = usize::from(inner.width).saturating_sub(20).max(10);
-        for (n, part) in broken(&value, "", "", room).into_iter().enumerate() {
-            let name = if n == 0 { name } else { "" };
-            let name = Span::styled(format!(" {}", fit(name, 19)), theme.quiet());
-            lines.push(Line::from(vec![name, Span::raw(part)]));
-        }
+        let name = Span::styled(format!(" {}", fit(name, 19)), theme.quiet());
+        lines.extend(broken_line(vec![name], &value, 20, usize::from(inner.width)));
     };
     line("KV key", format!("{}{}", crate::domain::triplet::KV_PREFIX, t.triplet));
     line("route", t.route.clone());

@@ -16,8 +16,13 @@ use ratatui::{Frame, Terminal};
 use super::dashboard::{Dashboard, Page};
 pub use theme::Theme;
 
+use crate::text::broken;
+
 /// From this size on the overview has room for everything side by side.
 const WIDE: (u16, u16) = (110, 32);
+
+/// From this width on the footer has room for the names of the pages.
+const FOOT: u16 = 75;
 
 /// Smallest screen that can show a table.
 const SMALLEST: (u16, u16) = (40, 10);
@@ -40,7 +45,7 @@ pub fn draw(frame: &mut Frame<'_>, d: &mut Dashboard, theme: Theme) {
             Page::Overview if area.width >= WIDE.0 && area.height >= WIDE.1 => wide(frame, body, d, theme),
             Page::Overview => narrow(frame, body, d, theme),
             Page::Triplets => triplets::draw(frame, body, d, theme),
-            Page::Criteria => criteria::list(frame, body, d, theme, true),
+            Page::Criteria => criteria::page(frame, body, d, theme),
             Page::Sinks => {
                 let [left, right] = Layout::vertical([Constraint::Length(9), Constraint::Min(3)]).areas(body);
                 panels::sinks(frame, left, d, theme);
@@ -81,7 +86,7 @@ fn wide(frame: &mut Frame<'_>, area: Rect, d: &mut Dashboard, theme: Theme) {
     let criteria_height = d.picture.criteria.len() as u16 + 2;
     let [upper, lower] = Layout::vertical([Constraint::Length(criteria_height), Constraint::Min(6)]).areas(area);
     let [left, right] = Layout::horizontal([Constraint::Percentage(58), Constraint::Percentage(42)]).areas(upper);
-    criteria::list(frame, left, d, theme, false);
+    criteria::list(frame, left, d, theme);
     let [sinks, budgets, events] =
         Layout::vertical([Constraint::Length(8), Constraint::Length(2 + budget_rows(d)), Constraint::Min(2)])
             .areas(right);
@@ -116,12 +121,13 @@ fn header(frame: &mut Frame<'_>, area: Rect, d: &Dashboard, theme: Theme) {
     let verdict = p.verdict();
     let mut first = vec![
         Span::styled(" cutover soak ", theme.title()),
-        Span::raw(format!("{}  {}  ", p.plan.as_deref().unwrap_or("no plan applied"), p.progress())),
         Span::styled(verdict.name().to_uppercase(), theme.verdict(verdict)),
+        Span::raw(format!("  {}", p.progress())),
     ];
     if let Some(exit) = p.earliest_exit() {
         first.push(Span::raw(format!("  exit from {}", exit.to_minute())));
     }
+    first.push(Span::raw(format!("  {}", p.plan.as_deref().unwrap_or("no plan applied"))));
     let mut second = vec![Span::styled(format!(" {}  {} UTC", d.origin, p.at.to_minute()), theme.quiet())];
     if p.gap_ms > 0 {
         second.push(Span::styled(
@@ -145,7 +151,9 @@ fn footer(frame: &mut Frame<'_>, area: Rect, d: &Dashboard, theme: Theme) {
         let mut spans = vec![Span::raw(" ")];
         for (i, page) in Page::ALL.into_iter().enumerate() {
             let style = if page == d.page { theme.selected() } else { theme.quiet() };
-            spans.push(Span::styled(format!("{} {}", i + 1, page.name()), style));
+            // Where names do not fit, the numbers still work.
+            let name = if area.width >= FOOT { format!("{} {}", i + 1, page.name()) } else { (i + 1).to_string() };
+            spans.push(Span::styled(name, style));
             spans.push(Span::raw(" "));
         }
         spans.push(Span::raw("? help q quit"));
@@ -158,6 +166,21 @@ fn footer(frame: &mut Frame<'_>, area: Rect, d: &Dashboard, theme: Theme) {
 fn panel(title: impl Into<String>, theme: Theme) -> Block<'static> {
     let title = Span::styled(format!(" {} ", title.into()), theme.title());
     Block::new().borders(Borders::TOP).border_style(theme.quiet()).title(title)
+}
+
+/// `front`, then `text` broken at words, its next lines `indent` columns from the left.
+fn broken_line(front: Vec<Span<'_>>, text: &str, indent: usize, width: usize) -> Vec<Line<'static>> {
+    let room = width.saturating_sub(indent).max(10);
+    let mut lines = Vec::new();
+    let mut front = front.into_iter().map(|s| Span::styled(s.content.into_owned(), s.style)).collect::<Vec<_>>();
+    for part in broken(text, "", "", room) {
+        front.push(Span::raw(part));
+        lines.push(Line::from(std::mem::replace(&mut front, vec![Span::raw(" ".repeat(indent))])));
+    }
+    if lines.is_empty() {
+        lines.push(Line::from(front));
+    }
+    lines
 }
 
 /// `text` in `width` columns: cut with an ellipsis, or padded.

@@ -8,7 +8,7 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Paragraph, Sparkline};
 
 use super::theme::Theme;
-use super::{fit, panel};
+use super::{broken_line, fit, panel};
 use crate::domain::time::format_duration_ms;
 use crate::soak::dashboard::Dashboard;
 use crate::soak::picture::{BudgetLine, SinkLine, short};
@@ -86,9 +86,11 @@ pub(super) fn events(frame: &mut Frame<'_>, area: Rect, d: &Dashboard, theme: Th
     let width = usize::from(inner.width);
     let newest = d.picture.events.iter().rev().skip(d.scrolled).take(usize::from(inner.height));
     let lines: Vec<Line<'_>> = newest
-        .map(|e| {
-            let text = fit(&format!("{}  {}", e.subject, e.text), width.saturating_sub(19));
-            Line::from(vec![Span::styled(format!(" {}  ", e.at.to_minute()), theme.quiet()), Span::raw(text)])
+        .flat_map(|e| {
+            let mark = if e.bad { "!" } else { " " };
+            let at = Span::styled(format!("{mark}{}  ", e.at.to_minute()), theme.quiet());
+            let lines = broken_line(vec![at], &format!("{}: {}", e.subject, e.text), 19, width);
+            lines.into_iter().map(move |line| if e.bad { line.style(theme.bad()) } else { line })
         })
         .collect();
     frame.render_widget(Paragraph::new(lines), inner);
