@@ -46,7 +46,7 @@ fn what_was_written_is_read_back_and_strangers_before_us_are_nobodys_business() 
     cutover.runtime.block_on(async {
         let written = store.load_counters().await.unwrap()["audit_rows"];
         assert!(written > 10, "{written}");
-        assert_eq!(store.load_lost_audit(0, 10).await.unwrap(), []);
+        assert_eq!(store.load_lost_audit(0).await.unwrap(), []);
         let looks = store.load_looks(cutover.now().plus_ms(-4 * HOUR_MS)).await.unwrap();
         let audit = &looks[&EvidenceSource::Audit];
         assert!(audit.iter().all(|look| look.outcome == LookOutcome::Clean), "{audit:?}");
@@ -96,7 +96,7 @@ fn a_row_that_is_gone_and_a_trail_that_does_not_answer_are_no_pass() {
     cutover.live(15 * MINUTE_MS);
     let (verdict, reason) = foreign_writes(&cutover);
     assert_eq!(verdict, Verdict::Inconclusive, "{reason}");
-    assert!(reason.contains(&format!("lacks {} rows that it took: ", rows.len())), "{reason}");
+    assert!(reason.contains("lacks rows that it took: "), "{reason}");
     assert!(reason.contains(rows[0].key.trim_start_matches("tokens:")), "{reason}");
     // They turn up after all.
     let engine = cutover.engine();
