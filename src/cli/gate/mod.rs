@@ -35,7 +35,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Exits with 0 when the gate passes, 3 when a criterion failed, 4 when evidence is missing, 5 when
 /// the policy is not the one of the plan, 1 when it could not be judged.
 ///
-/// Under GitHub Actions each criterion that does not pass becomes an annotation, and the report goes
+/// Under GitHub Actions each criterion that does not pass, or is waived, becomes an annotation, and the report goes
 /// into the step summary.
 #[derive(clap::Args, Debug)]
 #[command(
