@@ -4,7 +4,8 @@
 mod support;
 
 use cutover::domain::criteria::{EvidenceSource, LookOutcome, Verdict};
-use cutover::domain::time::{HOUR_MS, MINUTE_MS};
+use cutover::domain::time::{DAY_MS, HOUR_MS, MINUTE_MS};
+use cutover::engine::GateReport;
 use cutover::ports::{AuditSink, Outside};
 use cutover::sandbox::{Script, Twist};
 use support::{Cutover, POLICY, SMALL};
@@ -46,7 +47,7 @@ fn what_was_written_is_read_back_and_strangers_before_us_are_nobodys_business() 
     cutover.runtime.block_on(async {
         let written = store.load_counters().await.unwrap()["audit_rows"];
         assert!(written > 10, "{written}");
-        assert_eq!(store.load_lost_audit(0, 10).await.unwrap(), []);
+        assert_eq!(store.load_lost_audit(0).await.unwrap(), []);
         let looks = store.load_looks(cutover.now().plus_ms(-4 * HOUR_MS)).await.unwrap();
         let audit = &looks[&EvidenceSource::Audit];
         assert!(audit.iter().all(|look| look.outcome == LookOutcome::Clean), "{audit:?}");
@@ -71,6 +72,17 @@ fn a_write_that_was_overwritten_between_two_scans_shows_in_the_audit_trail() {
     assert!(found[0].1.starts_with("`kv_audit` has a `put` by `nango-webhook` at 2026-05-06"), "{}", found[0].1);
     let (verdict, reason) = foreign_writes(&cutover);
     assert_eq!(verdict, Verdict::Fail, "{reason}");
+    // A pass from before opens nothing that would fail now.
+    let engine = cutover.engine();
+    cutover.runtime.block_on(async {
+        let judged = engine.gate(cutover.now()).await.unwrap();
+        let (criteria, open_until) = (Vec::new(), cutover.now().plus_ms(DAY_MS));
+        let report = GateReport { verdict: Verdict::Pass, criteria, open_until, ..judged };
+        engine.record_gate(&report).await.unwrap();
+        engine.into_store().close().await.unwrap();
+    });
+    let (code, _, error) = cutover.run(&["switch", "--wave", "1", "--yes", "--no-wait", "--policy", &cutover.policy]);
+    assert!(code == 7 && error.contains("would fail now: foreign-writes (kahuna:hubspot:default"), "{error}");
     // Read once, it is told once.
     cutover.live(HOUR_MS);
     assert_eq!(notes(&cutover, "foreign-write").len(), 1);
@@ -96,7 +108,7 @@ fn a_row_that_is_gone_and_a_trail_that_does_not_answer_are_no_pass() {
     cutover.live(15 * MINUTE_MS);
     let (verdict, reason) = foreign_writes(&cutover);
     assert_eq!(verdict, Verdict::Inconclusive, "{reason}");
-    assert!(reason.contains(&format!("lacks {} rows that it took: ", rows.len())), "{reason}");
+    assert!(reason.contains("lacks rows that it took: "), "{reason}");
     assert!(reason.contains(rows[0].key.trim_start_matches("tokens:")), "{reason}");
     // They turn up after all.
     let engine = cutover.engine();

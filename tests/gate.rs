@@ -132,6 +132,22 @@ fn a_waiver_opens_for_as_long_as_it_holds_and_shows_everywhere() {
     let (code, ..) = state.run(SOON + 2 * HOUR_MS, &["gate", "--criteria", "identity"]);
     assert_eq!(code, 3, "an expired waiver is as if absent");
 
+    // The file shows in every form what it was made of, and judges nothing.
+    for format in ["text", "json", "markdown", "junit"] {
+        let (code, shown, stderr) = done(
+            Command::new(env!("CARGO_BIN_EXE_cutover"))
+                .args(["gate", "show", "gate.json", "--format", format])
+                .current_dir(state.dir.path()),
+        );
+        assert_eq!(code, 0, "{stderr}");
+        assert!(shown.contains("waived by ann") || format == "json", "{shown}");
+        match format {
+            "json" => assert_eq!(shown, std::fs::read_to_string(state.path("gate.json")).unwrap()),
+            "markdown" => assert_eq!(shown, markdown),
+            _ => {}
+        }
+    }
+
     let (code, _, stderr) = done(&mut state.command(4 * SOON, &["waive", "revoke", &ids[0], "--by", "bob"]));
     assert_eq!(code, 0, "{stderr}");
     let (code, said) = verify(&state, 5 * SOON);
@@ -190,6 +206,13 @@ fn a_state_that_cannot_be_judged_says_why() {
     let (code, stdout, _) = state.run(SOON, &["gate", "--criteria", "parity,outage", "--format", "json"]);
     let partial: Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!((code, partial["criteria"].as_array().unwrap().len()), (0, 2));
+    let (_, markdown, _) = state.run(SOON, &["gate", "--criteria", "parity", "--format", "markdown"]);
+    assert!(markdown.starts_with("## Gate, in part: pass\n\npartial, opens nothing: "), "{markdown}");
+    // Evidence that cannot be written is no run either.
+    for path in ["no/such/folder/gate.json", "state"] {
+        let (code, _, stderr) = state.run(SOON, &["gate", "--evidence", path]);
+        assert!(code == 1 && stderr.contains(&format!("cannot write `{path}`")), "{code}: {stderr}");
+    }
     assert_eq!(runs(), before, "it was recorded");
     assert_eq!(state.run(SOON, &["gate"]).0, 0);
     assert_eq!(runs(), before + 1);

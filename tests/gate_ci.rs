@@ -103,6 +103,9 @@ fn a_healthy_state_goes_through_and_leaves_its_artefacts() {
     let state = Kept::rehearse(&[]);
     let all = [("Judge", 0), ("Check the evidence", 0), ("Test report", 0), ("Account of the soak", 0)];
     assert_eq!(run(&state), ran(&all));
+    // What was left is still what the state says last.
+    let (code, said, stderr) = state.run(120_000, &["gate", "verify", "gate.json"]);
+    assert_eq!(code, 0, "{said}{stderr}");
     for artefact in ["gate.json", "gate.md", "gate.xml", "soak.html", "summary.md"] {
         assert!(std::fs::metadata(state.path(artefact)).unwrap().len() > 500, "{artefact}");
     }
@@ -114,4 +117,5 @@ fn a_broken_state_stops_at_the_gate_and_still_reports() {
     assert_eq!(run(&state), ran(&[("Judge", 3), ("Test report", 0), ("Account of the soak", 0)]));
     assert!(std::fs::read_to_string(state.path("gate.md")).unwrap().contains("## Gate: fail"));
     assert!(std::fs::read_to_string(state.path("gate.xml")).unwrap().contains("<failure"));
+    assert_eq!(state.run(120_000, &["gate", "verify", "gate.json"]).0, 3, "the evidence of the fail is intact");
 }

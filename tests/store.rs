@@ -633,6 +633,14 @@ async fn gate_runs_chain_and_a_pass_opens_only_what_it_was_given_for(state: Stat
     assert!(matches!(opens(&plan, 999).await, Err(NoFreshPass::Stale { .. })));
     assert!(matches!(opens("p-000000000002", 1_050).await, Err(NoFreshPass::OtherPlan { .. })));
 
+    // Nor does a run whose columns are not what was sealed open anything, whatever they say.
+    for (column, worse, back) in [("open_until", "open_until + 1", "open_until - 1"), ("verdict", "'fail'", "'pass'")] {
+        state.raw(&format!("UPDATE gate_run SET {column} = {worse} WHERE seq = 1")).await;
+        assert!(matches!(opens(&plan, 1_050).await, Err(NoFreshPass::Altered { .. })), "{column}");
+        state.raw(&format!("UPDATE gate_run SET {column} = {back} WHERE seq = 1")).await;
+        assert!(opens(&plan, 1_050).await.is_ok());
+    }
+
     // The newest decides.
     let second = record(&store, &gate_report(1_010, Verdict::Fail), &policy).await.unwrap();
     assert_eq!((second.previous, second.sequence), (Some(first.digest), 2));

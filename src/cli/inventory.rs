@@ -407,12 +407,34 @@ fn table(inventory: &Inventory) -> String {
 
 /// Writes a file whole or not at all: a reader never sees half of it, and a full disk leaves the old one.
 pub(super) fn write_whole(path: &Path, text: &str) -> Result<(), CommandError> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
+    let partial = partial(path);
     std::fs::write(&partial, text).and_then(|()| std::fs::rename(&partial, path)).map_err(|error| {
         // What is left of it is of no use; that it may not exist is no second error.
         let _ = std::fs::remove_file(&partial);
-        CommandError::failed(format!("cannot write `{}`", path.display())).because(&error)
+        cannot_write(path).because(&error)
     })
+}
+
+/// Whether [`write_whole`] can write there, before something is done that cannot be taken back.
+///
+/// # Errors
+/// When the path is a folder, or nothing can be made beside it.
+pub(super) fn check_writable(path: &Path) -> Result<(), CommandError> {
+    if path.is_dir() {
+        return Err(cannot_write(path).hint("name a file: this is a folder"));
+    }
+    let partial = partial(path);
+    std::fs::write(&partial, "")
+        .and_then(|()| std::fs::remove_file(&partial))
+        .map_err(|error| cannot_write(path).because(&error).hint("nothing was done; name a file that can be written"))
+}
+
+fn partial(path: &Path) -> PathBuf {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    PathBuf::from(partial)
+}
+
+fn cannot_write(path: &Path) -> CommandError {
+    CommandError::failed(format!("cannot write `{}`", path.display()))
 }

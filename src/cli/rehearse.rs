@@ -54,7 +54,9 @@ Faults (name or name=strength; repeat or separate with commas):
   do-alarm-zombie=1    a TokenManager object goes on refreshing behind our back
   grant-revoked=1      a user revokes the old grant
   wrong-account=1      somebody consents with another account
-  scope-loss=1         somebody consents to less")]
+  scope-loss=1         somebody consents to less
+  smoke-outage=3d      the gateway answers no smoke test
+  audit-outage=3d      D1 cannot be read or written")]
 pub struct RehearseArgs {
     /// Inventory to rehearse, Markdown, CSV or JSON, `-` for standard input [default: ADR-038's]
     #[arg(long, value_name = "FILE")]
@@ -204,6 +206,7 @@ pub fn run(args: RehearseArgs, ui: &Ui) -> CommandResult {
         pace,
         faults: args.faults,
         hooks,
+        window: None,
         account: args.report.is_some(),
         directory: folder.path().to_owned(),
     };

@@ -41,7 +41,7 @@ pub fn criteria(criteria: &[Judged]) -> String {
             cell(&c.unit),
             c.samples,
             c.expected_samples,
-            cell(&c.reason)
+            cell(&c.told())
         ));
     }
     out

@@ -1,6 +1,6 @@
 //! When to poll Nango, and when to try again.
 
-use super::time::{DAY_MS, MINUTE_MS, SECOND_MS, Timestamp};
+use super::time::{DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS, Timestamp};
 
 /// Nango refreshes on a read inside the last 15 minutes of a token's life (Nango contract §6.1).
 pub const REFRESH_MARGIN_MS: i64 = 15 * MINUTE_MS;
@@ -52,10 +52,36 @@ pub fn delivery_retry_after_ms(attempts: u32, retry_after_ms: Option<i64>, draw:
     jittered.max(retry_after_ms.unwrap_or(0))
 }
 
+/// What a token is taken to live whose connection was never seen to rotate.
+const UNKNOWN_LIFE_MS: i64 = HOUR_MS;
+
+/// How many rotations are missed at `now` by a connection that should have rotated before `due_at`,
+/// and by when it must rotate next: one a lifetime, for as long as it stays stuck.
+pub fn missed_rotations(due_at: Timestamp, life_ms: Option<i64>, now: Timestamp) -> (u64, Timestamp) {
+    let late_ms = now.since(due_at);
+    if late_ms <= 0 {
+        return (0, due_at);
+    }
+    let life_ms = life_ms.filter(|ms| *ms > 0).unwrap_or(UNKNOWN_LIFE_MS);
+    let missed = 1 + (late_ms - 1) / life_ms;
+    (missed as u64, due_at.plus_ms(missed * life_ms))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_connection_that_stays_stuck_misses_one_rotation_a_lifetime() {
+        let at = Timestamp::from_secs;
+        let missed = |now: i64| missed_rotations(at(1_000), Some(100_000), at(now));
+        assert_eq!([missed(1_000), missed(1_001)], [(0, at(1_000)), (1, at(1_100))]);
+        assert_eq!([missed(1_100), missed(1_101), missed(2_050)], [(1, at(1_100)), (2, at(1_200)), (11, at(2_100))]);
+        for unknown in [None, Some(0), Some(-5)] {
+            assert_eq!(missed_rotations(at(0), unknown, at(7_201)), (3, at(10_800)));
+        }
+    }
 
     proptest! {
         #[test]

@@ -6,14 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::EngineResult;
 use super::sample::Sample;
 use crate::domain::api::Api;
-use crate::domain::criteria::{CriteriaPolicy, Evidence, EvidenceSource, Gap, LookTally, Note, Outage, Proofs};
-use crate::domain::custody::Stage;
+use crate::domain::criteria::{
+    CriteriaPolicy, Evidence, EvidenceSource, FINDINGS_MAX, Gap, LookTally, Note, Outage, Proofs,
+};
+use crate::domain::custody::{ReadAuthority, Stage};
 use crate::domain::time::{DAY_MS, MINUTE_MS, Timestamp};
+use crate::domain::triplet::Triplet;
 use crate::plan::{Policy, Route};
-use crate::store::{LAG_BOUNDS_S, Store, StoreResult, TripletRow};
-
-/// Notes of one kind that are read; more of them change no verdict.
-const NOTES_MAX: u32 = 1_000;
+use crate::store::{LAG_BOUNDS_S, Standing, Store, StoreResult, TripletRow};
 
 /// Scans are no farther apart than this, whatever the life of the tokens.
 pub(super) const SCAN_EVERY_MAX_MS: i64 = 20 * MINUTE_MS;
@@ -41,9 +41,11 @@ pub(super) fn look_every_ms(source: EvidenceSource, policy: &CriteriaPolicy) -> 
 /// When the store cannot be read.
 pub async fn collect(store: &Store, policy: &Policy, now: Timestamp) -> EngineResult<Evidence> {
     let criteria = &policy.criteria;
-    // An outage that began before the window may have ended in it.
-    let farthest = now.plus_ms(-criteria.window_max().0 - 7 * DAY_MS);
-    let notes = async |kind: &str| store.load_notes_since(kind, farthest, NOTES_MAX).await;
+    // Of each subject enough to pass every threshold and to be listed. Not only what lies in a window:
+    // the soak clock started again at breaches that have left theirs.
+    let notes = async |kind: &str, id: &str| {
+        store.load_notes_of_each(kind, criteria.breaches_max(id).saturating_add(FINDINGS_MAX as u32)).await
+    };
     let counters = store.load_counters().await?;
     let triplets = store.load_triplets().await?;
     let first_refresh_at = time(store.load_meta("soak_from").await?);
@@ -53,47 +55,49 @@ pub async fn collect(store: &Store, policy: &Policy, now: Timestamp) -> EngineRe
         let since = now.plus_ms(-criteria.window_of(id).0);
         LookTally::of(looks.get(&source).into_iter().flatten().filter(|l| l.until >= since))
     };
-    let mut windows = Windows { store, now, first_refresh_at, criteria, counters: &counters, read: BTreeMap::new() };
+    let began_at = store.load_identity().await?.map(|identity| identity.applied_at);
+    let mut windows =
+        Windows { store, now, began_at, first_refresh_at, criteria, counters: &counters, read: BTreeMap::new() };
     let grants = windows.counted("invalid-grant").await?;
     let missed = windows.counted("missed-refresh").await?;
     let rate = windows.counted("delivery-rate").await?;
     let calls = windows.counted("outage").await?;
     let (lag_p99_ms, lag_samples) = lag_p99(&windows.counted("mirror-lag").await?);
     let skew = windows.skew().await?;
-    let (effects, mut ambiguous) = store.load_effects().await?;
-    ambiguous.extend(notes("ambiguous").await?);
-    ambiguous.sort();
-    let dead_letters = notes("dead-letter").await?;
+    let outages_since = windows.since("outage");
+    let (effects, ambiguous) = store.load_effects().await?;
+    let mut standing = standing(store, &triplets, now).await?;
+    standing.insert("ambiguous", ambiguous);
 
     let mut evidence = Evidence {
         now,
-        began_at: store.load_identity().await?.map(|identity| identity.applied_at),
+        began_at,
         first_refresh_at,
         gaps,
         silent,
         refreshes: count(&grants, "reads"),
-        dead_grants: notes("dead-grant").await?,
-        missed_refreshes: notes("missed-refresh").await?,
-        // A served token can only be past its end when its rotation was due.
-        rotations_expected: count(&rate, "rotations_expected").min(count(&missed, "rotations_expected")),
+        dead_grants: notes("dead-grant", "invalid-grant").await?,
+        missed_refreshes: notes("missed-refresh", "missed-refresh").await?,
+        rotations_due: count(&missed, "rotations_expected"),
+        rotations_expected: count(&rate, "rotations_expected"),
         rotations_arrived: count(&rate, "rotations_arrived"),
-        missed_rotations: notes("missed-rotation").await?,
-        outages: outages(store, notes("outage").await?, now).await?,
+        missed_rotations: notes("missed-rotation", "delivery-rate").await?,
+        outages: outages(store, criteria, outages_since, now).await?,
         api_calls: Api::ALL.map(|api| (api, count(&calls, &format!("requests:{}", api.name())))).into(),
         smoke: tally(EvidenceSource::Smoke, "smoke-staleness"),
         smoke_subjects: triplets.iter().filter(|t| t.moves()).count() as u64,
-        smoke_stale: notes("smoke-stale").await?,
+        smoke_stale: notes("smoke-stale", "smoke-staleness").await?,
         cost_usd_month: None,
         verify: tally(EvidenceSource::Verify, "parity"),
-        parity_findings: notes("parity").await?,
+        parity_findings: notes("parity", "parity").await?,
         lag_p99_ms,
         lag_samples,
-        dead_letters,
+        dead_letters: notes("dead-letter", "dead-letters").await?,
         scan: tally(EvidenceSource::Scan, "foreign-writes"),
-        foreign_writes: notes("foreign-write").await?,
+        foreign_writes: notes("foreign-write", "foreign-writes").await?,
         audit: tally(EvidenceSource::Audit, "foreign-writes"),
-        audit_lost: store.load_lost_audit(AUDIT_GRACE_MS, NOTES_MAX).await?,
-        ambiguous,
+        audit_lost: store.load_lost_audit(AUDIT_GRACE_MS).await?,
+        ambiguous: notes("ambiguous", "ambiguous").await?,
         effects,
         identity: proofs(&triplets, now, |t| match t.identity.as_deref() {
             Some("different") => Some("the consent came from another upstream account".to_owned()),
@@ -105,6 +109,7 @@ pub async fn collect(store: &Store, policy: &Policy, now: Timestamp) -> EngineRe
         }),
         skew,
         reverse: drills(store, &triplets).await?,
+        standing,
     };
     let watched_ms = evidence.watched_ms();
     if watched_ms >= criteria.cost_after.0.max(1) {
@@ -126,6 +131,7 @@ fn time(text: Option<String>) -> Option<Timestamp> {
 struct Windows<'a> {
     store: &'a Store,
     now: Timestamp,
+    began_at: Option<Timestamp>,
     first_refresh_at: Option<Timestamp>,
     criteria: &'a CriteriaPolicy,
     counters: &'a BTreeMap<String, i64>,
@@ -134,13 +140,7 @@ struct Windows<'a> {
 
 impl Windows<'_> {
     fn since(&self, id: &str) -> Timestamp {
-        let window = self.now.plus_ms(-self.criteria.window_of(id).0);
-        match self.first_refresh_at {
-            Some(first) if self.criteria.initial_delay.0 > 0 => {
-                window.max(first.plus_ms(self.criteria.initial_delay.0))
-            }
-            _ => window,
-        }
+        self.criteria.counts_from(id, self.now, self.began_at, self.first_refresh_at)
     }
 
     async fn counted(&mut self, id: &str) -> EngineResult<BTreeMap<String, i64>> {
@@ -186,8 +186,12 @@ async fn gaps(
 ) -> StoreResult<(Vec<Gap>, BTreeMap<EvidenceSource, Timestamp>)> {
     let mut gaps = store.load_gaps().await?;
     let mut last = store.load_last_looks().await?;
-    if first_refresh_at.is_some() {
+    if let Some(first) = first_refresh_at {
         last.extend(time(store.load_meta("alive_at").await?).map(|at| (EvidenceSource::Duties, at)));
+        // One that never looked has been silent since the soak began.
+        for source in EvidenceSource::ALL {
+            last.entry(source).or_insert(first);
+        }
     }
     let mut silent = BTreeMap::new();
     for (source, at) in last {
@@ -206,8 +210,14 @@ async fn gaps(
     Ok((gaps, silent))
 }
 
-/// Outages that ended, and those that last now.
-async fn outages(store: &Store, ended: Vec<Note>, now: Timestamp) -> StoreResult<Vec<Outage>> {
+/// Outages that were too long, the longest since `since`, and those that last now.
+async fn outages(
+    store: &Store,
+    criteria: &CriteriaPolicy,
+    since: Timestamp,
+    now: Timestamp,
+) -> StoreResult<Vec<Outage>> {
+    let ended = store.load_outages(criteria.outage_max_ms(), FINDINGS_MAX as u32, since).await?;
     let api = |name: &str| Api::ALL.into_iter().find(|a| a.name() == name);
     let mut outages: Vec<Outage> = ended
         .iter()
@@ -223,6 +233,26 @@ async fn outages(store: &Store, ended: Vec<Note>, now: Timestamp) -> StoreResult
     }
     outages.sort();
     Ok(outages)
+}
+
+/// What is wrong now with triplets whose reads still depend on it, by criterion.
+async fn standing(
+    store: &Store,
+    triplets: &[TripletRow],
+    now: Timestamp,
+) -> StoreResult<BTreeMap<&'static str, Vec<Note>>> {
+    let moving = triplets.iter().filter(|t| t.moves() && t.custody.stage < Stage::Settled);
+    let open: BTreeMap<&Triplet, ReadAuthority> = moving.map(|t| (&t.triplet, t.custody.read)).collect();
+    let counts = |criterion: &str, triplet: &Triplet| match open.get(triplet) {
+        // What is not served from there any more may end there.
+        Some(read) => criterion != "missed-refresh" || *read == ReadAuthority::Source,
+        None => false,
+    };
+    let standing = store.load_standing(now).await?;
+    let notes = |(criterion, found): (&'static str, Vec<Standing>)| {
+        (criterion, found.into_iter().filter(|s| counts(criterion, &s.triplet)).map(Standing::note).collect())
+    };
+    Ok(standing.into_iter().map(notes).collect())
 }
 
 async fn drills(store: &Store, triplets: &[TripletRow]) -> StoreResult<Proofs> {

@@ -40,12 +40,7 @@ impl GateReport {
         self.criteria.iter().filter(|c| self.verdict != Verdict::Pass && c.stands() == self.verdict)
     }
 
-    /// Criteria that a waiver sets aside.
-    pub fn waived(&self) -> impl Iterator<Item = &Judged> {
-        self.criteria.iter().filter(|c| c.waived)
-    }
-
-    /// One line: what decided. Where it was much, the rest is only named.
+    /// One line: what decided, and what is waived. Where it was much, the rest is only named.
     pub fn reason(&self) -> String {
         let told = self.against().take(REASONS_MAX).map(|c| format!("{} ({})", c.id, c.reason));
         let mut against: Vec<String> = told.collect();
@@ -53,7 +48,14 @@ impl GateReport {
         if !rest.is_empty() {
             against.push(format!("and {} more: {}", rest.len(), rest.join(", ")));
         }
-        let waived: Vec<&str> = self.waived().map(|c| c.id.as_str()).collect();
+        let waived = |c: &Judged| match c.waived {
+            true => c.id.clone(),
+            false => {
+                let scopes: Vec<&str> = c.waivers.iter().map(|w| w.scope.as_str()).collect();
+                format!("{} in part ({})", c.id, scopes.join(", "))
+            }
+        };
+        let waived: Vec<String> = self.criteria.iter().filter(|c| !c.waivers.is_empty()).map(waived).collect();
         let waived = if waived.is_empty() { String::new() } else { format!("; waived: {}", waived.join(", ")) };
         if against.is_empty() {
             let passed = self.criteria.iter().filter(|c| c.verdict == Verdict::Pass).count();
@@ -76,6 +78,8 @@ pub enum NoFreshPass {
     Stale { at: Timestamp, until: Timestamp },
     #[error("the last pass of the gate stands on waiver `{waiver}`, which was revoked")]
     Revoked { waiver: String },
+    #[error("the last run of the gate is not in the state as it was sealed: {what}; run the gate again")]
+    Altered { what: String },
 }
 
 /// Judges a state on its own evidence. Changes nothing.
@@ -171,13 +175,17 @@ pub(super) async fn tell_change(store: &Store, report: &GateReport) -> EngineRes
 }
 
 /// The gate pass that opens `switch` and `retire` for `plan` at `now`, or why there is none: the
-/// newest run must be a pass of this plan, within its life, with every waiver that it stands on
-/// still in force.
+/// newest run must be as it was sealed, a pass of this plan, within its life, with every waiver that it
+/// stands on still in force.
 ///
 /// # Errors
 /// When the store cannot be read.
 pub async fn fresh_pass(store: &Store, plan: &str, now: Timestamp) -> EngineResult<Result<GateRun, NoFreshPass>> {
     let Some(run) = store.load_last_gate_run().await? else { return Ok(Err(NoFreshPass::Never)) };
+    let file = match sealed(&run) {
+        Ok(file) => file,
+        Err(what) => return Ok(Err(NoFreshPass::Altered { what })),
+    };
     if run.plan != plan {
         return Ok(Err(NoFreshPass::OtherPlan { ran: run.plan, asked: plan.to_owned() }));
     }
@@ -187,8 +195,6 @@ pub async fn fresh_pass(store: &Store, plan: &str, now: Timestamp) -> EngineResu
     if now >= run.open_until || now < run.at {
         return Ok(Err(NoFreshPass::Stale { at: run.at, until: run.open_until }));
     }
-    let file = EvidenceFile::from_json(&run.json)
-        .map_err(|e| crate::store::StoreError::Corrupt { what: "gate run", detail: e.to_string() })?;
     let waivers = store.load_waivers().await?;
     let leaned_on = file.criteria.iter().flat_map(|c| &c.waivers);
     let revoked = leaned_on.map(|m| &m.id).find(|id| !waivers.iter().any(|w| w.id == **id && w.in_force(now)));
@@ -196,6 +202,24 @@ pub async fn fresh_pass(store: &Store, plan: &str, now: Timestamp) -> EngineResu
         return Ok(Err(NoFreshPass::Revoked { waiver: waiver.clone() }));
     }
     Ok(Ok(run))
+}
+
+/// The document of a run, if the run says what was sealed in it.
+fn sealed(run: &GateRun) -> Result<EvidenceFile, String> {
+    let file = EvidenceFile::from_json(&run.json).map_err(|e| e.to_string())?;
+    let same = [
+        ("digest", run.digest == file.digest),
+        ("number", run.seq == file.sequence),
+        ("predecessor", run.previous == file.previous),
+        ("plan", run.plan == file.plan),
+        ("time", run.at == file.evaluated_at),
+        ("verdict", run.verdict == file.verdict),
+        ("end", run.open_until == file.open_until),
+    ];
+    match same.iter().find(|(_, same)| !same) {
+        Some((what, _)) => Err(format!("its {what} is not the one in its document")),
+        None => Ok(file),
+    }
 }
 
 impl<O: Outside> Engine<O> {
@@ -228,12 +252,19 @@ impl<O: Outside> Engine<O> {
     /// When the gate passed.
     ///
     /// # Errors
-    /// `Refused` unless the newest run of the gate is a fresh pass of the applied plan.
+    /// `Refused` unless the newest run of the gate is a fresh pass of the applied plan, and when what is
+    /// known by now fails. Evidence that is missing now takes no pass back.
     pub(super) async fn demand_gate(&self, now: Timestamp, what: &str) -> EngineResult<Timestamp> {
         let plan = self.store.load_plan_id().await?.unwrap_or_default();
-        match fresh_pass(&self.store, &plan, now).await? {
-            Ok(run) => Ok(run.at),
-            Err(why) => Err(EngineError::Refused(format!("{what} needs a fresh gate pass: {why}"))),
+        let passed_at = match fresh_pass(&self.store, &plan, now).await? {
+            Ok(run) => run.at,
+            Err(why) => return Err(EngineError::Refused(format!("{what} needs a fresh gate pass: {why}"))),
+        };
+        let report = judge_state(&self.store, &self.config.policy, now).await?;
+        if report.verdict == Verdict::Fail {
+            let (at, why) = (passed_at.to_minute(), report.reason());
+            return Err(EngineError::Refused(format!("{what}: the gate passed at {at} and would fail now: {why}")));
         }
+        Ok(passed_at)
     }
 }

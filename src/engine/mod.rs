@@ -259,7 +259,7 @@ impl<O: Outside> Engine<O> {
             self.note_expired(now).await?;
         }
         if due.rotation_by.is_some_and(|at| at < now) {
-            self.note_missed(now).await?;
+            self.store.note_missed_rotations(now).await?;
         }
         let drained = due.intake;
         if drained {
@@ -297,7 +297,7 @@ impl<O: Outside> Engine<O> {
             Lane::Reads => {
                 let due = self.store.load_due().await?;
                 if due.rotation_by.is_some_and(|at| at < now) {
-                    self.note_missed(now).await?;
+                    self.store.note_missed_rotations(now).await?;
                 }
                 if due.intake {
                     self.drain(now).await?;
@@ -407,19 +407,22 @@ impl<O: Outside> Engine<O> {
         let changed = self.known(|known| {
             let health = known.health.entry(api).or_default();
             if outage {
-                health.down_since.is_none().then(|| health.down_since = Some(now)).map(|()| None)
+                // It may have begun right after the last answer; a probe would have shown any earlier one.
+                let earliest = now.plus_ms(-self.config.policy.criteria.probe_every.0);
+                let since = health.last_ok.map_or(now, |ok| ok.max(earliest));
+                health.down_since.is_none().then(|| health.down_since = Some(since)).map(|()| (true, since))
             } else {
                 health.last_ok = Some(now);
-                health.down_since.take().map(Some)
+                health.down_since.take().map(|since| (false, since))
             }
         });
         match changed {
             None => {}
             // Of several machines the first one opens the outage, and the first one closes it.
-            Some(None) => {
-                self.store.create_meta(&format!("down:{}", api.name()), &now.millis().to_string()).await?;
+            Some((true, since)) => {
+                self.store.create_meta(&format!("down:{}", api.name()), &since.millis().to_string()).await?;
             }
-            Some(Some(_)) => {
+            Some((false, _)) => {
                 let since = self.store.take_meta(&format!("down:{}", api.name())).await?;
                 if let Some(since) = since.and_then(|text| text.parse().ok()).map(Timestamp::from_millis) {
                     self.close_outage(api, since, now).await?;

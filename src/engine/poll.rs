@@ -51,16 +51,6 @@ struct Round {
 }
 
 impl<O: Outside> Engine<O> {
-    /// Notes connections whose token ended before a refresh arrived.
-    pub(super) async fn note_missed(&self, now: Timestamp) -> EngineResult<()> {
-        for missed in self.store.take_missed_rotations(now).await? {
-            let detail = "its token ended before a refresh arrived".to_owned();
-            let note = Note { at: now, subject: missed.connection_id, detail };
-            self.store.add_note("missed-rotation", &note).await?;
-        }
-        Ok(())
-    }
-
     /// Reads the connections that are due and have room in the budget. The others stay due.
     pub(super) async fn poll(&self, now: Timestamp) -> EngineResult<()> {
         loop {

@@ -1,7 +1,7 @@
 //! The duties that only look: probes, smoke tests, scans for foreign writes, verification of
 //! both namespaces.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::evidence::SCAN_EVERY_MAX_MS;
 use super::{Engine, EngineResult};
@@ -27,15 +27,20 @@ const CHUNK: usize = 100;
 #[derive(Debug)]
 pub(super) struct Comparing {
     began_at: Timestamp,
-    /// Everything up to here is compared.
+    /// Everything up to here was looked at.
     after: Option<Triplet>,
     findings: Vec<Note>,
     compared: u64,
+    /// What had not settled when it was looked at.
+    unsettled: BTreeSet<Triplet>,
+    /// The second look: at these alone, which had not settled in the first.
+    again: Option<BTreeSet<Triplet>>,
 }
 
 impl Comparing {
     fn from(began_at: Timestamp) -> Self {
-        Self { began_at, after: None, findings: Vec::new(), compared: 0 }
+        let (findings, unsettled) = (Vec::new(), BTreeSet::new());
+        Self { began_at, after: None, findings, compared: 0, unsettled, again: None }
     }
 }
 
@@ -261,19 +266,22 @@ impl<O: Outside> Engine<O> {
     }
 
     /// Compares both namespaces entry by entry: fingerprints, expiry, scopes. Counts as clean only
-    /// when nothing but settling entries differed.
+    /// when nothing differed, and enough was compared: what settles is looked at once more when it has.
     pub(super) async fn verify(&self, now: Timestamp) -> EngineResult<Timestamp> {
         // A run that had to stop goes on where it was.
-        let Comparing { began_at, after, mut findings, mut compared } =
+        let Comparing { began_at, after, mut findings, mut compared, mut unsettled, again } =
             self.known(|known| known.comparing.take()).unwrap_or_else(|| Comparing::from(now));
         let mut all: Vec<SinkState> =
             self.store.load_sink(Sink::KvSource).await?.into_iter().filter(|s| s.delivered > 0).collect();
         // A run that stops goes on behind its last triplet; the database has an order of its own.
         all.sort_by(|a, b| a.triplet.cmp(&b.triplet));
         let keys_in_all = all.len() as u64;
-        let expected: Vec<SinkState> =
-            all.into_iter().filter(|s| after.as_ref().is_none_or(|after| s.triplet > *after)).collect();
-        let mut done = after;
+        let wanted = |s: &SinkState| {
+            after.as_ref().is_none_or(|after| s.triplet > *after)
+                && again.as_ref().is_none_or(|again| again.contains(&s.triplet))
+        };
+        let expected: Vec<SinkState> = all.into_iter().filter(wanted).collect();
+        let mut done = after.clone();
         let targets: BTreeMap<Triplet, SinkState> =
             self.store.load_sink(Sink::KvTarget).await?.into_iter().map(|s| (s.triplet.clone(), s)).collect();
         for chunk in expected.chunks(CHUNK) {
@@ -285,7 +293,9 @@ impl<O: Outside> Engine<O> {
             let (left, right) = match (left, right) {
                 (Ok(left), Ok(right)) => (left, right),
                 (Err(error), _) | (_, Err(error)) => {
-                    self.known(|known| known.comparing = Some(Comparing { began_at, after: done, findings, compared }));
+                    let after = done;
+                    let stopped = Comparing { began_at, after, findings, compared, unsettled, again };
+                    self.known(|known| known.comparing = Some(stopped));
                     self.unanswered(EvidenceSource::Verify, &error, now).await?;
                     return Ok(retry_look_at(now, &error));
                 }
@@ -298,6 +308,7 @@ impl<O: Outside> Engine<O> {
                     s.delivered < s.version || s.delivered_at.is_none_or(|at| now.since(at) <= self.config.settle_ms)
                 };
                 if settling(state) || targets.get(&state.triplet).is_none_or(settling) {
+                    unsettled.insert(state.triplet.clone());
                     continue;
                 }
                 compared += 1;
@@ -313,6 +324,13 @@ impl<O: Outside> Engine<O> {
                     findings.push(Note { at: now, subject: state.triplet.to_string(), detail });
                 }
             }
+        }
+        let criteria = &self.config.policy.criteria;
+        if again.is_none() && !unsettled.is_empty() && !criteria.compares_enough(compared, keys_in_all) {
+            let (again, unsettled) = (Some(unsettled), BTreeSet::new());
+            let half = Comparing { began_at, after: None, findings, compared, unsettled, again };
+            self.known(|known| known.comparing = Some(half));
+            return Ok(now.plus_ms(self.config.settle_ms + SECOND_MS));
         }
         if keys_in_all == 0 {
             self.looked(EvidenceSource::Verify, LookOutcome::Idle, 0, now).await?;
@@ -332,9 +350,9 @@ impl<O: Outside> Engine<O> {
                 counts: "{}".to_owned(),
                 findings,
             };
-            self.store.record_verification(&run, &self.config.policy.criteria).await?;
+            self.store.record_verification(&run, criteria).await?;
         }
-        Ok(now.plus_ms(self.config.policy.criteria.verify_every.0))
+        Ok(now.plus_ms(criteria.verify_every.0))
     }
 
     /// What differs between the two entries, or between them and what was delivered; no secrets.

@@ -93,6 +93,7 @@ pub fn lint(policy: &Policy, evidence: Evidence) -> Vec<Finding> {
         ("invalid-grant", "refresh_samples_min", c.refresh_samples_min),
         ("outage", "probe_samples_min", c.probe_samples_min),
         ("foreign-writes", "scan_samples_min", c.scan_samples_min),
+        ("foreign-writes", "audit_samples_min", c.audit_samples_min),
         ("clock-skew", "skew_samples_min", c.skew_samples_min),
     ] {
         refuse(
@@ -111,6 +112,12 @@ pub fn lint(policy: &Policy, evidence: Evidence) -> Vec<Finding> {
             &format!("set criteria.window or criteria.windows.{id} to an hour or more"),
         );
     }
+    refuse(
+        c.parity_share_min <= 0.0,
+        "parity",
+        "with a share of 0 a comparison of one key would count as one of all".into(),
+        "set criteria.parity_share_min to 0.5 or more",
+    );
     let verifications = runs(c.verify_every);
     refuse(
         days > 0 && verifications < u64::from(c.parity_clean_runs),
@@ -177,6 +184,8 @@ mod tests {
             ("refresh_samples_min = 0", "invalid-grant"),
             ("probe_samples_min = 0", "outage"),
             ("scan_samples_min = 0", "foreign-writes"),
+            ("audit_samples_min = 0", "foreign-writes"),
+            ("parity_share_min = 0.0", "parity"),
             ("skew_samples_min = 0", "clock-skew"),
             ("windows = { mirror-lag = \"0s\" }", "mirror-lag"),
             ("parity_clean_runs = 1000", "parity"),

@@ -446,8 +446,12 @@ impl Policy {
             range((0.0..=1e9).contains(&value), key, value.to_string(), "between 0 and 1,000,000,000")?;
         }
         range(crate::catalogue::date(&p.as_of).is_some(), "prices.as_of", p.as_of.clone(), "a day such as 2026-11-21")?;
-        let rate = self.criteria.delivery_rate_min;
-        range((0.0..=1.0).contains(&rate), "criteria.delivery_rate_min", rate.to_string(), "between 0 and 1")?;
+        for (name, share) in [
+            ("criteria.delivery_rate_min", self.criteria.delivery_rate_min),
+            ("criteria.parity_share_min", self.criteria.parity_share_min),
+        ] {
+            range((0.0..=1.0).contains(&share), name, share.to_string(), "between 0 and 1")?;
+        }
         for (key, value) in [
             ("plan_life", self.plan_life),
             ("probe_life", self.probe_life),
@@ -522,6 +526,7 @@ mod tests {
             ("[rates]\ncomparisons_share = 0.0", "comparisons_share"),
             ("[rates]\ncomparisons_share = 0.51", "comparisons_share"),
             ("[criteria]\ndelivery_rate_min = 99.0", "delivery_rate_min"),
+            ("[criteria]\nparity_share_min = 90.0", "parity_share_min"),
             ("quiet_window = \"10m\"", "quiet_window"),
             ("quiet_window = \"soon\"", "soon"),
             ("retain = [\"kahuna:*\"]", "kahuna:*"),

@@ -10,9 +10,10 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::{Rehearsal, RehearsalError, Report};
-use crate::domain::criteria::Verdict;
+use crate::domain::criteria::{Judged, Verdict};
+use crate::domain::duration::Millis;
 use crate::domain::secret::hex;
-use crate::domain::time::DAY_MS;
+use crate::domain::time::{DAY_MS, HOUR_MS};
 use crate::exit;
 use crate::sandbox::Fault;
 
@@ -26,25 +27,71 @@ pub enum Health {
     Broken,
 }
 
-/// The profiles that every seed is run under: health, and faults as `--faults` reads them.
-pub const PROFILES: [(Health, &str); 16] = [
-    (Health::Noise, ""),
-    (Health::Noise, "webhook-loss=50%"),
-    (Health::Noise, "webhook-loss=100%"),
-    (Health::Noise, "kv-lag=90s"),
-    (Health::Noise, "composio-429=10%"),
-    (Health::Noise, "crash=5"),
-    (Health::Noise, "nango-outage=8m"),
-    (Health::Noise, "crash=4,kv-lag=60s,composio-429=5%,webhook-loss=50%"),
-    (Health::Broken, "nango-outage=40m"),
-    (Health::Broken, "do-alarm-zombie=1"),
-    (Health::Broken, "grant-revoked=1"),
-    (Health::Broken, "wrong-account=1"),
-    (Health::Broken, "scope-loss=1"),
-    (Health::Broken, "do-alarm-zombie=1,crash=4,kv-lag=60s"),
-    (Health::Broken, "wrong-account=1,composio-429=10%,crash=4"),
-    (Health::Broken, "grant-revoked=1,webhook-loss=100%"),
+/// What a seed is run under.
+#[derive(Clone, Copy, Debug)]
+pub struct Profile {
+    pub health: Health,
+    /// As `--faults` reads them; `LONG` is longer than a soak can become that waits for evidence.
+    pub faults: &'static str,
+    /// The criteria look back over half the soak, and not over the whole run.
+    pub short_window: bool,
+}
+
+const fn noise(faults: &'static str) -> Profile {
+    Profile { health: Health::Noise, faults, short_window: false }
+}
+
+const fn broken(faults: &'static str) -> Profile {
+    Profile { health: Health::Broken, faults, short_window: false }
+}
+
+const fn short_window(profile: Profile) -> Profile {
+    Profile { short_window: true, ..profile }
+}
+
+/// The profiles that every seed is run under.
+pub const PROFILES: [Profile; 20] = [
+    noise(""),
+    noise("webhook-loss=50%"),
+    noise("webhook-loss=100%"),
+    noise("kv-lag=90s"),
+    noise("composio-429=10%"),
+    noise("crash=5"),
+    noise("nango-outage=8m"),
+    noise("crash=4,kv-lag=60s,composio-429=5%,webhook-loss=50%"),
+    short_window(noise("webhook-loss=50%")),
+    broken("nango-outage=40m"),
+    broken("do-alarm-zombie=1"),
+    broken("grant-revoked=1"),
+    broken("wrong-account=1"),
+    broken("scope-loss=1"),
+    broken("do-alarm-zombie=1,crash=4,kv-lag=60s"),
+    broken("wrong-account=1,composio-429=10%,crash=4"),
+    broken("grant-revoked=1,webhook-loss=100%"),
+    short_window(broken("nango-outage=40m")),
+    broken("smoke-outage=LONG"),
+    broken("audit-outage=LONG"),
 ];
+
+impl Profile {
+    /// The faults for a soak of this length.
+    fn faults(&self, soak_ms: i64) -> String {
+        let long_ms = 2 * soak_ms + DAY_MS;
+        self.faults.replace("LONG", &format!("{}h", long_ms / HOUR_MS))
+    }
+
+    fn window(&self, soak_ms: i64) -> Option<Millis> {
+        self.short_window.then_some(Millis(soak_ms / 2))
+    }
+
+    fn name(&self, soak_ms: i64) -> String {
+        let faults = self.faults(soak_ms);
+        match self.window(soak_ms) {
+            Some(window) => format!("{faults} in {window}"),
+            None => faults,
+        }
+    }
+}
 
 /// What one profile came to over all seeds.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -113,7 +160,8 @@ impl Tally {
         let false_fail = self.health == Health::Noise && report.verdict == Verdict::Fail && !false_pass;
         self.false_passes += u64::from(false_pass);
         self.false_fails += u64::from(false_fail);
-        for judged in report.criteria.iter().filter(|c| c.verdict == Verdict::Fail) {
+        let against = |c: &&Judged| report.verdict != Verdict::Pass && c.verdict == report.verdict;
+        for judged in report.criteria.iter().filter(against) {
             *self.caught_by.entry(judged.id.clone()).or_default() += 1;
         }
         if (false_pass || false_fail) && self.wrong_seeds.len() < 10 {
@@ -133,16 +181,17 @@ impl Campaign {
         seeds: u64,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, RehearsalError> {
-        let mut tallies: Vec<Tally> = PROFILES.iter().map(|(health, faults)| Tally::new(*health, faults)).collect();
+        let soak_ms = template.pace.soak_ms();
+        let mut tallies: Vec<Tally> = PROFILES.iter().map(|p| Tally::new(p.health, &p.name(soak_ms))).collect();
         let total = seeds * PROFILES.len() as u64;
         let mut done = 0;
         for seed in template.seed..template.seed.saturating_add(seeds) {
-            for ((_, faults), tally) in PROFILES.iter().zip(&mut tallies) {
+            for (profile, tally) in PROFILES.iter().zip(&mut tallies) {
                 progress(done, total);
                 // A folder of its own: a database that is still closing removes its side files by
                 // name, and would take those of the next one.
                 let directory = template.directory.join(format!("run-{done}"));
-                let report = one(template, seed, faults, &directory).await?;
+                let report = one(template, seed, profile, &directory).await?;
                 tally.add(&report);
                 done += 1;
             }
@@ -231,13 +280,16 @@ impl Campaign {
     }
 }
 
-async fn one(template: &Rehearsal, seed: u64, faults: &str, directory: &Path) -> Result<Report, RehearsalError> {
+async fn one(template: &Rehearsal, seed: u64, profile: &Profile, directory: &Path) -> Result<Report, RehearsalError> {
     let folder = |result: std::io::Result<()>| result.map_err(RehearsalError::Sandbox);
     folder(std::fs::create_dir_all(directory))?;
+    let soak_ms = template.pace.soak_ms();
+    let faults = profile.faults(soak_ms);
     let faults = faults.split(',').filter(|f| !f.is_empty()).map(Fault::parse).collect::<Result<Vec<_>, _>>();
     let rehearsal = Rehearsal {
         seed,
         faults: faults.expect("the profiles are written as faults are"),
+        window: profile.window(soak_ms),
         directory: directory.to_owned(),
         ..template.clone()
     };
@@ -263,12 +315,14 @@ mod tests {
 
     #[test]
     fn every_profile_is_written_as_faults_are() {
-        for (_, faults) in PROFILES {
-            for fault in faults.split(',').filter(|f| !f.is_empty()) {
+        for profile in PROFILES {
+            for fault in profile.faults(30 * DAY_MS).split(',').filter(|f| !f.is_empty()) {
                 Fault::parse(fault).unwrap();
             }
         }
-        assert!(PROFILES.iter().any(|p| p.0 == Health::Noise) && PROFILES.iter().any(|p| p.0 == Health::Broken));
+        assert!(
+            PROFILES.iter().any(|p| p.health == Health::Noise) && PROFILES.iter().any(|p| p.health == Health::Broken)
+        );
     }
 
     #[test]

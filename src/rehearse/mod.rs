@@ -17,6 +17,7 @@ use std::path::PathBuf;
 
 use crate::catalogue::Catalogue;
 use crate::domain::criteria::Verdict;
+use crate::domain::duration::Millis;
 use crate::domain::secret::hmac_sha256;
 use crate::domain::time::{HOUR_MS, Timestamp};
 use crate::engine::{EngineConfig, EngineError};
@@ -48,6 +49,8 @@ pub struct Rehearsal {
     pub faults: Vec<Fault>,
     /// Executables that are called around the operations, as in life.
     pub hooks: Hooks,
+    /// How far back the criteria look; as far as the rehearsal is long unless set.
+    pub window: Option<Millis>,
     /// Gather the account for `--report` too.
     pub account: bool,
     /// Where the state database goes. Made by the caller, removed by the caller.
@@ -118,7 +121,7 @@ impl Rehearsal {
     /// The policy as it is, but for what the length and the speed of this rehearsal decide.
     fn fit_policy(&mut self) {
         let connections = u32::try_from(self.inventory.rows.len()).unwrap_or(u32::MAX);
-        self.pace.fit(&mut self.policy.criteria, connections);
+        self.pace.fit(&mut self.policy.criteria, connections, self.window);
         self.policy.reverse_window = self.policy.reverse_window.min(self.pace.reverse_window());
     }
 

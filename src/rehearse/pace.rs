@@ -83,10 +83,11 @@ impl Pace {
     }
 
     /// Fits criteria to the length and the speed of the rehearsal.
-    pub(super) fn fit(&self, criteria: &mut CriteriaPolicy, connections: u32) {
+    pub(super) fn fit(&self, criteria: &mut CriteriaPolicy, connections: u32, window: Option<Millis>) {
         let soak_ms = self.soak_ms();
-        // A fault anywhere in the run shall be seen at its end.
-        criteria.window = criteria.window.max(Millis(soak_ms + MARGIN_MS));
+        // A fault anywhere in the run is to be named by its criterion at the end. With a window that it
+        // has left, only the soak clock would tell.
+        criteria.window = window.unwrap_or(criteria.window.max(Millis(soak_ms + MARGIN_MS)));
         match self {
             Self::Virtual { days } => criteria.soak_days = *days,
             Self::Real(real) => {
@@ -98,12 +99,13 @@ impl Pace {
             }
         }
         // Tokens live an hour and are replaced in its last quarter: some 30 times a day.
-        let per_day = |n: i64| u32::try_from(n * soak_ms / DAY_MS).unwrap_or(u32::MAX);
+        let seen_ms = soak_ms.min(criteria.window.0);
+        let per_day = |n: i64| u32::try_from(n * seen_ms / DAY_MS).unwrap_or(u32::MAX);
         let rotations = per_day(i64::from(connections) * 20);
         criteria.delivery_samples_min = criteria.delivery_samples_min.min(rotations / 2);
         criteria.lag_samples_min = criteria.lag_samples_min.min(rotations / 2);
         criteria.smoke_samples_min = criteria.smoke_samples_min.min(per_day(20));
-        let verifications = soak_ms / criteria.verify_every.0.max(1);
+        let verifications = seen_ms / criteria.verify_every.0.max(1);
         criteria.parity_clean_runs = criteria.parity_clean_runs.min(u32::try_from(verifications).unwrap_or(u32::MAX));
     }
 

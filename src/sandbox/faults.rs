@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::domain::time::{MINUTE_MS, SECOND_MS, Timestamp, parse_duration_ms};
+use crate::domain::time::{DAY_MS, MINUTE_MS, SECOND_MS, Timestamp, parse_duration_ms};
 use crate::domain::triplet::Triplet;
 
 use super::draw;
@@ -29,12 +29,16 @@ pub enum Fault {
     WrongAccount { count: u32 },
     /// For this many triplets the consent grants fewer scopes than asked for.
     ScopeLoss { count: u32 },
+    /// The gateway answers 503 to smoke tests for this long, from the begin of the window on.
+    SmokeOutage { ms: i64 },
+    /// D1 answers 500 for this long, from the begin of the window on.
+    AuditOutage { ms: i64 },
     /// The sandbox raises its crash signal at this many requests and never answers those.
     Crash { count: u32 },
 }
 
 /// Every name that [`Fault::parse`] knows, with the meaning and default of its strength.
-pub const FAULTS: [(&str, &str); 9] = [
+pub const FAULTS: [(&str, &str); 11] = [
     ("webhook-loss", "share of webhooks lost, default 50%"),
     ("kv-lag", "longest propagation delay, default 90s"),
     ("composio-429", "share of requests limited, default 5%"),
@@ -43,6 +47,8 @@ pub const FAULTS: [(&str, &str); 9] = [
     ("grant-revoked", "grants, default 1"),
     ("wrong-account", "triplets, default 1"),
     ("scope-loss", "triplets, default 1"),
+    ("smoke-outage", "length, default 3d"),
+    ("audit-outage", "length, default 3d"),
     ("crash", "crashes, default 5"),
 ];
 
@@ -66,8 +72,8 @@ impl Fault {
             None => Ok(default),
             Some(s) => parse_duration_ms(s)
                 .ok()
-                .filter(|ms| (min..=30 * 24 * 60 * MINUTE_MS).contains(ms))
-                .ok_or_else(|| bad("a duration such as 90s or 45m, at most 30d (kv-lag: at least 30s)")),
+                .filter(|ms| (min..=100 * DAY_MS).contains(ms))
+                .ok_or_else(|| bad("a duration such as 90s or 45m, at most 100d (kv-lag: at least 30s)")),
         };
         let count = |default| match strength {
             None => Ok(default),
@@ -82,6 +88,8 @@ impl Fault {
             "grant-revoked" => Ok(Self::GrantRevoked { count: count(1)? }),
             "wrong-account" => Ok(Self::WrongAccount { count: count(1)? }),
             "scope-loss" => Ok(Self::ScopeLoss { count: count(1)? }),
+            "smoke-outage" => Ok(Self::SmokeOutage { ms: length(3 * DAY_MS, 1)? }),
+            "audit-outage" => Ok(Self::AuditOutage { ms: length(3 * DAY_MS, 1)? }),
             "crash" => Ok(Self::Crash { count: count(5)? }),
             _ => Err(FaultError::Unknown { name: name.chars().take(40).collect(), closest: closest(name) }),
         }
@@ -97,6 +105,8 @@ impl Fault {
             Self::GrantRevoked { .. } => "grant-revoked",
             Self::WrongAccount { .. } => "wrong-account",
             Self::ScopeLoss { .. } => "scope-loss",
+            Self::SmokeOutage { .. } => "smoke-outage",
+            Self::AuditOutage { .. } => "audit-outage",
             Self::Crash { .. } => "crash",
         }
     }
@@ -110,7 +120,10 @@ impl fmt::Display for Fault {
             Self::WebhookLoss { per_mille } | Self::Composio429 { per_mille } => {
                 write!(f, "{}.{}%", per_mille / 10, per_mille % 10)
             }
-            Self::KvLag { max_ms: ms } | Self::NangoOutage { ms } => {
+            Self::KvLag { max_ms: ms }
+            | Self::NangoOutage { ms }
+            | Self::SmokeOutage { ms }
+            | Self::AuditOutage { ms } => {
                 let units = [(24 * 60 * MINUTE_MS, "d"), (60 * MINUTE_MS, "h"), (MINUTE_MS, "m"), (SECOND_MS, "s")];
                 let (scale, unit) = units.into_iter().find(|(scale, _)| ms % scale == 0).unwrap_or((1, "ms"));
                 write!(f, "{}{unit}", ms / scale)
@@ -177,6 +190,10 @@ pub(super) struct FaultPlan {
     pub composio_429_per_mille: u32,
     /// First and last instant of Nango's outage.
     pub outage: Option<(Timestamp, Timestamp)>,
+    /// From the begin of the window on, smoke tests are not answered before this.
+    pub smoke_again: Option<Timestamp>,
+    /// The same for D1.
+    pub audit_again: Option<Timestamp>,
     pub window: (Timestamp, Timestamp),
     /// Triplets (by index) whose consent comes from another user.
     pub wrong_account: Vec<usize>,
@@ -191,6 +208,14 @@ impl FaultPlan {
     /// Whether a fault that lasts for the whole window is on.
     pub fn in_window(&self, now: Timestamp) -> bool {
         self.window.0 <= now && now <= self.window.1
+    }
+
+    pub fn smoke_silent(&self, now: Timestamp) -> bool {
+        self.smoke_again.is_some_and(|from| self.window.0 <= now && now < from)
+    }
+
+    pub fn audit_silent(&self, now: Timestamp) -> bool {
+        self.audit_again.is_some_and(|from| self.window.0 <= now && now < from)
     }
 
     pub fn outage_at(&self, now: Timestamp) -> bool {

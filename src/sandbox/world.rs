@@ -411,6 +411,14 @@ impl World {
                     }
                     self.faults.scope_loss.extend(victims);
                 }
+                Fault::SmokeOutage { ms } => {
+                    note(from, None, format!("the gateway answers no smoke test for {} min", ms / 60_000));
+                    self.faults.smoke_again = Some(from.plus_ms(ms));
+                }
+                Fault::AuditOutage { ms } => {
+                    note(from, None, format!("D1 answers 500 for {} min", ms / 60_000));
+                    self.faults.audit_again = Some(from.plus_ms(ms));
+                }
                 Fault::Crash { count } => {
                     note(from, None, format!("the client is killed {count} times"));
                     self.faults.crashes = faults::crashes(seed, count);
@@ -577,7 +585,8 @@ impl World {
     pub(super) fn close(&self, strike: Option<Strike>, reply: Reply) -> Answer {
         match strike {
             Some(Strike::ReplyLost) => {
-                Answer::Reply(Reply::raw(502, "text/html", "<html><body>502 Bad Gateway</body></html>"))
+                let lost = Reply::raw(502, "text/html", "<html><body>502 Bad Gateway</body></html>");
+                Answer::Reply(lost.with_header("date", http_date(self.now)))
             }
             Some(Strike::CrashBefore | Strike::CrashAfter) => Answer::Crash,
             None => Answer::Reply(reply.with_header("date", http_date(self.now))),

@@ -117,22 +117,24 @@ impl Store {
         self.save_meta(READ_AT, &at.millis().to_string()).await
     }
 
-    /// Rows that D1 took longer than `grace_ms` before the last whole reading and did not show, at
-    /// most `limit` of them.
-    pub async fn load_lost_audit(&self, grace_ms: i64, limit: u32) -> StoreResult<Vec<Note>> {
+    /// Rows that D1 took longer than `grace_ms` before the last whole reading and did not show: of each
+    /// key the oldest, with their number.
+    pub async fn load_lost_audit(&self, grace_ms: i64) -> StoreResult<Vec<Note>> {
         let read_at: Option<i64> = self.load_meta(READ_AT).await?.and_then(|at| at.parse().ok());
         let Some(read_at) = read_at else { return Ok(Vec::new()) };
-        let rows =
-            query("SELECT op_id, key, sent_at FROM audit_sent WHERE sent_at <= $1 ORDER BY sent_at, op_id LIMIT $2")
-                .bind(read_at - grace_ms)
-                .bind(limit)
-                .fetch_all(&mut self.lock().await)
-                .await
-                .during("look for lost audit rows")?;
+        let rows = query(
+            "SELECT MIN(op_id), key, MIN(sent_at), COUNT(*) FROM audit_sent WHERE sent_at <= $1 GROUP BY key
+             ORDER BY MIN(sent_at), key",
+        )
+        .bind(read_at - grace_ms)
+        .fetch_all(&mut self.lock().await)
+        .await
+        .during("look for lost audit rows")?;
         let note = |r: super::Row| {
-            let (op_id, key, at): (String, String, i64) = (r.get(0), r.get(1), r.get(2));
+            let (op_id, key, at, lost): (String, String, i64, i64) = (r.get(0), r.get(1), r.get(2), r.get(3));
             let subject = key.strip_prefix(KV_PREFIX).unwrap_or(&key).to_owned();
-            Note { at: Timestamp::from_millis(at), subject, detail: format!("`kv_audit` does not show {op_id}") }
+            let more = if lost > 1 { format!(" and {} more", lost - 1) } else { String::new() };
+            Note { at: Timestamp::from_millis(at), subject, detail: format!("`kv_audit` does not show {op_id}{more}") }
         };
         Ok(rows.into_iter().map(note).collect())
     }

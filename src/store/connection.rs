@@ -1,7 +1,10 @@
 //! Nango connections and when to read them.
 
-use super::db::{Lock, Session};
+use super::db::{Lock, Session, Tx};
+use super::evidence::{add, insert_note};
 use super::{During, Row, Store, StoreResult, from_json, query};
+use crate::domain::criteria::Note;
+use crate::domain::schedule::missed_rotations;
 use crate::domain::secret::Fingerprint;
 use crate::domain::time::Timestamp;
 use serde_json::{Map, Value};
@@ -192,29 +195,55 @@ impl Store {
         Ok(())
     }
 
-    /// Connections whose token ended before `now` without a newer capture. Each is returned once
-    /// per token and counted as a rotation that was expected and did not arrive.
-    pub async fn take_missed_rotations(&self, now: Timestamp) -> StoreResult<Vec<ConnectionRow>> {
+    /// Counts and notes the rotations that should have arrived before `now` and did not, each once.
+    pub async fn note_missed_rotations(&self, now: Timestamp) -> StoreResult<()> {
         let mut connection = self.lock().await;
         let mut tx = connection.begin(Lock::Journal).await.during("begin")?;
-        let rows = query(select!("WHERE expires_at < $1 AND missed = 0 AND poll_at IS NOT NULL ORDER BY id"))
-            .bind(now.millis())
-            .fetch_all(&mut tx)
-            .await
-            .during("look for missed rotations")?;
-        let missed: Vec<ConnectionRow> = rows.iter().map(row).collect::<StoreResult<_>>()?;
-        if !missed.is_empty() {
-            let ids = serde_json::json!(missed.iter().map(|c| [c.id]).collect::<Vec<_>>()).to_string();
-            query("UPDATE connection SET missed = 1 WHERE id IN (SELECT CAST(value->>0 AS BIGINT) FROM json_each($1))")
-                .bind(ids)
-                .execute(&mut tx)
-                .await
-                .during("note missed rotations")?;
-            super::evidence::add(&mut tx, &[("rotations_expected", missed.len() as i64)]).await?;
-        }
-        tx.commit().await.during("commit")?;
-        Ok(missed)
+        note_missed(&mut tx, now).await?;
+        tx.commit().await.during("commit")
     }
+}
+
+/// [`Store::note_missed_rotations`] inside of a commit that holds [`Lock::Journal`].
+pub(super) async fn note_missed(tx: &mut Tx<'_>, now: Timestamp) -> StoreResult<()> {
+    let rows = query(
+        "SELECT id, connection_id, miss_at, life_ms, missed, dead_at FROM connection
+         WHERE miss_at < $1 AND poll_at IS NOT NULL ORDER BY id",
+    )
+    .bind(now.millis())
+    .fetch_all(&mut *tx)
+    .await
+    .during("look for missed rotations")?;
+    let (mut expected, mut changed) = (0, Vec::new());
+    for r in rows {
+        let (id, before, dead): (i64, i64, bool) = (r.get(0), r.get(4), r.get::<Option<i64>>(5).is_some());
+        let due_at = Timestamp::from_millis(r.get(2));
+        let (missed, next) = missed_rotations(due_at, r.get(3), now);
+        // Of a grant that is gone nothing more is expected: it is evidence of another kind.
+        let (missed, next) = if dead { (u64::from(before == 0), None) } else { (missed, Some(next.millis())) };
+        if missed > 0 {
+            let detail = match before {
+                0 => "its token ended before a refresh arrived",
+                _ => "no refresh arrived for another lifetime of its token",
+            };
+            let note = Note { at: now, subject: r.get(1), detail: detail.to_owned() };
+            insert_note("missed-rotation", &note).execute(&mut *tx).await.during("note evidence")?;
+        }
+        expected += missed as i64;
+        changed.push(serde_json::json!([id, missed, next]));
+    }
+    if changed.is_empty() {
+        return Ok(());
+    }
+    query(
+        "UPDATE connection SET missed = missed + CAST(j.value->>1 AS BIGINT), miss_at = CAST(j.value->>2 AS BIGINT)
+         FROM json_each($1) AS j WHERE connection.id = CAST(j.value->>0 AS BIGINT)",
+    )
+    .bind(serde_json::json!(changed).to_string())
+    .execute(&mut *tx)
+    .await
+    .during("note missed rotations")?;
+    add(tx, &[("rotations_expected", expected)]).await
 }
 
 fn row(r: &Row) -> StoreResult<ConnectionRow> {

@@ -190,12 +190,16 @@ pub(super) async fn record_look(tx: &mut super::db::Tx<'_>, look: &Look) -> Stor
     let source = look.source.name();
     let at = look.at.millis();
     if look.outcome != LookOutcome::Error {
-        let last: Option<i64> = query("SELECT MAX(ended_at) FROM look WHERE source = $1 AND outcome <> 'error'")
-            .bind(source)
-            .fetch_one(&mut *tx)
-            .await
-            .during("look for the last look")?
-            .get(0);
+        // A source that never looked is missed from the begin of the soak on.
+        let last: Option<i64> = query(
+            "SELECT COALESCE((SELECT MAX(ended_at) FROM look WHERE source = $1 AND outcome <> 'error'),
+                             (SELECT CAST(value AS BIGINT) FROM meta WHERE key = 'soak_from'))",
+        )
+        .bind(source)
+        .fetch_one(&mut *tx)
+        .await
+        .during("look for the last look")?
+        .get(0);
         if let Some(last) = last.filter(|last| at - last > look.every_ms + look.slack_ms) {
             let reason = "no look got an answer";
             insert_gap(&mut *tx, look.source, last + look.every_ms, at, reason).await?;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::connection::note_missed;
 use super::db::{Lock, Tx};
 use super::pruned::{Chain, Walk};
 use super::{During, Row, Sink, Store, StoreError, StoreResult, procedure::APPEND_CAPTURES, query};
@@ -26,7 +27,8 @@ pub struct Capture {
     pub poll_at: Timestamp,
     /// New token versions; empty when the token was the one we have.
     pub versions: Vec<NewVersion>,
-    /// The schedule had asked for this rotation, and whether it came before the old token ended.
+    /// The schedule had asked for this rotation, and whether it came before the old token ended. One that
+    /// came later was counted as missed already.
     pub scheduled: Option<bool>,
 }
 
@@ -101,11 +103,15 @@ impl Store {
                 })
             })
             .collect();
+        if captures.iter().any(|c| c.scheduled == Some(false)) {
+            note_missed(&mut tx, now).await?;
+        }
         let count = |name: &'static str, n: usize| (name, n as i64);
+        let arrived = captures.iter().filter(|c| c.scheduled == Some(true)).count();
         let counts = [
             count("reads", captures.len()),
-            count("rotations_expected", captures.iter().filter(|c| c.scheduled.is_some()).count()),
-            count("rotations_arrived", captures.iter().filter(|c| c.scheduled == Some(true)).count()),
+            count("rotations_expected", arrived),
+            count("rotations_arrived", arrived),
             count("late_captures", late.len()),
         ];
         let versions: Vec<Incoming> =

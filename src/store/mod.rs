@@ -26,6 +26,7 @@ mod retention;
 mod rotation;
 mod schema;
 mod slot;
+mod standing;
 mod status;
 mod triplet;
 mod vault;
@@ -60,6 +61,7 @@ pub use lease::Lead;
 pub use place::{Place, PlaceError};
 pub use reauth::{ReauthMark, Siblings};
 pub use retention::{Pruning, Retention};
+pub use standing::Standing;
 pub use status::{BacklogRow, NewsRow};
 pub use triplet::{NewTriplet, TripletRow};
 pub use vault::{KeyProblem, Vault, VaultError};
@@ -289,7 +291,7 @@ impl Store {
                     (SELECT MIN(next_at) FROM (SELECT MIN(next_at) AS next_at FROM delivery
                        UNION ALL SELECT MIN(next_at) FROM reauth) AS due),
                     (SELECT MIN(delivered_exp) FROM delivery WHERE sink = 'kv.source'),
-                    (SELECT MIN(expires_at) FROM connection WHERE missed = 0 AND poll_at IS NOT NULL),
+                    (SELECT MIN(miss_at) FROM connection WHERE poll_at IS NOT NULL),
                     (SELECT MIN(seq) FROM intake WHERE payload IS NOT NULL)",
         )
         .fetch_one(&mut self.lock().await)

@@ -66,7 +66,10 @@ ON CONFLICT (triplet, sink) DO UPDATE SET
 
 UPDATE connection SET fingerprint = j.value->>'fp', expires_at = CAST(j.value->>'exp' AS BIGINT),
   poll_at = CAST(j.value->>'poll' AS BIGINT), rotation = rotation + CAST(j.value->>'new' AS BIGINT), failures = 0,
-  failing_since = NULL, dead_at = NULL, missed = 0,
+  failing_since = NULL, dead_at = NULL, missed = 0, miss_at = CAST(j.value->>'exp' AS BIGINT),
+  life_ms = CASE WHEN CAST(j.value->>'new' AS BIGINT) = 1 AND rotation > 0
+                   AND CAST(j.value->>'exp' AS BIGINT) - CAST(j.value->>'at' AS BIGINT) > COALESCE(life_ms, 0)
+                 THEN CAST(j.value->>'exp' AS BIGINT) - CAST(j.value->>'at' AS BIGINT) ELSE life_ms END,
   refreshed_at = CASE WHEN CAST(j.value->>'new' AS BIGINT) = 1 THEN CAST(j.value->>'at' AS BIGINT) ELSE refreshed_at END,
   settled = CASE WHEN settled < CAST(j.value->>'claim' AS BIGINT) THEN CAST(j.value->>'claim' AS BIGINT) ELSE settled END
 FROM json_each(NEW.parameter, '$.connections') AS j WHERE connection.id = CAST(j.value->>'id' AS BIGINT);

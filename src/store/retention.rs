@@ -27,7 +27,8 @@ pub struct Retention {
     pub alerts_ms: i64,
     /// Notes, comparisons, looks, samples: longer than the longest window of any criterion.
     pub evidence_ms: i64,
-    /// Notes of one kind about one subject, newest first (a count). More of them change no verdict.
+    /// Notes of one kind about one subject, newest first (a count), and of outages as many of the longest.
+    /// More of them change no verdict.
     pub notes_of_a_subject: u32,
     /// Rows that wait for D1, and as many that wait to be read there (a count). When it is away for
     /// that long, the oldest are given up.
@@ -129,8 +130,11 @@ const STEPS: [Step; 8] = [
     Step::Rows {
         bound: |kept, _| i64::from(kept.notes_of_a_subject),
         look: "SELECT CAST(seq AS TEXT) FROM
-                 (SELECT seq, ROW_NUMBER() OVER (PARTITION BY kind, subject ORDER BY seq DESC) AS place FROM note) AS placed
-               WHERE place > $1 ORDER BY seq LIMIT $2",
+                 (SELECT seq, ROW_NUMBER() OVER (PARTITION BY kind, subject ORDER BY seq DESC) AS place,
+                         ROW_NUMBER() OVER (PARTITION BY kind, subject ORDER BY
+                           CASE WHEN kind = 'outage' THEN CAST(detail AS BIGINT) ELSE 0 END DESC, seq DESC) AS length
+                  FROM note) AS placed
+               WHERE place > $1 AND length > $1 ORDER BY seq LIMIT $2",
         delete: "DELETE FROM note WHERE seq IN (SELECT CAST(value->>0 AS BIGINT) FROM json_each($1))",
         count: Some("notes_thinned"),
     },

@@ -57,20 +57,35 @@ impl Verification {
     }
 
     /// What it means for `parity`; `None` when it says nothing there. A difference speaks at any
-    /// level; only a run that looked into every value can say that there is none.
-    fn outcome(&self) -> Option<LookOutcome> {
+    /// level; only a run that looked into every value, and came to an end for enough keys, can say that
+    /// there is none.
+    fn outcome(&self, criteria: &CriteriaPolicy) -> Option<LookOutcome> {
         let whole = self.level == "full" && self.failed == 0;
-        match (self.is_parity(), self.differing, self.compared) {
-            (false, ..) => None,
-            (true, 1.., _) => Some(LookOutcome::Finding),
-            (true, 0, 0) => whole.then_some(LookOutcome::Inconclusive),
-            (true, 0, _) => whole.then_some(LookOutcome::Clean),
+        let enough = criteria.compares_enough(self.compared, self.keys);
+        match (self.is_parity(), self.differing) {
+            (false, _) => None,
+            (true, 1..) => Some(LookOutcome::Finding),
+            (true, 0) => whole.then_some(if enough { LookOutcome::Clean } else { LookOutcome::Inconclusive }),
         }
+    }
+
+    /// What it leaves as notes: the first differences by name, and one for all that it does not name.
+    fn notes(&self) -> Vec<Note> {
+        let mut notes: Vec<Note> = self.findings.iter().take(NOTES_MAX).cloned().collect();
+        let unnamed = self.differing.saturating_sub(notes.len() as u64);
+        if unnamed > 0 {
+            let detail = format!("{unnamed} more keys differ in run {}", self.run);
+            notes.push(Note { at: self.at, subject: UNNAMED.to_owned(), detail });
+        }
+        notes
     }
 }
 
-/// Notes that one run leaves at most: they name what a person must look at, the run file has all.
+/// Differences that one run names at most: a person must look at them, the run file has all.
 const NOTES_MAX: usize = 100;
+
+/// The subject of differences that are not named. It is no triplet, so no waiver of triplets covers it.
+const UNNAMED: &str = "not named";
 
 macro_rules! head {
     ($rest:literal) => {
@@ -131,7 +146,7 @@ impl Store {
 
     /// Records a comparison, and what it means for `parity`: a difference between the gateway's
     /// namespaces ends the series of clean runs at any level; only a run that looked into every
-    /// value and came to an end for some key adds to the series. Returns whether it was new.
+    /// value and came to an end for enough keys adds to the series. Returns whether it was new.
     pub async fn record_verification(&self, run: &Verification, criteria: &CriteriaPolicy) -> StoreResult<bool> {
         let mut connection = self.lock().await;
         let mut tx = connection.begin(Lock::History).await.during("begin")?;
@@ -159,13 +174,13 @@ impl Store {
         if added == 0 {
             return Ok(false);
         }
-        if let Some(outcome) = run.outcome() {
+        if let Some(outcome) = run.outcome(criteria) {
             let source = EvidenceSource::Verify;
             let (every_ms, slack_ms) = (criteria.verify_every.0, criteria.evidence_gap_max.0);
             let look = Look { source, at: run.at, outcome, samples: run.compared, every_ms, slack_ms };
             record_look(&mut tx, &look).await?;
-            for note in run.findings.iter().take(NOTES_MAX) {
-                insert_note("parity", note).execute(&mut tx).await.during("note evidence")?;
+            for note in run.notes() {
+                insert_note("parity", &note).execute(&mut tx).await.during("note evidence")?;
             }
         }
         tx.commit().await.during("commit a verification")?;

@@ -1,11 +1,12 @@
 //! The gate as JUnit XML: one test case per criterion.
 //!
 //! A failed criterion is a failure and an inconclusive one an error, so that no dashboard counts
-//! missing evidence as a pass. A waived one is skipped, with the waiver in its message.
+//! missing evidence as a pass. A waived one is skipped, with the waiver in its message; a waiver of a
+//! part stands in the output of its test case.
 
 use std::fmt::Write;
 
-use super::{measured, waived_by};
+use super::measured;
 use crate::domain::criteria::{Judged, Verdict, rule};
 use crate::domain::evidence_file::EvidenceFile;
 use crate::domain::time::Timestamp;
@@ -69,9 +70,9 @@ pub(super) fn suite(reason: &str, at: Timestamp, criteria: &[Judged], properties
     }
     for c in criteria {
         line!(out, "    <testcase classname=\"gate\" name=\"{}\" time=\"0\">", c.id);
-        let message = xml(&c.reason);
+        let message = xml(&c.told());
         match (c.waived, c.verdict) {
-            (true, _) => line!(out, "      <skipped message=\"waived by {}: {message}\"/>", xml(&waived_by(c))),
+            (true, _) => line!(out, "      <skipped message=\"{message}\"/>"),
             (_, Verdict::Pass) => {}
             (_, verdict) => {
                 let element = if verdict == Verdict::Fail { "failure" } else { "error" };
@@ -83,7 +84,8 @@ pub(super) fn suite(reason: &str, at: Timestamp, criteria: &[Judged], properties
                 );
             }
         }
-        line!(out, "      <system-out>{}: {}</system-out>", xml(rule(&c.id)), xml(&measured(c)));
+        let waived = c.waived_by().map_or_else(String::new, |by| format!("; waived by {by}"));
+        line!(out, "      <system-out>{}: {}{}</system-out>", xml(rule(&c.id)), xml(&measured(c)), xml(&waived));
         line!(out, "    </testcase>");
     }
     line!(out, "    <system-out>{}</system-out>", xml(reason));

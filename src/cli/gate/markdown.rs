@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::{judged_at, soak_line};
-use crate::domain::criteria::Verdict;
+use crate::domain::criteria::{Judged, Verdict};
 use crate::domain::evidence_file::EvidenceFile;
 use crate::domain::markdown::{cell, criteria};
 
@@ -14,6 +14,11 @@ const FINDINGS_SHOWN: usize = 5;
 macro_rules! line {
     ($out:expr) => { $out.push('\n') };
     ($out:expr, $($arg:tt)*) => { writeln!($out, $($arg)*).expect("writing to a String cannot fail") };
+}
+
+/// Some criteria only.
+pub(super) fn partial(list: &[Judged], overall: Verdict, reason: &str) -> String {
+    format!("## Gate, in part: {}\n\n{}\n\n{}", overall.name(), cell(reason), criteria(list))
 }
 
 /// The whole report.

@@ -2,6 +2,7 @@
 
 mod junit;
 mod markdown;
+mod show;
 mod text;
 mod verify;
 
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::apply::StateArgs;
-use super::inventory::write_whole;
+use super::inventory::{check_writable, write_whole};
 use super::plan::Inputs;
 use super::{CommandError, CommandResult, Ui};
 use crate::domain::criteria::{CRITERIA, Judged, Verdict, overall};
@@ -34,7 +35,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Exits with 0 when the gate passes, 3 when a criterion failed, 4 when evidence is missing, 5 when
 /// the policy is not the one of the plan, 1 when it could not be judged.
 ///
-/// Under GitHub Actions each criterion that does not pass becomes an annotation, and the report goes
+/// Under GitHub Actions each criterion that does not pass, or is waived, becomes an annotation, and the report goes
 /// into the step summary.
 #[derive(clap::Args, Debug)]
 #[command(
@@ -45,6 +46,7 @@ Examples:
   cutover gate --policy plans/policy.toml --format junit > gate.xml
   cutover gate --evidence gate.json --wait-while-inconclusive 10m
   cutover gate --criteria outage,parity
+  cutover gate show gate.json --format junit > gate.xml
   cutover gate verify gate.json"
 )]
 pub struct GateArgs {
@@ -68,6 +70,7 @@ pub struct GateArgs {
 
 #[derive(clap::Subcommand, Debug)]
 enum GateCommand {
+    Show(show::ShowFileArgs),
     Verify(verify::VerifyFileArgs),
 }
 
@@ -157,8 +160,14 @@ pub(super) fn broken(error: EngineError) -> CommandError {
 /// Exit code 2 for bad input, 5 when the policy is not the plan's, 7 when no plan is applied, 1 when
 /// the state cannot be read or the evidence not be written.
 pub fn run(args: GateArgs, ui: &Ui) -> CommandResult {
-    if let Some(GateCommand::Verify(args)) = &args.command {
-        return verify::run(args, ui);
+    match &args.command {
+        Some(GateCommand::Show(args)) => return show::run(args, ui),
+        Some(GateCommand::Verify(args)) => return verify::run(args, ui),
+        None => {}
+    }
+    if let Some(path) = &args.evidence {
+        // A run that is recorded and whose file is nowhere would take the place of the one before.
+        check_writable(path)?;
     }
     super::runtime()?.block_on(async {
         let opened = args.judged.open().await?;
@@ -171,15 +180,19 @@ pub fn run(args: GateArgs, ui: &Ui) -> CommandResult {
         if let Some(path) = &args.evidence {
             write_whole(path, &file.to_json())?;
         }
-        ui.print(&match args.format {
-            GateFormat::Text => text::text(&file, ui.paint()),
-            GateFormat::Json => file.to_json(),
-            GateFormat::Markdown => markdown(&file),
-            GateFormat::Junit => junit::junit(&file),
-        });
+        ui.print(&rendered(&file, args.format, ui));
         annotate(&file.criteria, Some(&markdown(&file)), ui)?;
         Ok(file.exit_code)
     })
+}
+
+fn rendered(file: &EvidenceFile, format: GateFormat, ui: &Ui) -> String {
+    match format {
+        GateFormat::Text => text::text(file, ui.paint()),
+        GateFormat::Json => file.to_json(),
+        GateFormat::Markdown => markdown(file),
+        GateFormat::Junit => junit::junit(file),
+    }
 }
 
 /// Judges now, and again while evidence is missing and there is time to wait for it.
@@ -218,24 +231,25 @@ fn partial(report: &GateReport, args: &GateArgs, ui: &Ui) -> CommandResult {
             });
             ui.print(&format!("{json:#}\n"));
         }
-        GateFormat::Markdown => ui.print(&crate::domain::markdown::criteria(&report.criteria)),
-        GateFormat::Junit => ui.print(&junit::suite("partial", report.evaluated_at, &report.criteria, &[])),
+        GateFormat::Markdown => ui.print(&markdown::partial(&report.criteria, report.verdict, &reason)),
+        GateFormat::Junit => ui.print(&junit::suite(&reason, report.evaluated_at, &report.criteria, &[])),
     }
     annotate(&report.criteria, None, ui)?;
     Ok(code)
 }
 
-/// Says what does not pass in the form that GitHub Actions shows beside a change, when it runs there.
+/// Says what does not pass, and what is waived, in the form that GitHub Actions shows beside a change, when it runs there.
 fn annotate(criteria: &[Judged], summary: Option<&str>, ui: &Ui) -> Result<(), CommandError> {
     if std::env::var_os("GITHUB_ACTIONS").is_none_or(|v| v != "true") {
         return Ok(());
     }
-    for c in criteria.iter().filter(|c| c.verdict != Verdict::Pass) {
-        let (kind, said) = match (c.waived, c.verdict) {
-            (true, _) => ("notice", format!("{} (waived by {}): {}", c.verdict.name(), waived_by(c), c.reason)),
-            (_, Verdict::Fail) => ("error", format!("fail: {}", c.reason)),
-            _ => ("warning", format!("inconclusive: {}", c.reason)),
+    for c in criteria.iter().filter(|c| c.verdict != Verdict::Pass || !c.waivers.is_empty()) {
+        let kind = match c.stands() {
+            Verdict::Pass => "notice",
+            Verdict::Fail => "error",
+            Verdict::Inconclusive => "warning",
         };
+        let said = format!("{}: {}", c.verdict.name(), c.told());
         ui.note(&format!("::{kind} title={}::{}", property(&format!("cutover gate: {}", c.id)), data(&said)));
     }
     if let (Some(path), Some(summary)) = (std::env::var_os("GITHUB_STEP_SUMMARY"), summary) {
@@ -256,10 +270,6 @@ fn data(text: &str) -> String {
 
 fn property(text: &str) -> String {
     data(text).replace(':', "%3A").replace(',', "%2C")
-}
-
-fn waived_by(judged: &Judged) -> String {
-    judged.waivers.iter().map(|w| w.by.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 /// `observed of threshold unit`, or that nothing was observed.

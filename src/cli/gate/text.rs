@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{judged_at, measured, soak_line, waived_by};
+use super::{judged_at, measured, soak_line};
 use crate::domain::criteria::{Judged, Verdict};
 use crate::domain::evidence_file::EvidenceFile;
 use crate::text::{Paint, wrap};
@@ -58,9 +58,8 @@ pub(super) fn partial(list: &[Judged], overall: Verdict, reason: &str, paint: Pa
 fn criteria(out: &mut String, list: &[Judged], paint: Paint) {
     let width = list.iter().map(|c| measured(c).len()).max().unwrap_or_default();
     for c in list {
-        let said = if c.waived { format!("waived by {}: {}", waived_by(c), c.reason) } else { c.reason.clone() };
         let head = format!("  {}  {:<17}  {:<width$}  ", paint.mark(c.verdict), c.id, measured(c));
-        wrap(out, &head, &said);
+        wrap(out, &head, &c.told());
         if c.verdict == Verdict::Fail {
             for note in c.findings.iter().take(FINDINGS_SHOWN) {
                 wrap(

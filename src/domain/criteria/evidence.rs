@@ -170,7 +170,10 @@ pub struct Evidence {
     pub refreshes: u64,
     pub dead_grants: Vec<Note>,
     pub missed_refreshes: Vec<Note>,
-    /// Rotations that the schedule asked for, and those that arrived before the old token ended.
+    /// Rotations that were due in the window of `missed-refresh`: only then can a served token end.
+    pub rotations_due: u64,
+    /// Rotations that the schedule asked for in the window of `delivery-rate`, and those that arrived
+    /// before the old token ended.
     pub rotations_expected: u64,
     pub rotations_arrived: u64,
     /// When rotations did not arrive, and whose.
@@ -195,6 +198,7 @@ pub struct Evidence {
     pub audit: LookTally,
     /// Rows of ours that the audit trail took and does not show.
     pub audit_lost: Vec<Note>,
+    /// Effects whose outcome nobody knew when they were made.
     pub ambiguous: Vec<Note>,
     /// Effects on the outside that were attempted, each of which could have ended unknown.
     pub effects: u64,
@@ -204,6 +208,8 @@ pub struct Evidence {
     pub skew: BTreeMap<Api, (i64, u64)>,
     /// Waves in the plan and waves whose reverse was exercised.
     pub reverse: Proofs,
+    /// What is wrong now, by criterion, since when it is. It counts however long ago that was.
+    pub standing: BTreeMap<&'static str, Vec<Note>>,
 }
 
 impl Evidence {

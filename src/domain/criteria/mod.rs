@@ -7,6 +7,7 @@ pub mod clock;
 mod evidence;
 mod judge;
 mod policy;
+mod soak;
 #[cfg(test)]
 mod tests;
 mod waiver;
@@ -130,6 +131,25 @@ impl Judged {
     /// What the criterion adds to the gate's verdict.
     pub fn stands(&self) -> Verdict {
         if self.waived { Verdict::Pass } else { self.verdict }
+    }
+
+    /// Its reason, with every waiver that touches it.
+    pub fn told(&self) -> String {
+        match self.waived_by() {
+            None => self.reason.clone(),
+            Some(by) if self.waived => format!("waived by {by}: {}", self.reason),
+            Some(by) => format!("{}; waived by {by}", self.reason),
+        }
+    }
+
+    /// Who waived what of it: names for the whole, with number and scope for a part.
+    pub fn waived_by(&self) -> Option<String> {
+        let told = |w: &WaiverMark| match w.covered {
+            0 => w.by.clone(),
+            covered => format!("{} ({covered} of `{}`)", w.by, w.scope),
+        };
+        let told: Vec<String> = self.waivers.iter().map(told).collect();
+        (!told.is_empty()).then(|| told.join(", "))
     }
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::CRITERIA;
 use crate::domain::duration::Millis;
-use crate::domain::time::{DAY_MS, HOUR_MS, MINUTE_MS};
+use crate::domain::time::{DAY_MS, HOUR_MS, MINUTE_MS, Timestamp};
 
 /// What each criterion compares with, over which window, and how much it needs to see first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,6 +46,8 @@ pub struct CriteriaPolicy {
     pub cost_usd_max: f64,
     /// `parity`: how many of the last verifications must be clean, one after the other.
     pub parity_clean_runs: u32,
+    /// `parity`: least share of the keys, 0 to 1, that a verification must have compared to count as clean.
+    pub parity_share_min: f64,
     /// `mirror-lag`: 99th percentile from observing a token to its last sink, seconds.
     pub mirror_lag_p99_s: u32,
     /// `dead-letters`
@@ -70,6 +72,8 @@ pub struct CriteriaPolicy {
     pub probe_samples_min: u32,
     /// Fewest scans before `foreign-writes` is judged.
     pub scan_samples_min: u32,
+    /// Fewest readings of the audit trail before `foreign-writes` is judged.
+    pub audit_samples_min: u32,
     /// Fewest readings of each custodian's clock before `clock-skew` is judged.
     pub skew_samples_min: u32,
     /// Least soaked time from which a month's `cost` is projected.
@@ -110,6 +114,7 @@ impl Default for CriteriaPolicy {
             smoke_stale_max: 0,
             cost_usd_max: 200.0,
             parity_clean_runs: 3,
+            parity_share_min: 0.9,
             mirror_lag_p99_s: 120,
             dead_letters_max: 0,
             foreign_writes_max: 0,
@@ -122,6 +127,7 @@ impl Default for CriteriaPolicy {
             smoke_samples_min: 24,
             probe_samples_min: 3,
             scan_samples_min: 3,
+            audit_samples_min: 3,
             skew_samples_min: 3,
             cost_after: Millis(HOUR_MS),
             inconclusive_in_a_row_max: 3,
@@ -143,6 +149,46 @@ impl CriteriaPolicy {
     /// How far back the criterion `id` looks.
     pub fn window_of(&self, id: &str) -> Millis {
         self.windows.get(id).copied().unwrap_or(self.window)
+    }
+
+    /// From when the criterion `id` counts at `now`: its window, but nothing before the plan was
+    /// applied or before the initial delay is over.
+    pub fn counts_from(
+        &self,
+        id: &str,
+        now: Timestamp,
+        began_at: Option<Timestamp>,
+        first_refresh_at: Option<Timestamp>,
+    ) -> Timestamp {
+        let window = now.plus_ms(-self.window_of(id).0);
+        let window = began_at.map_or(window, |began_at| window.max(began_at));
+        match first_refresh_at {
+            Some(first) if self.initial_delay.0 > 0 => window.max(first.plus_ms(self.initial_delay.0)),
+            _ => window,
+        }
+    }
+
+    /// Most breaches of the criterion `id` that still pass; none where it has another kind of threshold.
+    pub fn breaches_max(&self, id: &str) -> u32 {
+        match id {
+            "invalid-grant" => self.invalid_grant_max,
+            "missed-refresh" => self.missed_refresh_max,
+            "smoke-staleness" => self.smoke_stale_max,
+            "dead-letters" => self.dead_letters_max,
+            "foreign-writes" => self.foreign_writes_max,
+            "ambiguous" => self.ambiguous_max,
+            _ => 0,
+        }
+    }
+
+    /// The longest time that a custodian may be out of reach, ms.
+    pub fn outage_max_ms(&self) -> i64 {
+        i64::from(self.outage_max_minutes) * MINUTE_MS
+    }
+
+    /// Whether a comparison that came to an end for `compared` of `keys` says enough of all of them.
+    pub fn compares_enough(&self, compared: u64, keys: u64) -> bool {
+        compared > 0 && compared as f64 >= self.parity_share_min * keys as f64
     }
 
     /// The farthest that any criterion looks back.

@@ -101,6 +101,9 @@ impl World {
                 if *id != keys.d1_database {
                     return failure(404, 7404, "The database could not be found");
                 }
+                if self.faults.audit_silent(self.now()) {
+                    return failure(500, 7500, "D1 is unavailable");
+                }
                 self.d1_query(call, *form == "raw")
             }
             ("GET", ["workers", "durable_objects", "namespaces"]) => {

@@ -92,6 +92,9 @@ impl World {
                 Reply::json(200, &self.show_alarm(object))
             }
             ("GET", ["fires"]) => self.list_fires(call),
+            ("POST", ["smoke"]) if self.faults.smoke_silent(self.now()) => {
+                Reply::json(503, &json!({"error": "unavailable"}))
+            }
             ("POST", ["smoke"]) => self.smoke(call),
             _ => Reply::json(404, &json!({"error": "not_found"})),
         }

@@ -75,6 +75,24 @@ fn the_outage_sits_in_the_middle_of_the_window() {
 }
 
 #[test]
+fn smoke_tests_and_d1_are_silent_from_the_window_on() {
+    let mut client = world_with(&["smoke-outage=2h", "audit-outage=3h"]);
+    let database = client.world.keys().d1_database;
+    let statuses = |client: &mut Client| {
+        let smoke = client.send(Api::Gateway, "POST", "/admin/smoke", &json!({"triplets": []})).status;
+        let path =
+            format!("/client/v4/accounts/{}/d1/database/{database}/query", client.world.keys().cloudflare_account_id);
+        [smoke, client.send(Api::Cloudflare, "POST", &path, &json!({"sql": "SELECT 1"})).status]
+    };
+    assert_eq!(client.world.fault_notes()[0].at, START);
+    assert_eq!(statuses(&mut client), [503, 500]);
+    client.world.advance_to(START.plus_ms(2 * HOUR_MS));
+    assert_eq!(statuses(&mut client), [200, 500]);
+    client.world.advance_to(START.plus_ms(3 * HOUR_MS));
+    assert_ne!(statuses(&mut client)[1], 500);
+}
+
+#[test]
 fn a_zombie_refreshes_again_and_ignores_its_mode() {
     let mut client = world_with(&["do-alarm-zombie"]);
     client.set_alarm("disarmed");
