@@ -225,10 +225,7 @@ impl<O: Outside> Engine<O> {
         if sink != Sink::KvSource {
             return Ok(Some(pending));
         }
-        let is_doubtful = |p: &PendingDelivery| {
-            let foreign = self.known(|known| known.foreign.contains(&format!("{}:{}", sink.name(), p.triplet)));
-            foreign || p.attempts > 0 || now.since(p.captured_at) > LATE_MS
-        };
+        let is_doubtful = |p: &PendingDelivery| p.foreign || p.attempts > 0 || now.since(p.captured_at) > LATE_MS;
         let (doubtful, mut clear): (Vec<_>, Vec<_>) = pending.into_iter().partition(is_doubtful);
         let mut held = Vec::new();
         let mut doubtful = doubtful.into_iter().peekable();

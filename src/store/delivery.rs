@@ -44,6 +44,8 @@ pub struct PendingDelivery {
     pub entry: KvEntry,
     pub attempts: u32,
     pub captured_at: Timestamp,
+    /// Somebody else wrote the entry last, as far as was seen when it was claimed.
+    pub foreign: bool,
     /// The bearer mirror at Composio.
     pub mirror_account: Option<String>,
     /// The claim under which it is delivered. What becomes of it is recorded with this number.
@@ -130,11 +132,12 @@ impl Store {
         }
         let rows = query(
             "SELECT d.triplet, d.version, d.attempts, d.captured_at, j.payload, j.fingerprint, j.epoch, j.writer,
-                    j.expires_at, t.mirror_account, d.sink, d.claim
+                    j.expires_at, t.mirror_account, d.sink, d.claim, f.key IS NOT NULL
              FROM json_each($1) AS n
              JOIN delivery d ON d.triplet = n.value->>0 AND d.sink = n.value->>1
              JOIN journal j ON j.triplet = d.triplet AND j.version = d.version
              JOIN triplet t ON t.key = d.triplet
+             LEFT JOIN meta f ON f.key = 'foreign:' || d.sink || ':' || d.triplet
              ORDER BY d.captured_at, d.triplet, d.sink",
         )
         .bind(json!(claimed).to_string())
@@ -180,6 +183,7 @@ impl Store {
                     entry,
                     attempts: r.get::<i64>(2) as u32,
                     captured_at: Timestamp::from_millis(r.get(3)),
+                    foreign: r.get(12),
                     mirror_account: r.get(9),
                     claim: r.get::<i64>(11) as u64,
                 })

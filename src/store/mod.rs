@@ -13,6 +13,7 @@ mod db;
 mod delivery;
 mod event;
 mod evidence;
+mod foreign;
 mod gate;
 mod history;
 mod intake;
