@@ -292,14 +292,8 @@ impl<O: Outside> Engine<O> {
 
     /// Whether somebody beside Nango refreshes this grant: a token that we did not write is in KV, or
     /// one that lives longer than Nango's was reported.
-    async fn has_rival(
-        &self,
-        connection: &ConnectionRow,
-        fed: &[&TripletRow],
-        now: Timestamp,
-    ) -> EngineResult<bool> {
-        let outlives =
-            |t: &&TripletRow| t.expires_at > connection.expires_at && t.expires_at.is_some_and(|e| e > now);
+    async fn has_rival(&self, connection: &ConnectionRow, fed: &[&TripletRow], now: Timestamp) -> EngineResult<bool> {
+        let outlives = |t: &&TripletRow| t.expires_at > connection.expires_at && t.expires_at.is_some_and(|e| e > now);
         let triplets: Vec<_> = fed.iter().map(|t| &t.triplet).collect();
         Ok(fed.iter().any(outlives) || self.store.is_foreign(Sink::KvSource, &triplets).await?)
     }
