@@ -192,6 +192,19 @@ async fn a_round_is_over_before_its_claims_are() {
 }
 
 #[tokio::test]
+async fn an_engine_that_ends_delivers_what_is_pending() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, _) = engine(dir.path(), 5).await;
+    for n in 0..5 {
+        report(&engine, n, "one", 600, BEGIN).await;
+    }
+    engine.finish(BEGIN).await.unwrap();
+    for sink in Sink::ALL {
+        assert_eq!(delivered(&engine, sink).await, 5, "{}", sink.name());
+    }
+}
+
+#[tokio::test]
 async fn no_key_is_written_twice_within_a_second() {
     let dir = tempfile::tempdir().unwrap();
     let (engine, world) = engine(dir.path(), 1).await;

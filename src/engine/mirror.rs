@@ -116,7 +116,7 @@ impl<O: Outside> Engine<O> {
         Ok([due, self.carry_marks(now).await?].into_iter().flatten().min())
     }
 
-    async fn mirror_tokens(&self, sink: Sink, now: Timestamp) -> EngineResult<Option<Timestamp>> {
+    pub(super) async fn mirror_tokens(&self, sink: Sink, now: Timestamp) -> EngineResult<Option<Timestamp>> {
         loop {
             let room = match self.circuit(sink, |circuit| circuit.allows(now)) {
                 Allowance::All => self.room(sink, self.round_max(sink), now),

@@ -315,6 +315,24 @@ impl<O: Outside> Engine<O> {
         }
     }
 
+    /// What an engine that ends still does: works in what was accepted, and delivers what is due, one
+    /// round to each sink.
+    ///
+    /// # Errors
+    /// Only when the store fails.
+    pub async fn finish(&self, now: Timestamp) -> EngineResult<()> {
+        if !self.is_soaking().await? {
+            return Ok(());
+        }
+        if self.store.load_due().await?.intake {
+            self.drain(now).await?;
+        }
+        for round in together::together(Sink::ALL.map(|sink| self.mirror_tokens(sink, now))).await {
+            round?;
+        }
+        Ok(())
+    }
+
     /// The periodic duties, if this engine leads them.
     async fn watch(&self, now: Timestamp) -> EngineResult<Timestamp> {
         if let Some(theirs_until) = self.lead(now).await? {
