@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use cutover::domain::secret::{Secret, hex, hmac_sha256};
 use cutover::failpoint;
-use cutover::shim::hash_of;
+use cutover::shim::{AdminKeys, hash_of, weakness};
 use cutover::store::{Durability, Place, Sink, Store, Vault};
 use postgres_server::Postgres;
 use serde_json::{Value, json};
@@ -449,6 +449,42 @@ fn under_load(world: &Arc<World>, shims: usize, trouble: impl FnOnce(&mut Fleet,
     );
     assert_eq!((&ledger["lost"], &ledger["regressions"]), (&json!(0), &json!(0)), "{ledger:#}");
     assert_eq!(ledger["stale_reads"], 0, "{ledger:#}");
+}
+
+/// What would go on without the lane, the listener or the writer looks healthy and is not.
+#[test]
+fn a_part_of_the_shim_that_panics_ends_it_and_is_named() {
+    let world = World::start(None);
+    for published in ["CUTOVER_NANGO_WEBHOOK_KEY", "CUTOVER_GATEWAY_ADMIN_KEY"] {
+        let key = Secret::new(world.at(published));
+        assert!(weakness(&key).is_some() && AdminKeys::of(&[key]).hold_a_known_key(), "{published}");
+    }
+    let mut fleet = Fleet::new(&world, 1);
+    let source = world.runtime.block_on(Load::sources(&world)).remove(0);
+    // Later than any that the sandbox hands out.
+    let ends = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() + 365 * 86_400;
+    let mut tokens = ends..;
+    let url = format!("http://{}/admin/tokens/{}", fleet.addresses[0], source.triplets[0].replace(':', "/"));
+    for (place, part) in [
+        ("panic:poll-claimed", "lane `reads`"),
+        ("panic:intake-before-commit", "the writer of the intake log"),
+        ("panic:delivery-sent", "lane `"),
+    ] {
+        fleet.start(0, Some(place));
+        let mut shim = fleet.shims[0].take().unwrap();
+        let mut status = None;
+        let ended = comes(|| {
+            let ends = tokens.next().unwrap();
+            let entry = json!({"access_token": format!("of-the-gateway-{ends}"), "expires_at": ends});
+            let request = world.client.put(&url).header("x-admin-key", ADMIN_KEY).json(&entry);
+            world.runtime.block_on(async { drop(request.send().await) });
+            status = shim.0.try_wait().unwrap();
+            status.is_some()
+        });
+        assert!(ended && status.unwrap().code() == Some(1), "{place}: {status:?}\n{}", fleet.tail());
+        assert!(fleet.tail().contains(part), "{place}:\n{}", fleet.tail());
+        std::fs::write(&fleet.log_path, "").unwrap();
+    }
 }
 
 fn each_failpoint(fleet: &mut Fleet) {

@@ -3,6 +3,8 @@
 
 #[path = "support/fake.rs"]
 mod fake;
+#[path = "support/postgres.rs"]
+mod postgres;
 
 use std::process::Command;
 
@@ -13,8 +15,9 @@ use cutover::domain::time::{MINUTE_MS, Timestamp};
 use cutover::domain::token::KvEntry;
 use cutover::engine::{Engine, EngineConfig, Lane};
 use cutover::plan::Policy;
-use cutover::ports::Namespace;
-use fake::{Fake, Fate, Step, soaking, triplet};
+use cutover::ports::{ApiErrorKind, Namespace, SourceCredential};
+use cutover::store::{Durability, Place, Sink, Store, Vault};
+use fake::{Fake, Fate, Step, connection_id, soaking, soaking_at, triplet};
 use serde_json::Value;
 
 const BEGIN: Timestamp = Timestamp::from_secs(1_000_000);
@@ -31,6 +34,22 @@ fn entry(token: &str, expires_at: Timestamp) -> KvEntry {
     }
 }
 
+/// The alarm's put: no metadata of ours.
+fn alarm_writes(world: &Fake, n: usize, token: &str, minutes: i64) {
+    let value = entry(token, BEGIN.plus_ms(minutes * MINUTE_MS)).to_json();
+    world.state().kv.insert((Namespace::Source, triplet(n).kv_key()), (value, None));
+}
+
+fn served(world: &Fake, namespace: Namespace, n: usize) -> String {
+    let state = world.state();
+    let (value, _) = &state.kv[&(namespace, triplet(n).kv_key())];
+    KvEntry::from_json(value.as_bytes()).unwrap().access_token.expose().to_owned()
+}
+
+async fn engine(store: Store, world: &Fake) -> Engine<Fake> {
+    Engine::new(store, world.clone(), Catalogue::built_in(), EngineConfig::new(Policy::default())).await.unwrap()
+}
+
 struct Case {
     engine: Engine<Fake>,
     world: Fake,
@@ -43,10 +62,7 @@ impl Case {
     async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (store, world) = (soaking(dir.path(), 2).await, Fake::default());
-        let engine = Engine::new(store, world.clone(), Catalogue::built_in(), EngineConfig::new(Policy::default()))
-            .await
-            .unwrap();
-        let mut case = Self { engine, world, now: BEGIN, _dir: dir };
+        let mut case = Self { engine: engine(store, &world).await, world, now: BEGIN, _dir: dir };
         for n in 0..2 {
             case.report(n, "first", 60).await;
         }
@@ -85,16 +101,12 @@ impl Case {
         looks.get(&EvidenceSource::Scan).into_iter().flatten().map(|l| l.runs).sum()
     }
 
-    /// The alarm's put: no metadata of ours.
     fn alarm_writes(&self, n: usize, token: &str, minutes: i64) {
-        let value = entry(token, BEGIN.plus_ms(minutes * MINUTE_MS)).to_json();
-        self.world.state().kv.insert((Namespace::Source, triplet(n).kv_key()), (value, None));
+        alarm_writes(&self.world, n, token, minutes);
     }
 
     fn served(&self, namespace: Namespace, n: usize) -> String {
-        let state = self.world.state();
-        let (value, _) = &state.kv[&(namespace, triplet(n).kv_key())];
-        KvEntry::from_json(value.as_bytes()).unwrap().access_token.expose().to_owned()
+        served(&self.world, namespace, n)
     }
 }
 
@@ -173,6 +185,68 @@ async fn a_delivery_that_must_look_first_does_not_wait_for_the_ordinary_budget()
     assert_eq!(case.served(Namespace::Source, 0), "first", "the first try failed");
     case.run(5_000).await;
     assert_eq!(case.served(Namespace::Source, 0), "second");
+}
+
+/// What the machine that scans noticed, the others know too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_machine_noticed_holds_back_the_writes_of_another() {
+    let (dir, shared) = (tempfile::tempdir().unwrap(), postgres::shared().database().parse().unwrap());
+    for place in [Place::Sqlite(dir.path().join("cutover.db")), shared] {
+        let world = Fake::default();
+        let leading = engine(soaking_at(&place, 2).await, &world).await;
+        for connection in leading.store().load_connections().await.unwrap() {
+            leading.store().schedule_poll(connection.id, Some(BEGIN)).await.unwrap();
+        }
+        for n in 0..2 {
+            let credential = SourceCredential {
+                auth_mode: "OAUTH2".into(),
+                access_token: Secret::new(format!("first-{n}")),
+                expires_at: Some(BEGIN.plus_ms(60 * MINUTE_MS)),
+                scope: None,
+                token_type: None,
+                connection_config: serde_json::Map::new(),
+                auth_error: false,
+            };
+            world.state().credentials.insert(connection_id(n), credential);
+        }
+        let store = Store::open_at(&place, Durability::ProcessCrash, Vault::from_master(&[7; 32])).await.unwrap();
+        let other = engine(store, &world).await;
+        for lane in &Lane::ALL[..4] {
+            other.run_lane(*lane, BEGIN).await.unwrap();
+        }
+        leading.run_lane(Lane::Watch, BEGIN).await.unwrap();
+
+        let mut now = BEGIN.plus_ms(30 * MINUTE_MS);
+        alarm_writes(&world, 0, "of the alarm", 500);
+        alarm_writes(&world, 1, "of the alarm", 50);
+        leading.run_lane(Lane::Watch, now).await.unwrap();
+        assert_eq!(leading.store().load_notes("foreign-write").await.unwrap().len(), 2);
+
+        // A first try of a token that came just now.
+        other.report_token(&triplet(0), entry("late and older", BEGIN.plus_ms(400 * MINUTE_MS)), now).await.unwrap();
+        other.run_lane(Lane::Reads, now).await.unwrap();
+        for sink in [Sink::KvTarget, Sink::KvSource] {
+            other.run_lane(Lane::Sink(sink), now).await.unwrap();
+        }
+        assert_eq!(served(&world, Namespace::Target, 0), "late and older", "{place}");
+        assert_eq!(served(&world, Namespace::Source, 0), "of the alarm", "{place}");
+
+        // Somebody else refreshes the grant: a lost race is no dead grant, whoever polls.
+        let code = "invalid_credentials".to_owned();
+        let refused = ApiErrorKind::RefreshFailed { status: 400, code, cooldown: false, exhausted: false };
+        {
+            let mut state = world.state();
+            state.failures.insert(connection_id(1), refused);
+            state.whoami = Some((200, r#"{"ok":false,"error":"token_revoked"}"#));
+        }
+        while now < BEGIN.plus_ms(59 * MINUTE_MS) {
+            now = now.plus_ms(MINUTE_MS);
+            other.run_lane(Lane::Reads, now).await.unwrap();
+        }
+        let failures = other.store().load_connections().await.unwrap().iter().map(|c| c.failures).max();
+        assert!(failures.is_some_and(|n| n >= 3), "{failures:?}");
+        assert!(other.store().load_notes("dead-grant").await.unwrap().is_empty(), "{place}");
+    }
 }
 
 #[test]

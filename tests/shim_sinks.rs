@@ -29,8 +29,12 @@ fn failing(n: usize) -> Vec<Step> {
 }
 
 async fn engine(dir: &std::path::Path, count: usize) -> (Engine<Fake>, Fake) {
+    engine_with(dir, count, 4).await
+}
+
+async fn engine_with(dir: &std::path::Path, count: usize, sink_parallel: usize) -> (Engine<Fake>, Fake) {
     let (store, world) = (soaking(dir, count).await, Fake::default());
-    let config = EngineConfig { sink_parallel: 4, ..EngineConfig::new(Policy::default()) };
+    let config = EngineConfig { sink_parallel, ..EngineConfig::new(Policy::default()) };
     (Engine::new(store, world.clone(), Catalogue::built_in(), config).await.unwrap(), world)
 }
 
@@ -97,6 +101,107 @@ async fn a_sink_that_is_down_is_left_alone_and_delays_no_other() {
     assert_eq!((snapshot.classes.both, snapshot.sinks[2].pending), (20, 0));
     assert_eq!(notes(&engine, "circuit-closed").await, ["composio"]);
     assert!(notes(&engine, "dead-letter").await.is_empty(), "an outage buries nothing");
+}
+
+/// Runs a sink's lane once a minute. Returns when the last round was.
+async fn run_for(engine: &Engine<Fake>, sink: Sink, from: Timestamp, minutes: i64) -> Timestamp {
+    for minute in 0..minutes {
+        engine.run_lane(Lane::Sink(sink), from.plus_ms(minute * 60_000)).await.unwrap();
+    }
+    from.plus_ms((minutes - 1) * 60_000)
+}
+
+async fn delivered(engine: &Engine<Fake>, sink: Sink) -> usize {
+    engine.store().load_sink(sink).await.unwrap().iter().filter(|s| s.delivered == s.version).count()
+}
+
+/// A namespace that does not exist, and a project in which no account does.
+#[tokio::test]
+async fn what_is_not_found_at_all_is_trouble_of_the_sink_and_buries_nothing() {
+    for sink in [Sink::KvTarget, Sink::Composio] {
+        let dir = tempfile::tempdir().unwrap();
+        let (engine, world) = engine(dir.path(), 3).await;
+        // The sink took something once, before.
+        report(&engine, 0, "one", 500, BEGIN).await;
+        engine.run_lane(Lane::Reads, BEGIN).await.unwrap();
+        engine.run_lane(Lane::Sink(sink), BEGIN).await.unwrap();
+        world.state().gone = ["kv.target", "ca_0", "ca_1", "ca_2"].map(String::from).into();
+        let now = BEGIN.plus_ms(60_000);
+        for n in 0..3 {
+            report(&engine, n, "two", 600, now).await;
+        }
+        engine.run_lane(Lane::Reads, now).await.unwrap();
+        let now = run_for(&engine, sink, now, 240).await;
+        assert_eq!(notes(&engine, "circuit-open").await, [sink.name()]);
+        assert!(notes(&engine, "dead-letter").await.is_empty(), "{}", sink.name());
+        world.state().gone.clear();
+        run_for(&engine, sink, now, 20).await;
+        assert_eq!(delivered(&engine, sink).await, 3, "{}", sink.name());
+        assert_eq!(notes(&engine, "circuit-closed").await, [sink.name()]);
+    }
+}
+
+#[tokio::test]
+async fn an_account_that_is_not_found_while_others_are_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, world) = engine(dir.path(), 2).await;
+    world.state().gone.insert("ca_0".to_owned());
+    let mut now = BEGIN;
+    report(&engine, 0, "one", 600, now).await;
+    for round in 0..24 {
+        report(&engine, 1, &format!("token-{round}"), 600 + round, now).await;
+        engine.run_lane(Lane::Reads, now).await.unwrap();
+        now = run_for(&engine, Sink::Composio, now, 10).await;
+    }
+    assert_eq!(notes(&engine, "dead-letter").await, [triplet(0).to_string()]);
+    assert!(notes(&engine, "circuit-open").await.is_empty());
+}
+
+/// A claim lasts two minutes and a request at most half of one: after three requests a round is over.
+#[tokio::test]
+async fn a_round_is_over_before_its_claims_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, world) = engine_with(dir.path(), 500, 2).await;
+    for n in 0..500 {
+        report(&engine, n, "one", 600, BEGIN).await;
+    }
+    engine.run_lane(Lane::Reads, BEGIN).await.unwrap();
+    // All are late by now: each key is looked at first, 100 with a request, two requests side by side.
+    let mut now = BEGIN.plus_ms(90 * SECOND_MS);
+    engine.run_lane(Lane::Sink(Sink::KvSource), now).await.unwrap();
+    let asked = |state: &fake::State| (state.looks, state.puts);
+    assert_eq!(asked(&world.state()), (4, 1));
+    assert_eq!(delivered(&engine, Sink::KvSource).await, 400);
+    assert_eq!(engine.run_lane(Lane::Sink(Sink::KvSource), now).await.unwrap(), None, "the rest stayed due");
+    assert_eq!(delivered(&engine, Sink::KvSource).await, 500);
+
+    // A bad entry is found in several rounds, and nothing good waits for that.
+    let bad = triplet(333);
+    world.state().refused = Some(bad.clone());
+    world.state().puts = 0;
+    let mut rounds = 0;
+    while notes(&engine, "dead-letter").await.is_empty() {
+        rounds += 1;
+        engine.run_lane(Lane::Sink(Sink::KvTarget), now).await.unwrap();
+        assert!(std::mem::take(&mut world.state().puts) <= 3 && rounds < 20, "round {rounds}");
+        now = now.plus_ms(SECOND_MS);
+    }
+    assert_eq!(notes(&engine, "dead-letter").await, [bad.to_string()]);
+    run_for(&engine, Sink::KvTarget, now, 2).await;
+    assert_eq!(delivered(&engine, Sink::KvTarget).await, 499);
+}
+
+#[tokio::test]
+async fn an_engine_that_ends_delivers_what_is_pending() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, _) = engine(dir.path(), 5).await;
+    for n in 0..5 {
+        report(&engine, n, "one", 600, BEGIN).await;
+    }
+    engine.finish(BEGIN).await.unwrap();
+    for sink in Sink::ALL {
+        assert_eq!(delivered(&engine, sink).await, 5, "{}", sink.name());
+    }
 }
 
 #[tokio::test]

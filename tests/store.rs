@@ -422,10 +422,10 @@ async fn failures_of_a_claim_that_is_over_change_nothing(state: State) {
     capture(&a, "one", 1_000, 1).await;
     let late = claim(&a, 1).await.remove(0);
     let current = claim(&b, 61).await.into_iter().find(|p| p.sink == late.sink).unwrap();
-    a.defer_deliveries(&[&late], at(62)).await.unwrap();
+    a.defer_deliveries(&[&late], at(61), at(62)).await.unwrap();
     assert!(!a.bury_delivery(&late, "it said no").await.unwrap());
     assert!(claim(&a, 62).await.is_empty());
-    b.defer_deliveries(&[&current], at(63)).await.unwrap();
+    b.defer_deliveries(&[&current], at(61), at(63)).await.unwrap();
     let again = claim(&a, 63).await.remove(0);
     assert_eq!((again.sink, again.attempts), (late.sink, 1));
     assert!(a.bury_delivery(&again, "it said no").await.unwrap());

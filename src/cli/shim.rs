@@ -1,5 +1,6 @@
 //! `cutover shim`: runs the duties of the soak in real time, and serves the routes around them.
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
+use tokio::task::{JoinError, JoinSet};
 
 use super::apply::StateArgs;
 use super::config::Config;
@@ -28,6 +30,9 @@ const LOOK_EVERY_MS: i64 = 5 * SECOND_MS;
 /// How long to wait before a lane is tried again after the state failed.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// For delivering what is pending when the shim is told to stop.
+const FINISH: Duration = Duration::from_secs(10);
+
 /// The shortest sleep between two looks of a lane.
 const LOOK_AFTER_MS: i64 = 50;
 
@@ -40,7 +45,8 @@ const SINK_PARALLEL: usize = 8;
 /// back, and mirrors it to both KV namespaces and to Composio; watches for outages, foreign writes and
 /// dead grants. Start it right after `cutover apply` and keep it running: from then on nobody else
 /// refreshes. Takes webhooks of both custodies and tokens that the gateway reports; docs/shim.md has
-/// every route. Ends on SIGTERM and Ctrl-C when requests and rounds at hand are done. One per state.
+/// every route. Ends on SIGTERM and Ctrl-C when requests and rounds at hand are done and what is pending
+/// is delivered. One per state.
 ///
 /// Refuses to listen where others can reach it (exit code 7) while a key is weak.
 #[derive(clap::Args, Debug)]
@@ -85,7 +91,7 @@ fn claim(text: &str) -> Result<Millis, String> {
 
 /// # Errors
 /// Exit code 2 for bad input and missing settings, 7 when no plan is applied, another shim runs on
-/// this state or a key is weak, 1 when it cannot listen.
+/// this state or a key is weak, 1 when it cannot listen or a part of it ended by itself.
 pub fn run(args: ShimArgs, ui: &Ui) -> CommandResult {
     if args.new_admin_key {
         return new_admin_key(ui);
@@ -147,31 +153,40 @@ pub fn run(args: ShimArgs, ui: &Ui) -> CommandResult {
         shim.set_engine(Some(Arc::clone(&engine)));
         let (stop, stopped) = watch::channel(false);
         let captured = Arc::new(Notify::new());
-        let mut duties: Vec<_> = Lane::ALL
-            .into_iter()
-            .map(|lane| {
-                let (engine, clock, captured) = (Arc::clone(&engine), Arc::clone(&clock), Arc::clone(&captured));
-                tokio::spawn(run_lane(engine, clock, lane, captured, stopped.clone()))
-            })
-            .collect();
-        duties.push(tokio::spawn(run_alerts(Arc::clone(&engine), Arc::clone(&clock), alerts, stopped.clone())));
+        let mut duties = Duties::default();
+        for lane in Lane::ALL {
+            let (engine, clock, captured) = (Arc::clone(&engine), Arc::clone(&clock), Arc::clone(&captured));
+            duties.start(lane.name(), run_lane(engine, clock, lane, captured, stopped.clone()));
+        }
+        duties.start("alerts", run_alerts(Arc::clone(&engine), Arc::clone(&clock), alerts, stopped.clone()));
         let mut until = stopped.clone();
         let stopping = async move { drop(until.wait_for(|stop| *stop).await) };
-        let server = tokio::spawn(serve(listener, Arc::clone(&shim).router(), acceptor, Limits::default(), stopping));
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        let router = Arc::clone(&shim).router();
+        let mut server = tokio::spawn(serve(listener, router, acceptor, Limits::default(), stopping));
+        let mut ended = tokio::select! {
+            _ = terminate.recv() => None,
+            _ = interrupt.recv() => None,
+            ended = duties.next() => ended.map(|(name, why)| gone(&format!("lane `{name}`"), why)),
+            result = &mut server => Some(gone("the listener", result.err())),
+            () = engine.store().intake_ended() => Some(gone("the writer of the intake log", None)),
+        };
         // Only this side ends the channel, and it is still here.
         let _ = stop.send(true);
-        let drained = server.await.unwrap_or(false);
-        for duty in duties {
-            if let Err(error) = duty.await {
-                tracing::error!("a duty ended badly: {error}");
+        let drained = server.is_finished() || server.await.unwrap_or(false);
+        while let Some((name, why)) = duties.next().await {
+            if why.is_some() {
+                ended = ended.or_else(|| Some(gone(&format!("lane `{name}`"), why)));
             }
         }
         if !drained {
             ui.note("some requests took too long and were cut off; nothing that was accepted is lost");
+        }
+        if ended.is_none() {
+            match tokio::time::timeout(FINISH, engine.finish(clock())).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!("what is pending waits for the next start: {error}"),
+                Err(_) => tracing::warn!("what is pending took too long and waits until its claims are over"),
+            }
         }
         shim.set_engine(None);
         drop(shim);
@@ -179,9 +194,48 @@ pub fn run(args: ShimArgs, ui: &Ui) -> CommandResult {
         if let Some(engine) = Arc::into_inner(engine) {
             engine.into_store().close().await.map_err(|error| broken(&error))?;
         }
-        ui.note("stopped between two rounds; everything that was accepted is in the journal");
-        Ok(exit::OK)
+        match ended {
+            Some(error) => Err(error),
+            None => {
+                ui.note("stopped between two rounds; everything that was accepted is in the journal");
+                Ok(exit::OK)
+            }
+        }
     })
+}
+
+/// The tasks of the lanes, by name.
+#[derive(Default)]
+struct Duties {
+    tasks: JoinSet<()>,
+    names: BTreeMap<tokio::task::Id, &'static str>,
+}
+
+impl Duties {
+    fn start(&mut self, name: &'static str, duty: impl Future<Output = ()> + Send + 'static) {
+        let task = self.tasks.spawn(duty);
+        self.names.insert(task.id(), name);
+    }
+
+    /// Waits for the next one to end. `None` when there is none any more.
+    async fn next(&mut self) -> Option<(&'static str, Option<JoinError>)> {
+        let (id, why) = match self.tasks.join_next_with_id().await? {
+            Ok((id, ())) => (id, None),
+            Err(error) => (error.id(), Some(error)),
+        };
+        Some((self.names.get(&id).copied().unwrap_or_default(), why))
+    }
+}
+
+/// A part of the shim ended by itself. The others could go on and look healthy; a service manager
+/// that starts everything anew is better.
+fn gone(part: &str, why: Option<JoinError>) -> CommandError {
+    let error = CommandError::failed(format!("{part} ended by itself, so the shim does too"))
+        .hint("start it again: what was accepted is in the journal; report what the log says");
+    match why {
+        Some(why) => error.because(&why),
+        None => error,
+    }
 }
 
 fn new_admin_key(ui: &Ui) -> CommandResult {
@@ -203,7 +257,7 @@ fn refuse_weak(listen: &SocketAddr, routes: &ShimConfig) -> Result<(), CommandEr
     match routes.weakness() {
         None => Ok(()),
         Some(why) => Err(CommandError::new(exit::REFUSED, format!("`{listen}` can be reached by others, and {why}"))
-            .hint("set a random key of 32 bytes, or listen on 127.0.0.1")),
+            .hint("set a random key of 32 bytes (`cutover shim --new-admin-key` makes one), or listen on 127.0.0.1")),
     }
 }
 

@@ -144,7 +144,7 @@ impl<O: Outside> Engine<O> {
         let named = |text: &str| text.chars().filter(|c| !c.is_control()).take(NAME_MAX).collect::<String>();
         let when = row.at.map_or_else(|| "at an unknown time".to_owned(), |at| format!("at {}", at.to_minute()));
         let detail = format!("`kv_audit` has a `{}` by `{}` {when}", named(&row.action), named(&row.source));
-        self.note_foreign(&triplet, Sink::KvSource, Some(detail), now).await?;
+        self.note_foreign(&triplet, Sink::KvSource, detail, now).await?;
         Ok(true)
     }
 }

@@ -36,9 +36,8 @@ const HOLD_MS: i64 = 300 * SECOND_MS;
 /// Keys in one bulk read.
 const LOOK_MAX: usize = 100;
 
-/// Patches of one request queue in one round. A claim lasts 2 minutes and a request at most 30 s: a
-/// round that runs side by side must be over before its claims are.
-const PATCHES_MAX: usize = 3;
+/// What a request may take: clients give up after it.
+const REQUEST_MS: i64 = 30 * SECOND_MS;
 
 /// What a round at a sink may do.
 enum Room {
@@ -61,6 +60,10 @@ pub(super) struct Mirroring {
     /// First results of versions that do not have them from both KV namespaces yet.
     open: BTreeMap<Triplet, First>,
     results: Classes,
+    /// When each sink last took a delivery.
+    took_at: BTreeMap<Sink, Timestamp>,
+    /// How many deliveries make a round at a sink that refused more, while the bad one is looked for.
+    narrowed: BTreeMap<Sink, usize>,
 }
 
 /// The first results of one version.
@@ -113,7 +116,7 @@ impl<O: Outside> Engine<O> {
         Ok([due, self.carry_marks(now).await?].into_iter().flatten().min())
     }
 
-    async fn mirror_tokens(&self, sink: Sink, now: Timestamp) -> EngineResult<Option<Timestamp>> {
+    pub(super) async fn mirror_tokens(&self, sink: Sink, now: Timestamp) -> EngineResult<Option<Timestamp>> {
         loop {
             let room = match self.circuit(sink, |circuit| circuit.allows(now)) {
                 Allowance::All => self.room(sink, self.round_max(sink), now),
@@ -157,15 +160,26 @@ impl<O: Outside> Engine<O> {
     }
 
     fn round_max(&self, sink: Sink) -> u32 {
-        match (sink, self.config.sink_parallel) {
+        let max = match sink {
+            Sink::KvSource | Sink::KvTarget => self.known(|known| known.mirroring.narrowed.get(&sink).copied()),
+            Sink::Composio => Some(self.config.sink_parallel.max(1).saturating_mul(self.in_a_row())),
+        };
+        max.map_or(ROUND_MAX, |max| max.min(ROUND_MAX as usize) as u32)
+    }
+
+    /// Requests that a round may make one after the other: it must be over before its claims are, or
+    /// what it sends last could come after what somebody else sends next.
+    fn in_a_row(&self) -> usize {
+        match self.config.sink_parallel {
             // In virtual time requests take none of it.
-            (Sink::KvSource | Sink::KvTarget, _) | (Sink::Composio, 0 | 1) => ROUND_MAX,
-            (Sink::Composio, parallel) => (parallel * PATCHES_MAX) as u32,
+            0 | 1 => usize::MAX,
+            // A look and a put at least.
+            _ => (self.config.claim_ms / REQUEST_MS - 1).max(2) as usize,
         }
     }
 
     /// Bulk puts. When the whole of one is refused it is halved, so that one bad entry is found and
-    /// the others arrive.
+    /// the others arrive; in the next rounds, if this one may make no more requests.
     async fn put_all(
         &self,
         sink: Sink,
@@ -173,9 +187,12 @@ impl<O: Outside> Engine<O> {
         pending: Vec<PendingDelivery>,
         now: Timestamp,
     ) -> EngineResult<()> {
-        let Some(pending) = self.hold_older(sink, namespace, pending, now).await? else { return Ok(()) };
+        let mut left = self.in_a_row();
+        let Some(pending) = self.hold_older(sink, namespace, pending, &mut left, now).await? else { return Ok(()) };
         let mut parts = VecDeque::from([pending]);
-        while let Some(mut part) = parts.pop_front().filter(|part| !part.is_empty()) {
+        while left > 0 {
+            let Some(mut part) = parts.pop_front().filter(|part| !part.is_empty()) else { break };
+            left -= 1;
             let puts: Vec<KvPut> = part
                 .iter()
                 .map(|p| KvPut {
@@ -203,65 +220,79 @@ impl<O: Outside> Engine<O> {
                     self.sink_failed(sink, &error.kind, now).await?;
                     self.put_off(sink, &part, &error.kind, now).await?;
                     if !matches!(error.kind, ApiErrorKind::Rejected { .. }) {
-                        let untried: Vec<PendingDelivery> = parts.into_iter().flatten().collect();
-                        return Ok(self.store.release_deliveries(&untried, now).await?);
+                        break;
                     }
                 }
             }
         }
-        Ok(())
+        self.known(|known| match parts.iter().map(Vec::len).min() {
+            Some(smallest) => known.mirroring.narrowed.insert(sink, smallest),
+            None => known.mirroring.narrowed.remove(&sink),
+        });
+        let untried: Vec<PendingDelivery> = parts.into_iter().flatten().collect();
+        Ok(self.store.release_deliveries(&untried, now).await?)
     }
 
     /// KV cannot compare and set. Before a delivery that is late, or whose key somebody else wrote, the
     /// key is looked at: a token there that lives longer than ours is not replaced, and ours waits.
-    /// Returns what may be put, `None` when KV does not answer.
+    /// Returns what may be put, `None` when KV does not answer. One of the requests that are `left` is
+    /// kept for the put; what cannot be looked at for that stays due.
     async fn hold_older(
         &self,
         sink: Sink,
         namespace: Namespace,
         pending: Vec<PendingDelivery>,
+        left: &mut usize,
         now: Timestamp,
     ) -> EngineResult<Option<Vec<PendingDelivery>>> {
         if sink != Sink::KvSource {
             return Ok(Some(pending));
         }
-        let is_doubtful = |p: &PendingDelivery| {
-            let foreign = self.known(|known| known.foreign.contains(&format!("{}:{}", sink.name(), p.triplet)));
-            foreign || p.attempts > 0 || now.since(p.captured_at) > LATE_MS
-        };
+        let is_doubtful = |p: &PendingDelivery| p.foreign || p.attempts > 0 || now.since(p.captured_at) > LATE_MS;
         let (doubtful, mut clear): (Vec<_>, Vec<_>) = pending.into_iter().partition(is_doubtful);
-        let mut held = Vec::new();
-        let mut doubtful = doubtful.into_iter().peekable();
-        while doubtful.peek().is_some() {
-            let chunk: Vec<PendingDelivery> = doubtful.by_ref().take(LOOK_MAX).collect();
-            let keys: Vec<String> = chunk.iter().map(|p| p.triplet.kv_key()).collect();
-            let answer = self.outside.cloudflare().bulk_get_urgent(namespace, &keys).await;
-            self.observe(Api::Cloudflare, now, &answer).await?;
-            let found = match answer {
-                Ok(found) => found,
-                Err(error) => {
-                    self.sink_failed(sink, &error.kind, now).await?;
-                    self.put_off(sink, &chunk, &error.kind, now).await?;
-                    clear.extend(held);
-                    clear.extend(doubtful);
-                    self.store.release_deliveries(&clear, now).await?;
-                    return Ok(None);
-                }
-            };
-            self.store.add_counts(&[("kv_reads", keys.len() as i64)]).await?;
-            for p in chunk {
-                let there = found.get(&p.triplet.kv_key()).and_then(Option::as_ref);
-                let ends = there.and_then(|entry| entry.as_ref().ok()?.expires_at);
-                if ends.is_some_and(|ends| p.entry.expires_at.is_some_and(|ours| ours < ends)) {
-                    tracing::warn!(triplet = %p.triplet, "held back: KV has a token of another writer that lives longer");
-                    held.push(p);
-                } else {
-                    clear.push(p);
+        let (mut held, mut later, mut silent) = (Vec::new(), Vec::new(), false);
+        for some in doubtful.chunks(LOOK_MAX * self.config.sink_parallel.max(1)) {
+            if silent || *left <= 1 {
+                later.extend_from_slice(some);
+                continue;
+            }
+            *left -= 1;
+            let chunks: Vec<&[PendingDelivery]> = some.chunks(LOOK_MAX).collect();
+            let answers = together(chunks.iter().map(|chunk| async {
+                let keys: Vec<String> = chunk.iter().map(|p| p.triplet.kv_key()).collect();
+                self.outside.cloudflare().bulk_get_urgent(namespace, &keys).await
+            }))
+            .await;
+            for (chunk, answer) in chunks.into_iter().zip(answers) {
+                self.observe(Api::Cloudflare, now, &answer).await?;
+                let found = match answer {
+                    Ok(found) => found,
+                    Err(error) => {
+                        self.sink_failed(sink, &error.kind, now).await?;
+                        self.put_off(sink, chunk, &error.kind, now).await?;
+                        silent = true;
+                        continue;
+                    }
+                };
+                self.store.add_counts(&[("kv_reads", chunk.len() as i64)]).await?;
+                for p in chunk {
+                    let there = found.get(&p.triplet.kv_key()).and_then(Option::as_ref);
+                    let ends = there.and_then(|entry| entry.as_ref().ok()?.expires_at);
+                    if ends.is_some_and(|ends| p.entry.expires_at.is_some_and(|ours| ours < ends)) {
+                        tracing::warn!(triplet = %p.triplet, "held back: KV has a token of another writer that lives longer");
+                        held.push(p.clone());
+                    } else {
+                        clear.push(p.clone());
+                    }
                 }
             }
         }
         self.store.release_deliveries(&held, now.plus_ms(HOLD_MS)).await?;
-        Ok(Some(clear))
+        if silent {
+            later.append(&mut clear);
+        }
+        self.store.release_deliveries(&later, now).await?;
+        Ok((!silent).then_some(clear))
     }
 
     /// Patches one account after the other in each of a few queues; no account is in two of them.
@@ -326,7 +357,7 @@ impl<O: Outside> Engine<O> {
     }
 
     /// Tries again later, or gives up when trying again cannot help: it was refused for good, or it
-    /// failed often enough while the sink takes others.
+    /// failed often enough while the sink took others.
     async fn put_off(
         &self,
         sink: Sink,
@@ -336,13 +367,18 @@ impl<O: Outside> Engine<O> {
     ) -> EngineResult<()> {
         let hopeless = matches!(kind, ApiErrorKind::Rejected { .. });
         let healthy = self.circuit(sink, |circuit| circuit.is_closed());
-        let mut attempts = 0;
-        let mut later: Vec<&PendingDelivery> = Vec::new();
-        self.known(|known| {
+        let took_at = self.known(|known| {
             pending.iter().for_each(|p| known.mirroring.count(sink, &p.triplet, p.metadata.v, false));
+            known.mirroring.took_at.get(&sink).copied()
         });
+        let mut attempts = 0;
+        let mut refuses_all = false;
+        let mut later: Vec<&PendingDelivery> = Vec::new();
         for p in pending {
-            if hopeless || (healthy && p.attempts + 1 >= self.config.delivery_attempts_max) {
+            let worn = p.attempts + 1 >= self.config.delivery_attempts_max;
+            let took_others = p.failing_since.is_some_and(|since| took_at.is_some_and(|at| at > since));
+            refuses_all |= worn && !took_others;
+            if hopeless || (worn && healthy && took_others) {
                 let why = format!("{} after {} attempts: {kind}", sink.name(), p.attempts + 1);
                 if !self.store.bury_delivery(p, &why).await? {
                     // A newer version is there, or somebody else is at it: that one is tried.
@@ -357,16 +393,20 @@ impl<O: Outside> Engine<O> {
                 later.push(p);
             }
         }
+        if refuses_all && !hopeless && !kind.is_limit() && !speaks_of_sink(sink, kind) {
+            self.sink_in_trouble(sink, kind, now).await?;
+        }
         if let Some(first) = later.first() {
             let draw = spread(&["delivery", sink.name(), &first.triplet.to_string()], u64::from(attempts));
             let next_at = now.plus_ms(delivery_retry_after_ms(attempts, kind.wait_ms(), draw));
             tracing::warn!(sink = sink.name(), deliveries = later.len(), attempts, "put off: {kind}");
-            self.store.defer_deliveries(&later, next_at).await?;
+            self.store.defer_deliveries(&later, now, next_at).await?;
         }
         Ok(())
     }
 
     async fn sink_succeeded(&self, sink: Sink, now: Timestamp) -> EngineResult<()> {
+        self.known(|known| known.mirroring.took_at.insert(sink, now));
         if let Change::Closed(since) = self.circuit(sink, Circuit::succeeded) {
             let detail = format!("takes deliveries again after {} s", now.since(since) / SECOND_MS);
             tracing::warn!(sink = sink.name(), "circuit closed: {detail}");
@@ -376,24 +416,20 @@ impl<O: Outside> Engine<O> {
         Ok(())
     }
 
-    /// Whether this failure speaks of the sink as a whole, and what follows from that.
+    /// What follows from a failure if it speaks of the sink as a whole.
     pub(super) async fn sink_failed(&self, sink: Sink, kind: &ApiErrorKind, now: Timestamp) -> EngineResult<()> {
-        let change = match kind {
-            limit if limit.is_limit() => {
-                let until = now.plus_ms(limit.wait_ms().unwrap_or(0).max(LIMITED_MS));
-                self.circuit(sink, |circuit| circuit.limited(until));
-                Change::None
-            }
-            ApiErrorKind::Unreachable { .. }
-            | ApiErrorKind::Server { .. }
-            | ApiErrorKind::Contract { .. }
-            | ApiErrorKind::Unauthorized { .. } => {
-                let draw = spread(&["circuit", sink.name()], now.millis().unsigned_abs());
-                self.circuit(sink, |circuit| circuit.failed(&kind.to_string(), now, draw))
-            }
-            _ => Change::None,
-        };
-        if change == Change::Opened {
+        if kind.is_limit() {
+            let until = now.plus_ms(kind.wait_ms().unwrap_or(0).max(LIMITED_MS));
+            self.circuit(sink, |circuit| circuit.limited(until));
+        } else if speaks_of_sink(sink, kind) {
+            self.sink_in_trouble(sink, kind, now).await?;
+        }
+        Ok(())
+    }
+
+    async fn sink_in_trouble(&self, sink: Sink, kind: &ApiErrorKind, now: Timestamp) -> EngineResult<()> {
+        let draw = spread(&["circuit", sink.name()], now.millis().unsigned_abs());
+        if self.circuit(sink, |circuit| circuit.failed(&kind.to_string(), now, draw)) == Change::Opened {
             let detail = format!("left alone after failures in a row: {kind}");
             tracing::error!(sink = sink.name(), "circuit open: {detail}");
             let note = Note { at: now, subject: sink.name().to_owned(), detail };
@@ -404,6 +440,23 @@ impl<O: Outside> Engine<O> {
 
     pub(super) fn circuit<T>(&self, sink: Sink, look: impl FnOnce(&mut Circuit) -> T) -> T {
         self.known(|known| look(known.mirroring.circuits.entry(sink).or_default()))
+    }
+}
+
+/// Whether a failure speaks of the sink as a whole. What a bulk put does not find is its namespace, a
+/// patch its account.
+fn speaks_of_sink(sink: Sink, kind: &ApiErrorKind) -> bool {
+    match kind {
+        ApiErrorKind::Unreachable { .. }
+        | ApiErrorKind::Server { .. }
+        | ApiErrorKind::Contract { .. }
+        | ApiErrorKind::Unauthorized { .. } => true,
+        ApiErrorKind::NotFound { .. } => sink != Sink::Composio,
+        ApiErrorKind::RateLimited { .. }
+        | ApiErrorKind::OverBudget { .. }
+        | ApiErrorKind::Conflict { .. }
+        | ApiErrorKind::RefreshFailed { .. }
+        | ApiErrorKind::Rejected { .. } => false,
     }
 }
 

@@ -22,7 +22,7 @@ pub mod steps;
 mod together;
 mod watch;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -108,8 +108,6 @@ struct Known {
     /// When each periodic duty runs next. Forgotten with the engine: one that starts looks at
     /// everything first.
     periodic: BTreeMap<Periodic, Timestamp>,
-    /// Foreign entries that were noted, as `{sink}:{triplet}`.
-    foreign: BTreeSet<String>,
     /// Shortest life of a token that was fresh when it was captured, since the engine started.
     shortest_life_ms: Option<i64>,
     /// Where a round of smoke tests stopped for want of room.
@@ -135,8 +133,7 @@ impl Known {
         let at = |text: &String| text.parse().ok().map(Timestamp::from_millis);
         let down = store.load_metas("down:").await?;
         let health = Api::ALL.map(|api| (api, Health { last_ok: None, down_since: down.get(api.name()).and_then(at) }));
-        let foreign = store.load_metas("foreign:").await?.into_keys().collect();
-        Ok(Self { health: health.into(), foreign, ..Self::default() })
+        Ok(Self { health: health.into(), ..Self::default() })
     }
 }
 
@@ -316,6 +313,24 @@ impl<O: Outside> Engine<O> {
             }
             Lane::Watch => self.watch(now).await.map(Some),
         }
+    }
+
+    /// What an engine that ends still does: works in what was accepted, and delivers what is due, one
+    /// round to each sink.
+    ///
+    /// # Errors
+    /// Only when the store fails.
+    pub async fn finish(&self, now: Timestamp) -> EngineResult<()> {
+        if !self.is_soaking().await? {
+            return Ok(());
+        }
+        if self.store.load_due().await?.intake {
+            self.drain(now).await?;
+        }
+        for round in together::together(Sink::ALL.map(|sink| self.mirror_tokens(sink, now))).await {
+            round?;
+        }
+        Ok(())
     }
 
     /// The periodic duties, if this engine leads them.

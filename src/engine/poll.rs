@@ -140,7 +140,7 @@ impl<O: Outside> Engine<O> {
         let stuck = !is_new && credential.expires_at.is_some_and(|e| e.since(now) < REFRESH_MARGIN_MS);
         if stuck {
             let ended = credential.expires_at.is_some_and(|e| now.since(e) > CLOCKS_APART_MS);
-            if ended && !self.has_rival(connection, fed, now) {
+            if ended && !self.has_rival(connection, fed, now).await? {
                 let why = "Nango has no refresh token for it, and its token ended";
                 self.bury_grant(connection, fed, why, now).await?;
             } else {
@@ -233,7 +233,7 @@ impl<O: Outside> Engine<O> {
             tried,
             ended_ms,
             token: self.liveness(connection, fed, now).await?,
-            rival: self.has_rival(connection, fed, now),
+            rival: self.has_rival(connection, fed, now).await?,
             siblings: match ended_ms {
                 Some(_) => {
                     let since = failing_since.plus_ms(DOUBT_AFTER_MS);
@@ -282,12 +282,10 @@ impl<O: Outside> Engine<O> {
 
     /// Whether somebody beside Nango refreshes this grant: a token that we did not write is in KV, or
     /// one that lives longer than Nango's was reported.
-    fn has_rival(&self, connection: &ConnectionRow, fed: &[&TripletRow], now: Timestamp) -> bool {
-        fed.iter().any(|t| {
-            let foreign = format!("{}:{}", Sink::KvSource.name(), t.triplet);
-            let longer = t.expires_at > connection.expires_at && t.expires_at.is_some_and(|e| e > now);
-            longer || self.known(|known| known.foreign.contains(&foreign))
-        })
+    async fn has_rival(&self, connection: &ConnectionRow, fed: &[&TripletRow], now: Timestamp) -> EngineResult<bool> {
+        let outlives = |t: &&TripletRow| t.expires_at > connection.expires_at && t.expires_at.is_some_and(|e| e > now);
+        let triplets: Vec<_> = fed.iter().map(|t| &t.triplet).collect();
+        Ok(fed.iter().any(outlives) || self.store.is_foreign(Sink::KvSource, &triplets).await?)
     }
 
     /// Marks a grant as gone: evidence for `invalid-grant` and a marker for the gateway, once; and reads

@@ -213,16 +213,24 @@ impl<O: Outside> Engine<O> {
                 }
             };
             self.store.add_counts(&[("kv_lists", pages)]).await?;
+            let known = self.store.load_foreign(sink).await?;
             for state in self.store.load_sink(sink).await? {
                 if state.delivered == 0 {
                     continue;
                 }
                 let judged = judge_key(listed.get(&state.triplet.kv_key()), &state, now, self.config.settle_ms);
                 scanned += 1;
-                found |= judged == KeyState::Foreign;
-                let foreign = (judged == KeyState::Foreign)
-                    .then(|| format!("{} was last written by nobody that we know", sink.name()));
-                self.note_foreign(&state.triplet, sink, foreign, now).await?;
+                match (judged == KeyState::Foreign, known.contains(&state.triplet)) {
+                    (true, noted) => {
+                        found = true;
+                        if !noted {
+                            let detail = format!("{} was last written by nobody that we know", sink.name());
+                            self.note_foreign(&state.triplet, sink, detail, now).await?;
+                        }
+                    }
+                    (false, true) => self.store.forget_foreign(sink, &state.triplet).await?,
+                    (false, false) => {}
+                }
             }
         }
         let outcome = match (scanned, found) {
@@ -242,25 +250,16 @@ impl<O: Outside> Engine<O> {
     }
 
     /// Notes a foreign write once, from when it is seen until a scan finds the entry ours again.
-    /// `foreign` says what was seen.
     pub(super) async fn note_foreign(
         &self,
         triplet: &Triplet,
         sink: Sink,
-        foreign: Option<String>,
+        detail: String,
         now: Timestamp,
     ) -> EngineResult<()> {
-        let key = format!("{}:{triplet}", sink.name());
-        let known = self.known(|known| known.foreign.contains(&key));
-        if let (Some(detail), false) = (&foreign, known) {
-            let detail = detail.clone();
-            tracing::error!(triplet = %triplet, "foreign write: {detail}");
-            self.store.add_note("foreign-write", &Note { at: now, subject: triplet.to_string(), detail }).await?;
-            self.store.save_meta(&format!("foreign:{key}"), &now.millis().to_string()).await?;
-            self.known(|known| known.foreign.insert(key));
-        } else if foreign.is_none() && known {
-            self.store.delete_meta(&format!("foreign:{key}")).await?;
-            self.known(|known| known.foreign.remove(&key));
+        let note = Note { at: now, subject: triplet.to_string(), detail };
+        if self.store.note_foreign(sink, triplet, &note).await? {
+            tracing::error!(triplet = %triplet, "foreign write: {}", note.detail);
         }
         Ok(())
     }

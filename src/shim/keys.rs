@@ -15,23 +15,69 @@ const BYTES_MIN: usize = 16;
 /// The fewest different characters in such a key.
 const DISTINCT_MIN: usize = 8;
 
-/// Keys that everybody knows: habits, and the examples of published test vectors.
+/// Keys that everybody knows: habits, the examples of published test vectors, and what the sandbox
+/// prints for its webhooks and its gateway unless it is given another seed.
 const KNOWN: [&str; 14] = [
-    "admin",
-    "password",
-    "secret",
-    "changeme",
-    "change-me",
-    "default",
-    "test",
-    "letmein",
+    "12345678",
+    "123456789",
+    "1234567890",
+    "1q2w3e4r",
+    "correct horse battery staple",
+    "correcthorsebatterystaple",
     "0123456789abcdef",
     "1234567890123456",
     "abcdefghijklmnop",
     "supersecretsupersecret",
     "7b0d9f52-3c41-4e8a-9d26-5a1f0c3e7b48",
     "cutover-test-secret-01",
+    "91a4ee94-7c62-4c91-bf96-a7a5e202b944",
+    "admin-CANARY-hQQdExV7vXa7KNulPKL5I14M",
 ];
+
+/// What people take for a key, in any of three cases and with any of these endings.
+const WORDS: [&str; 30] = [
+    "admin",
+    "administrator",
+    "adminkey",
+    "admin-key",
+    "apikey",
+    "api-key",
+    "changeme",
+    "change-me",
+    "composio",
+    "cutover",
+    "default",
+    "gateway",
+    "guest",
+    "hunter",
+    "key",
+    "letmein",
+    "login",
+    "master",
+    "nango",
+    "passw0rd",
+    "password",
+    "qwerty",
+    "root",
+    "secret",
+    "shim",
+    "test",
+    "token",
+    "user",
+    "webhook",
+    "welcome",
+];
+const ENDINGS: [&str; 14] =
+    ["", "1", "2", "12", "123", "1234", "12345", "123456", "!", "1!", "123!", "2024", "2025", "2026"];
+
+/// Whether `fits` takes a key that everybody knows.
+fn is_known(fits: impl Fn(&str) -> bool) -> bool {
+    let title = |word: &str| word[..1].to_uppercase() + &word[1..];
+    let cases = |word: &'static str| [word.to_owned(), word.to_uppercase(), title(word)];
+    let mut guesses =
+        WORDS.into_iter().flat_map(cases).flat_map(|word| ENDINGS.map(|ending| format!("{word}{ending}")));
+    KNOWN.iter().any(|known| fits(known)) || guesses.any(|guess| fits(&guess))
+}
 
 /// SHA-256 hashes of the admin keys. A key is 32 random bytes, so one round is enough: there is
 /// nothing to guess. Several are accepted so that a key can be replaced without a gap.
@@ -46,25 +92,30 @@ impl fmt::Debug for AdminKeys {
 
 /// A text that is not a list of hashes. Never repeats it: it may be a key in the wrong place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("entry {entry} is not `sha256:` and 64 hex digits")]
-pub struct NotAHash {
-    /// From 1.
-    pub entry: usize,
+pub enum NotAHash {
+    /// Entries count from 1.
+    #[error("entry {entry} is not `sha256:` and 64 hex digits")]
+    Malformed { entry: usize },
+    #[error("entry {entry} is the hash of an empty key: the variable that it was made from was not set")]
+    OfNothing { entry: usize },
 }
 
 impl AdminKeys {
     /// Reads `sha256:…` entries, separated by spaces or commas.
     ///
     /// # Errors
-    /// When an entry is anything else.
+    /// When an entry is anything else, or the hash of nothing.
     pub fn parse(text: &str) -> Result<Self, NotAHash> {
         let entries = text.split([' ', ',', '\n', '\t']).filter(|entry| !entry.is_empty());
         let parse = |(n, entry): (usize, &str)| {
             let digits = entry.strip_prefix(PREFIX).filter(|d| d.len() == 64 && d.is_ascii());
             let mut hash = [0; 32];
             for (i, byte) in hash.iter_mut().enumerate() {
-                let pair = digits.and_then(|d| d.get(2 * i..2 * i + 2)).ok_or(NotAHash { entry: n + 1 })?;
-                *byte = u8::from_str_radix(pair, 16).map_err(|_| NotAHash { entry: n + 1 })?;
+                let pair = digits.and_then(|d| d.get(2 * i..2 * i + 2)).ok_or(NotAHash::Malformed { entry: n + 1 })?;
+                *byte = u8::from_str_radix(pair, 16).map_err(|_| NotAHash::Malformed { entry: n + 1 })?;
+            }
+            if hash == self::hash(b"") {
+                return Err(NotAHash::OfNothing { entry: n + 1 });
             }
             Ok(hash)
         };
@@ -84,15 +135,16 @@ impl AdminKeys {
         self.0.is_empty()
     }
 
-    /// Whether `given` is one of the keys. All are compared, so that time tells nothing.
+    /// Whether `given` is one of the keys. All are compared, so that time tells nothing. Nothing is no key.
     pub fn admit(&self, given: &[u8]) -> bool {
-        let given = hash(given);
-        self.0.iter().fold(false, |fits, known| fits | same_secret(known, &given))
+        let digest = hash(given);
+        let fits = self.0.iter().fold(false, |fits, known| fits | same_secret(known, &digest));
+        fits && !given.is_empty()
     }
 
-    /// Whether one of them is a key that everybody knows.
+    /// Whether one of them is a key that everybody knows. How good the others are, a hash does not tell.
     pub fn hold_a_known_key(&self) -> bool {
-        KNOWN.iter().any(|known| self.admit(known.as_bytes()))
+        is_known(|guess| self.admit(guess.as_bytes()))
     }
 }
 
@@ -111,7 +163,7 @@ pub fn weakness(key: &Secret) -> Option<&'static str> {
     let mut distinct: Vec<char> = text.chars().collect();
     distinct.sort_unstable();
     distinct.dedup();
-    if KNOWN.iter().any(|known| text.eq_ignore_ascii_case(known)) {
+    if is_known(|guess| text.eq_ignore_ascii_case(guess)) {
         Some("everybody knows it")
     } else if text.len() < BYTES_MIN {
         Some("it is shorter than 16 bytes")
@@ -144,8 +196,11 @@ mod tests {
         let good = hash_of(&Secret::new("x"));
         for bad in ["canary", "sha256:", &good[..70], &format!("{good}0"), &good.replace('0', "é")] {
             let error = AdminKeys::parse(&format!("{good} {bad}")).unwrap_err();
-            assert!(error.entry == 2 && !error.to_string().contains("canary"), "{error}");
+            assert!(error == NotAHash::Malformed { entry: 2 } && !error.to_string().contains("canary"), "{error}");
         }
+        let nothing = hash_of(&Secret::new(""));
+        assert_eq!(AdminKeys::parse(&format!("{good} {nothing}")), Err(NotAHash::OfNothing { entry: 2 }));
+        assert!(!AdminKeys::of(&[Secret::new("")]).admit(b""), "nothing opens nothing");
         assert!(AdminKeys::parse(" ").unwrap().is_empty());
     }
 
@@ -155,6 +210,11 @@ mod tests {
             assert!(weakness(&Secret::new(weak)).is_some(), "{weak}");
         }
         assert_eq!(weakness(&Secret::new("c1f7a0f2-93c4-4f0e-8f5e-0c6f8f6b9b1d")), None);
-        assert!(AdminKeys::of(&[Secret::new("admin")]).hold_a_known_key());
+        let holds =
+            |key: &str| AdminKeys::of(&[Secret::new("c1f7a0f2-93c4-4f0e"), Secret::new(key)]).hold_a_known_key();
+        for known in ["admin", "Password1", "CHANGEME", "Welcome2026", "cutover-test-secret-01"] {
+            assert!(holds(known), "{known}");
+        }
+        assert!(!holds("c1f7a0f2-93c4-4f0e-8f5e-0c6f8f6b9b1d"));
     }
 }

@@ -96,6 +96,8 @@ pub struct Shim<O> {
     ids: request::Ids,
     /// The last snapshot: many readers in one second share it.
     snapshot: Mutex<Option<Arc<Snapshot>>>,
+    /// When the journal last took what it was given to see whether it does.
+    ready_at: Mutex<Option<Timestamp>>,
 }
 
 impl<O: Outside> Shim<O> {
@@ -108,6 +110,7 @@ impl<O: Outside> Shim<O> {
             metrics: Metrics::default(),
             ids,
             snapshot: Mutex::new(None),
+            ready_at: Mutex::new(None),
         }
     }
 

@@ -15,7 +15,7 @@ use crate::domain::time::SECOND_MS;
 use crate::ports::Outside;
 use crate::status::Snapshot;
 
-/// A snapshot younger than this is shown again.
+/// What was looked at less than this ago is not looked at again.
 const FRESH_MS: i64 = SECOND_MS;
 
 /// How long a commit may take before the shim counts as not ready.
@@ -30,10 +30,10 @@ pub(super) async fn healthz() -> &'static str {
     "ok"
 }
 
-/// The journal can commit: tried, not remembered.
+/// Something would be accepted.
 pub(super) async fn readyz<O: Outside>(State(shim): State<Arc<Shim<O>>>) -> Result<&'static str, Refusal> {
     let engine = shim.ready_engine()?;
-    if shim.can_commit(&engine).await { Ok("ready") } else { Err(Refusal::unavailable("the journal cannot commit")) }
+    if shim.is_ready(&engine).await { Ok("ready") } else { Err(Refusal::unavailable("the journal cannot commit")) }
 }
 
 pub(super) async fn metrics<O: Outside>(State(shim): State<Arc<Shim<O>>>) -> Response {
@@ -60,10 +60,17 @@ pub(super) async fn soak<O: Outside>(
 }
 
 impl<O: Outside> Shim<O> {
-    async fn can_commit(&self, engine: &crate::engine::Engine<O>) -> bool {
-        let now = self.now().millis().to_string();
-        let probe = engine.store().save_meta("probed_at", &now);
-        matches!(tokio::time::timeout(COMMIT_TIME, probe).await, Ok(Ok(())))
+    /// Whether something would be accepted: tried once for all who ask within [`FRESH_MS`]. That it would
+    /// not is never remembered.
+    async fn is_ready(&self, engine: &crate::engine::Engine<O>) -> bool {
+        let mut ready_at = self.ready_at.lock().await;
+        let now = self.now();
+        if ready_at.is_some_and(|at| now.since(at) < FRESH_MS) {
+            return true;
+        }
+        let probe = tokio::time::timeout(COMMIT_TIME, engine.store().probe_intake(now)).await;
+        *ready_at = matches!(probe, Ok(Ok(()))).then_some(now);
+        ready_at.is_some()
     }
 
     /// The state of everything, at most [`FRESH_MS`] old.
@@ -74,7 +81,7 @@ impl<O: Outside> Shim<O> {
             return Ok(Arc::clone(snapshot));
         }
         let engine = self.ready_engine()?;
-        let ready = self.can_commit(&engine).await;
+        let ready = self.is_ready(&engine).await;
         let looked = tokio::time::timeout(COMMIT_TIME, engine.snapshot(now)).await;
         let mut snapshot = match looked {
             Ok(Ok(snapshot)) => snapshot,

@@ -1,16 +1,19 @@
 //! What every request goes through: an id, a time limit, a log line, a count; and what handlers
 //! need of it: its body, the proof that an operator sent it.
 
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use hyper::body::{Frame, SizeHint};
 
 use super::{Refusal, Shim};
 use crate::domain::time::Timestamp;
@@ -73,6 +76,8 @@ pub(super) async fn around<O: Outside>(State(shim): State<Arc<Shim<O>>>, request
     let matched = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     let route = matched.and_then(|path| ROUTES.into_iter().find(|route| *route == path)).unwrap_or("other");
     let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|n| n.to_str().ok()?.parse::<u64>().ok());
+    let arrived = Arc::new(AtomicBool::new(request.body().is_end_stream()));
+    let request = request.map(|body| Body::new(Watched { body, arrived: Arc::clone(&arrived) }));
     let answered = async {
         match announced {
             Some(bytes) if bytes > super::BODY_BYTES_MAX as u64 => too_large().into_response(),
@@ -81,9 +86,13 @@ pub(super) async fn around<O: Outside>(State(shim): State<Arc<Shim<O>>>, request
     };
     let mut response = match tokio::time::timeout(shim.config.request_time, answered).await {
         Ok(response) => response,
+        // We are slow, not they: custodies send again what is answered with 5xx, and nothing else.
+        Err(_) if arrived.load(Ordering::Relaxed) => {
+            Refusal::unavailable("it took too long; send it again").into_response()
+        }
         Err(_) => {
             let mut response =
-                Refusal::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the request took too long").into_response();
+                Refusal::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the body took too long").into_response();
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             response
         }
@@ -102,6 +111,36 @@ pub(super) async fn around<O: Outside>(State(shim): State<Arc<Shim<O>>>, request
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
+}
+
+/// A body that tells when all of it is here.
+struct Watched {
+    body: Body,
+    arrived: Arc<AtomicBool>,
+}
+
+impl HttpBody for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        if frame.is_none() || self.body.is_end_stream() {
+            self.arrived.store(true, Ordering::Relaxed);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// An operator, or a program of theirs: whoever sent this has an admin key. Checked before

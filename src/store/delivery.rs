@@ -43,7 +43,11 @@ pub struct PendingDelivery {
     pub metadata: KvMetadata,
     pub entry: KvEntry,
     pub attempts: u32,
+    /// When the first of these attempts failed.
+    pub failing_since: Option<Timestamp>,
     pub captured_at: Timestamp,
+    /// Somebody else wrote the entry last, as far as was seen when it was claimed.
+    pub foreign: bool,
     /// The bearer mirror at Composio.
     pub mirror_account: Option<String>,
     /// The claim under which it is delivered. What becomes of it is recorded with this number.
@@ -130,11 +134,13 @@ impl Store {
         }
         let rows = query(
             "SELECT d.triplet, d.version, d.attempts, d.captured_at, j.payload, j.fingerprint, j.epoch, j.writer,
-                    j.expires_at, t.mirror_account, d.sink, d.claim
+                    j.expires_at, t.mirror_account, d.sink, d.claim, f.key IS NOT NULL,
+                    CASE WHEN d.attempts > 0 THEN d.failing_since END
              FROM json_each($1) AS n
              JOIN delivery d ON d.triplet = n.value->>0 AND d.sink = n.value->>1
              JOIN journal j ON j.triplet = d.triplet AND j.version = d.version
              JOIN triplet t ON t.key = d.triplet
+             LEFT JOIN meta f ON f.key = 'foreign:' || d.sink || ':' || d.triplet
              ORDER BY d.captured_at, d.triplet, d.sink",
         )
         .bind(json!(claimed).to_string())
@@ -179,7 +185,9 @@ impl Store {
                     },
                     entry,
                     attempts: r.get::<i64>(2) as u32,
+                    failing_since: r.get::<Option<i64>>(13).map(Timestamp::from_millis),
                     captured_at: Timestamp::from_millis(r.get(3)),
+                    foreign: r.get(12),
                     mirror_account: r.get(9),
                     claim: r.get::<i64>(11) as u64,
                 })
@@ -207,7 +215,7 @@ impl Store {
         let sql = "UPDATE delivery SET next_at = $1, claimed_until = NULL
              FROM json_each($2) AS j WHERE delivery.triplet = j.value->>0 AND delivery.sink = j.value->>1
                AND delivery.claim = CAST(j.value->>2 AS BIGINT)";
-        self.end_claims(sql, untried.iter(), at).await
+        self.end_claims(sql, untried.iter(), at, at).await
     }
 
     /// Records acknowledged deliveries with their audit rows. A newer version that arrived
@@ -241,22 +249,29 @@ impl Store {
         Ok(())
     }
 
-    /// Puts failed deliveries off until `next_at`, unless their claim is over.
-    pub async fn defer_deliveries(&self, failed: &[&PendingDelivery], next_at: Timestamp) -> StoreResult<()> {
-        let sql = "UPDATE delivery SET attempts = attempts + 1, next_at = $1, claimed_until = NULL
+    /// Puts deliveries that failed at `now` off until `next_at`, unless their claim is over.
+    pub async fn defer_deliveries(
+        &self,
+        failed: &[&PendingDelivery],
+        now: Timestamp,
+        next_at: Timestamp,
+    ) -> StoreResult<()> {
+        let sql = "UPDATE delivery SET attempts = attempts + 1, next_at = $1, claimed_until = NULL,
+               failing_since = COALESCE(CASE WHEN attempts > 0 THEN failing_since END, CAST(j.value->>3 AS BIGINT))
              FROM json_each($2) AS j WHERE delivery.triplet = j.value->>0 AND delivery.sink = j.value->>1
                AND delivery.claim = CAST(j.value->>2 AS BIGINT)";
-        self.end_claims(sql, failed.iter().copied(), next_at).await
+        self.end_claims(sql, failed.iter().copied(), now, next_at).await
     }
 
-    /// Runs a statement about claims, given as triplet, sink and number, that are still held.
+    /// Runs a statement about claims, given as triplet, sink, number and `now`, that are still held.
     async fn end_claims(
         &self,
         sql: &'static str,
         claims: impl Iterator<Item = &PendingDelivery>,
+        now: Timestamp,
         next_at: Timestamp,
     ) -> StoreResult<()> {
-        let claims: Vec<_> = claims.map(|p| json!([p.triplet, p.sink.name(), p.claim])).collect();
+        let claims: Vec<_> = claims.map(|p| json!([p.triplet, p.sink.name(), p.claim, now.millis()])).collect();
         if claims.is_empty() {
             return Ok(());
         }

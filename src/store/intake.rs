@@ -122,10 +122,16 @@ pub struct Hints<'a> {
     pub reads: Vec<(&'a str, &'a str, Timestamp)>,
 }
 
-/// One caller's entry and where its answer goes.
+/// What one caller brought and where its answer goes.
 struct Waiting {
-    intake: Intake,
+    work: Work,
     answer: oneshot::Sender<Result<(), Arc<StoreError>>>,
+}
+
+enum Work {
+    Entry(Intake),
+    /// Nothing: the caller wants to know whether something would be accepted at this time.
+    Probe(Timestamp),
 }
 
 /// The way to the writer, which starts with the first entry.
@@ -133,6 +139,16 @@ struct Waiting {
 pub(super) struct Queue {
     writer: OnceLock<(mpsc::Sender<Waiting>, JoinHandle<()>)>,
     arrived: Arc<Notify>,
+    ended: Arc<Notify>,
+}
+
+/// Tells that the writer ended, also by a panic.
+struct Ending(Arc<Notify>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
 }
 
 impl Queue {
@@ -154,6 +170,24 @@ impl Store {
     /// `NotAccepted` when it could not be committed. It may be on disk all the same when the
     /// connection to the database broke at the last moment; sending it again does no harm.
     pub async fn accept(&self, intake: Intake) -> StoreResult<()> {
+        self.hand_in(Work::Entry(intake)).await
+    }
+
+    /// Whether something would be accepted at `now`: a commit by the same writer, the one of what waits
+    /// if there is any.
+    ///
+    /// # Errors
+    /// As [`Store::accept`].
+    pub async fn probe_intake(&self, now: Timestamp) -> StoreResult<()> {
+        self.hand_in(Work::Probe(now)).await
+    }
+
+    /// Waits until the writer has ended, which only a defect or the end of this store makes it do.
+    pub async fn intake_ended(&self) {
+        self.intake.ended.notified().await;
+    }
+
+    async fn hand_in(&self, work: Work) -> StoreResult<()> {
         let (sender, _) = self.intake.writer.get_or_init(|| {
             let (sender, waiting) = mpsc::channel(WAITING_MAX);
             let writer = IntakeWriter {
@@ -163,11 +197,16 @@ impl Store {
                 previous: None,
                 expected: 0,
             };
-            (sender, tokio::spawn(writer.run(waiting)))
+            let ending = Ending(Arc::clone(&self.intake.ended));
+            let run = async move {
+                let _ending = ending;
+                writer.run(waiting).await;
+            };
+            (sender, tokio::spawn(run))
         });
         let (answer, answered) = oneshot::channel();
         let gone = |_| StoreError::NotAccepted(Arc::new(StoreError::IntakeEnded));
-        sender.send(Waiting { intake, answer }).await.map_err(|_| gone(()))?;
+        sender.send(Waiting { work, answer }).await.map_err(|_| gone(()))?;
         answered.await.map_err(|_| gone(()))?.map_err(StoreError::NotAccepted)
     }
 
@@ -342,17 +381,33 @@ impl IntakeWriter {
         let mut batch = Vec::new();
         while waiting.recv_many(&mut batch, COMMIT_MAX).await > 0 {
             await_return(self.expected, &mut batch, &mut waiting).await;
-            let (entries, answers): (Vec<Intake>, Vec<_>) = batch.drain(..).map(|w| (w.intake, w.answer)).unzip();
-            let result = self.commit(&entries).await.map_err(Arc::new);
-            if result.is_ok() {
+            let (mut entries, mut answers, mut probed_at) = (Vec::new(), Vec::new(), None);
+            for Waiting { work, answer } in batch.drain(..) {
+                answers.push(answer);
+                match work {
+                    Work::Entry(intake) => entries.push(intake),
+                    Work::Probe(at) => probed_at = probed_at.max(Some(at)),
+                }
+            }
+            let result = match probed_at {
+                Some(at) if entries.is_empty() => self.probe(at).await,
+                _ => self.commit(&entries).await,
+            };
+            let result = result.map_err(Arc::new);
+            if result.is_ok() && !entries.is_empty() {
                 self.arrived.notify_one();
             }
-            self.expected = (answers.len() + waiting.len()).min(COMMIT_MAX);
+            self.expected = (entries.len() + waiting.len()).min(COMMIT_MAX);
             for answer in answers {
                 // Nobody may be waiting any more: the client hung up.
                 let _ = answer.send(result.clone());
             }
         }
+    }
+
+    async fn probe(&self, at: Timestamp) -> StoreResult<()> {
+        let mut connection = self.backend.lock().await;
+        super::save_meta(&mut connection, "probed_at", &at.millis().to_string()).await
     }
 
     async fn commit(&mut self, entries: &[Intake]) -> StoreResult<()> {
@@ -535,7 +590,7 @@ mod tests {
     }
 
     fn waiting(name: &str) -> Waiting {
-        Waiting { intake: token("a:b:c", name, 1), answer: oneshot::channel().0 }
+        Waiting { work: Work::Entry(token("a:b:c", name, 1)), answer: oneshot::channel().0 }
     }
 
     /// Whether it is over without waiting for anything.

@@ -13,6 +13,7 @@ mod db;
 mod delivery;
 mod event;
 mod evidence;
+mod foreign;
 mod gate;
 mod history;
 mod intake;
@@ -44,7 +45,7 @@ use tokio::sync::Mutex;
 
 use crate::domain::secret::hex;
 use crate::domain::time::Timestamp;
-use db::{Conn, Row, query};
+use db::{Conn, Row, Session, query};
 
 pub use alert::{AlertRow, NewsKind};
 pub use audit::SentAudit;
@@ -313,13 +314,7 @@ impl Store {
     }
 
     pub async fn save_meta(&self, key: &str, value: &str) -> StoreResult<()> {
-        query("INSERT INTO meta (key, value) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value")
-            .bind(key)
-            .bind(value)
-            .execute(&mut self.lock().await)
-            .await
-            .during("save a value")?;
-        Ok(())
+        save_meta(&mut self.lock().await, key, value).await
     }
 
     /// Remembered values whose key starts with `prefix`, by the rest of their key.
@@ -361,6 +356,16 @@ impl Store {
             .during("delete a value")?;
         Ok(())
     }
+}
+
+async fn save_meta(session: &mut impl Session, key: &str, value: &str) -> StoreResult<()> {
+    query("INSERT INTO meta (key, value) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value")
+        .bind(key)
+        .bind(value)
+        .execute(session)
+        .await
+        .during("save a value")?;
+    Ok(())
 }
 
 async fn open_sqlite(path: &Path, durability: Durability) -> sqlx::Result<SqliteConnection> {

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its part of this")]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -66,6 +66,13 @@ pub struct State {
     pub no_ordinary_reads: bool,
     /// Writes of anything but tokens fail.
     pub no_markers: bool,
+    /// What is answered with 404: namespaces, by the name of their sink, and accounts at Composio.
+    pub gone: BTreeSet<String>,
+    /// A triplet that no bulk put may hold.
+    pub refused: Option<Triplet>,
+    /// Bulk reads and bulk puts of tokens.
+    pub looks: usize,
+    pub puts: usize,
 }
 
 /// The world. Clones share it.
@@ -83,6 +90,12 @@ fn silent<T>(api: Api) -> ApiResult<T> {
 impl Fake {
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap()
+    }
+
+    /// 404 for what is gone.
+    fn find(&self, api: Api, name: &str) -> ApiResult<()> {
+        let gone = self.state().gone.contains(name);
+        if gone { Err(error(api, ApiErrorKind::NotFound { code: "gone".to_owned() })) } else { Ok(()) }
     }
 
     /// Carries a write out as the script says. `effect` happens at most once.
@@ -177,6 +190,7 @@ impl TargetCustody for Fake {
         silent(Api::Composio)
     }
     async fn patch_bearer(&self, account_id: &str, token: &Secret) -> ApiResult<AccountStatus> {
+        self.find(Api::Composio, account_id)?;
         let (key, token) = (account_id.to_owned(), token.expose().to_owned());
         let write = Written { sink: Sink::Composio, key, token };
         self.write(Api::Composio, AccountStatus::Active, |state| state.history.push(write)).await
@@ -217,7 +231,8 @@ impl KvRead for Fake {
         namespace: Namespace,
         keys: &[String],
     ) -> ApiResult<BTreeMap<String, Option<Result<KvEntry, KvEntryError>>>> {
-        let state = self.state();
+        let mut state = self.state();
+        state.looks += 1;
         let entry = |key: &String| {
             state.kv.get(&(namespace, key.clone())).map(|(value, _)| KvEntry::from_json(value.as_bytes()))
         };
@@ -236,6 +251,12 @@ impl KvWrite for Fake {
             }
             state.kv.extend(puts.into_iter().map(|p| ((namespace, p.key), (p.value.expose().to_owned(), None))));
             return Ok(Vec::new());
+        }
+        self.find(Api::Cloudflare, sink.name())?;
+        self.state().puts += 1;
+        let refused = self.state().refused.as_ref().map(Triplet::kv_key);
+        if puts.iter().any(|put| Some(&put.key) == refused.as_ref()) {
+            return Err(error(Api::Cloudflare, ApiErrorKind::Rejected { status: 400, code: "10001".to_owned() }));
         }
         self.write(Api::Cloudflare, Vec::new(), move |state| {
             for put in puts {

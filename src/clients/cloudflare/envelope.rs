@@ -7,8 +7,8 @@ use serde_json::Value;
 use crate::clients::reply::{Failure, NO_CODE, Reply, contract};
 use crate::ports::ApiErrorKind;
 
-/// KV key or namespace, D1 database, Durable Object namespace.
-const NOT_FOUND: &[i64] = &[10_009, 10_013, 7_404, 10_066];
+/// KV key or namespace (five codes), D1 database, Durable Object namespace.
+const NOT_FOUND: &[i64] = &[10_009, 10_010, 10_011, 10_012, 10_013, 10_018, 7_404, 10_066];
 
 /// A bad token, one without the permission, or an account that is not its.
 const UNAUTHORIZED: &[i64] = &[1_000, 6_003, 6_103, 6_111, 7_403, 9_109, 10_000];
