@@ -38,13 +38,17 @@ struct Case {
 impl Case {
     /// `count` connections, each with a token that ends 60 minutes after the beginning.
     async fn start(count: usize) -> Self {
+        Self::start_with(count, EngineConfig::new(Policy::default())).await
+    }
+
+    async fn start_with(count: usize, config: EngineConfig) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (store, world) = (soaking(dir.path(), count).await, Fake::default());
         world.state().whoami = Some(ALIVE);
         for connection in store.load_connections().await.unwrap() {
             store.schedule_poll(connection.id, Some(BEGIN)).await.unwrap();
         }
-        let engine = engine(store, &world).await;
+        let engine = Engine::new(store, world.clone(), Catalogue::built_in(), config).await.unwrap();
         let mut case = Self { engine, world, now: BEGIN, dir };
         for n in 0..count {
             case.hands_out(n, "first", 60);
@@ -55,18 +59,13 @@ impl Case {
 
     /// From now on Nango refreshes this connection.
     fn hands_out(&self, n: usize, token: &str, minutes: i64) {
+        self.hands_out_until(n, token, Some(minutes));
+    }
+
+    fn hands_out_until(&self, n: usize, token: &str, minutes: Option<i64>) {
         let mut state = self.world.state();
         state.failures.remove(&connection_id(n));
-        let credential = SourceCredential {
-            auth_mode: "OAUTH2".into(),
-            access_token: Secret::new(format!("{token}-{n}")),
-            expires_at: Some(BEGIN.plus_ms(minutes * MINUTE_MS)),
-            scope: None,
-            token_type: None,
-            connection_config: serde_json::Map::new(),
-            auth_error: false,
-        };
-        state.credentials.insert(connection_id(n), credential);
+        state.credentials.insert(connection_id(n), credential(&format!("{token}-{n}"), minutes));
     }
 
     fn fails(&self, n: usize, kind: ApiErrorKind) {
@@ -93,9 +92,13 @@ impl Case {
     }
 
     fn serves(&self, n: usize) -> String {
+        self.entry(n).access_token.expose().to_owned()
+    }
+
+    fn entry(&self, n: usize) -> KvEntry {
         let state = self.world.state();
         let (value, _) = &state.kv[&(Namespace::Source, triplet(n).kv_key())];
-        KvEntry::from_json(value.as_bytes()).unwrap().access_token.expose().to_owned()
+        KvEntry::from_json(value.as_bytes()).unwrap()
     }
 
     async fn noted(&self, kind: &str) -> usize {
@@ -110,9 +113,16 @@ impl Case {
     }
 }
 
-async fn engine(store: cutover::store::Store, world: &Fake) -> Engine<Fake> {
-    let config = EngineConfig::new(Policy::default());
-    Engine::new(store, world.clone(), Catalogue::built_in(), config).await.unwrap()
+fn credential(token: &str, minutes: Option<i64>) -> SourceCredential {
+    SourceCredential {
+        auth_mode: "OAUTH2".into(),
+        access_token: Secret::new(token),
+        expires_at: minutes.map(|minutes| BEGIN.plus_ms(minutes * MINUTE_MS)),
+        scope: None,
+        token_type: None,
+        connection_config: serde_json::Map::new(),
+        auth_error: false,
+    }
 }
 
 #[tokio::test]
@@ -243,7 +253,9 @@ async fn a_marker_arrives_although_kv_was_away_and_the_engine_began_anew() {
     let Case { engine: old, world, now, dir } = case;
     old.into_store().close().await.unwrap();
     let store = soaking(dir.path(), 1).await;
-    let mut case = Case { engine: engine(store, &world).await, world, now, dir };
+    let config = EngineConfig::new(Policy::default());
+    let engine = Engine::new(store, world.clone(), Catalogue::built_in(), config).await.unwrap();
+    let mut case = Case { engine, world, now, dir };
     case.world.state().no_markers = false;
     case.run_until(60).await;
     assert!(case.marker(0).is_some());
@@ -255,4 +267,112 @@ async fn a_marker_arrives_although_kv_was_away_and_the_engine_began_anew() {
     case.world.state().no_markers = false;
     case.run_until(85).await;
     assert_eq!(case.marker(0), None);
+}
+
+/// In minutes.
+const DAY: i64 = 24 * 60;
+
+#[tokio::test]
+async fn a_refreshed_token_without_an_end_is_served_and_is_dead_only_when_it_is_itself_refused() {
+    let mut case = Case::start(1).await;
+    case.hands_out_until(0, "no end", None);
+    case.world.state().whoami_of = Some(("first-0".to_owned(), REVOKED));
+    case.run_until(60 + DAY).await;
+    assert_eq!((case.serves(0), case.entry(0).expires_at), ("no end-0".to_owned(), None));
+    assert_eq!(
+        (case.marker(0), case.noted("dead-grant").await),
+        (None, 0),
+        "the old token ran out, and the grant lives"
+    );
+    case.world.state().whoami_of = Some(("no end-0".to_owned(), REVOKED));
+    case.run_until(60 + 2 * DAY).await;
+    assert!(case.marker(0).is_some());
+    // The new consent gives a token that lives less long than the dead one.
+    case.hands_out(0, "consented", 60 + 2 * DAY + 45);
+    case.run_until(60 + 2 * DAY + 20).await;
+    assert_eq!((case.serves(0), case.marker(0)), ("consented-0".to_owned(), None));
+}
+
+#[tokio::test]
+async fn a_refresh_that_gives_the_same_token_a_longer_life_reaches_kv() {
+    let mut case = Case::start(1).await;
+    case.hands_out(0, "first", 120);
+    case.run_until(50).await;
+    assert_eq!(case.entry(0).expires_at, Some(BEGIN.plus_ms(120 * MINUTE_MS)));
+    // An API key that is set back is no replay.
+    for (minutes, token) in [(51, "second"), (52, "first")] {
+        case.hands_out(0, token, 240);
+        let connection = case.engine.store().load_connections().await.unwrap()[0].id;
+        case.engine.store().schedule_poll(connection, Some(case.now)).await.unwrap();
+        case.run_until(minutes).await;
+        assert_eq!(case.serves(0), format!("{token}-0"));
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_nango_does_not_answer_for_holds_up_no_other() {
+    // One by one: whoever has waited longest is the first.
+    let config = EngineConfig { reads_at_once: 1, ..EngineConfig::new(Policy::default()) };
+    let mut case = Case::start_with(4, config).await;
+    case.fails(0, ApiErrorKind::Server { status: 500, code: "broken".into() });
+    for n in 1..4 {
+        case.hands_out(n, "second", 120);
+    }
+    case.run_until(46).await;
+    for n in 1..4 {
+        assert_eq!(case.serves(n), format!("second-{n}"));
+    }
+    case.run_until(75).await;
+    assert_eq!((case.noted("outage").await, case.noted("reads-stopped").await), (0, 0));
+    let row = case.engine.store().load_connections().await.unwrap().remove(0);
+    assert!((10..=14).contains(&row.claim), "{} reads in half an hour: they get rarer", row.claim);
+    assert_eq!(row.failures, 0, "it says nothing of the grant");
+    case.hands_out(0, "second", 180);
+    case.run_until(79).await;
+    assert_eq!(case.serves(0), "second-0");
+}
+
+#[tokio::test]
+async fn people_hear_when_no_token_can_be_read_and_when_they_are_read_again() {
+    let server = ApiErrorKind::Server { status: 503, code: "down".into() };
+    let key = ApiErrorKind::Unauthorized { status: 401, code: "unknown_account".into() };
+    for (kind, away, outages) in [(server, true, &["nango", "nango.reads"][..]), (key, false, &["nango.reads"])] {
+        let mut case = Case::start(2).await;
+        for n in 0..2 {
+            case.fails(n, kind.clone());
+        }
+        case.world.state().away = away;
+        case.run_until(49).await;
+        assert!(!case.alerts().await.contains(&"reads-stopped".to_owned()), "it may pass");
+        case.run_until(53).await;
+        assert_eq!(case.alerts().await.iter().filter(|told| *told == "reads-stopped").count(), 1);
+        let status = cutover::status::snapshot(case.engine.store(), &Policy::default(), case.now).await.unwrap();
+        assert_eq!(status.header.outages.keys().collect::<Vec<_>>(), outages);
+        assert!(status.header.outages["nango.reads"] > 5 * MINUTE_MS);
+
+        case.world.state().away = false;
+        for n in 0..2 {
+            case.hands_out(n, "second", 120);
+        }
+        case.run_until(55).await;
+        assert_eq!(case.alerts().await.iter().filter(|told| *told == "reads-served").count(), 1);
+        let status = cutover::status::snapshot(case.engine.store(), &Policy::default(), case.now).await.unwrap();
+        assert!(status.header.outages.is_empty(), "{:?}", status.header.outages);
+        // The next time is told again.
+        case.fails(0, kind.clone());
+        case.fails(1, kind);
+        case.world.state().away = away;
+        case.run_until(115).await;
+        assert_eq!(case.noted("reads-stopped").await, 2);
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_every_read_replaces_is_read_at_half_its_life() {
+    let mut case = Case::start(1).await;
+    let short = (0..50).map(|n| credential(&format!("short {n}"), Some(60))).collect();
+    case.world.state().refreshes.insert(connection_id(0), short);
+    case.run_until(60).await;
+    let left = case.world.state().refreshes[&connection_id(0)].len();
+    assert!((42..=46).contains(&left), "{} reads in 15 minutes", 50 - left);
 }

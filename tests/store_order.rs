@@ -1,12 +1,16 @@
 //! Two workers, one sink that applies whatever reaches it, and every order in which they can work,
 //! stall and die: what the sink holds, held against a model.
 
+#[path = "support/newest.rs"]
+mod newest;
+
 use cutover::domain::custody::Route;
 use cutover::domain::secret::Secret;
 use cutover::domain::time::Timestamp;
 use cutover::domain::token::{KvEntry, Writer};
 use cutover::domain::triplet::Triplet;
-use cutover::store::{Capture, Durability, Hints, Intake, NewTriplet, NewVersion, PendingDelivery, Sink, Store, Vault};
+use cutover::store::{Capture, Durability, Intake, NewTriplet, NewVersion, PendingDelivery, Sink, Store, Vault};
+use newest::{Chain, Token};
 use proptest::prelude::*;
 
 /// How long a claim holds, in seconds.
@@ -15,10 +19,10 @@ const CLAIM_S: i64 = 10;
 /// What may happen next.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// The poller reads a token with this end.
-    Capture(i64),
-    /// Somebody reports a token with this end.
-    Accept(i64),
+    /// The poller reads a token.
+    Capture(Token),
+    /// Somebody reports a token.
+    Accept(Token),
     /// The duties work in what was accepted.
     Drain,
     /// A worker takes what is due.
@@ -35,9 +39,11 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let worker = 0usize..2;
+    // Few, so that tokens come again, with the same end and with others.
+    let token = || (0u8..4, 0i64..6);
     let step = prop_oneof![
-        3 => (1i64..40).prop_map(Step::Capture),
-        3 => (1i64..40).prop_map(Step::Accept),
+        3 => token().prop_map(Step::Capture),
+        3 => token().prop_map(Step::Accept),
         2 => Just(Step::Drain),
         5 => worker.clone().prop_map(Step::Claim),
         5 => worker.clone().prop_map(Step::Write),
@@ -52,6 +58,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 #[derive(Default)]
 struct Worker {
     pending: Option<PendingDelivery>,
+    /// The place of its version in the chain.
+    place: usize,
     until: i64,
     written: bool,
     /// It wrote when its claim was over.
@@ -63,12 +71,13 @@ struct Play {
     workers: [Worker; 2],
     connection: i64,
     now: i64,
-    /// The end of the token that the sink holds.
-    held: i64,
-    /// The latest end of all tokens that were taken.
-    newest: i64,
-    /// The latest end among those that were worked in.
-    worked_in: i64,
+    chain: Chain,
+    /// The newest tokens so far, one after the other; the first one is none.
+    heads: Vec<Option<Token>>,
+    /// Reported and not worked in.
+    reported: Vec<Token>,
+    /// The place in `heads` of the token that the sink holds.
+    held: usize,
     /// Workers may write after their claim is over.
     stalls: bool,
     _dir: tempfile::TempDir,
@@ -82,11 +91,10 @@ fn triplet() -> Triplet {
     Triplet::parse("kahuna:slack:default").unwrap()
 }
 
-/// Each end has a token of its own.
-fn entry(end: i64) -> KvEntry {
+fn entry((token, end): Token) -> KvEntry {
     KvEntry {
-        access_token: Secret::new(format!("token {end}")),
-        expires_at: Some(at(end)),
+        access_token: Secret::new(format!("token {token}")),
+        expires_at: Some(at(end)).filter(|_| end > 0),
         token_type: None,
         scope: None,
         other: serde_json::Map::new(),
@@ -111,39 +119,41 @@ impl Play {
         stores[0].begin_plan("p-000000000001", "{}", &[new], at(0)).await.unwrap();
         let connection = stores[0].load_connections().await.unwrap()[0].id;
         let workers = [Worker::default(), Worker::default()];
-        Self { stores, workers, connection, now: 1, held: 0, newest: 0, worked_in: 0, stalls, _dir: dir }
+        let (chain, heads, reported) = (Chain::default(), vec![None], Vec::new());
+        Self { stores, workers, connection, now: 1, chain, heads, reported, held: 0, stalls, _dir: dir }
     }
 
     async fn step(&mut self, step: Step) {
         let store = &self.stores[0];
         match step {
-            Step::Capture(end) => {
+            Step::Capture(token) => {
                 let capture = Capture {
                     connection: self.connection,
                     claim: 0,
-                    fingerprint: store.vault().fingerprints().fingerprint(&entry(end).access_token),
-                    expires_at: Some(at(end)),
-                    poll_at: at(end),
+                    fingerprint: store.vault().fingerprints().fingerprint(&entry(token).access_token),
+                    expires_at: entry(token).expires_at,
+                    poll_at: at(self.now),
                     versions: vec![NewVersion {
                         triplet: triplet(),
                         epoch: 1,
                         writer: Writer::Nango,
-                        entry: entry(end),
+                        entry: entry(token),
                     }],
                     scheduled: None,
                 };
                 store.append_captures(&[capture], &[Sink::KvSource], at(self.now)).await.unwrap();
-                self.newest = self.newest.max(end);
-                self.worked_in = self.worked_in.max(end);
+                self.chain.read(token);
+                self.follow();
             }
-            Step::Accept(end) => {
-                store.accept(Intake::token(&triplet(), &entry(end), at(self.now))).await.unwrap();
-                self.newest = self.newest.max(end);
+            Step::Accept(token) => {
+                store.accept(Intake::token(&triplet(), &entry(token), at(self.now))).await.unwrap();
+                self.reported.push(token);
             }
             Step::Drain => {
                 let segments = store.load_intake(100).await.unwrap();
-                store.settle_intake(&segments, &Hints::default(), &[Sink::KvSource], at(self.now)).await.unwrap();
-                self.worked_in = self.newest;
+                store.settle_intake(&segments, &[], &[Sink::KvSource], at(self.now)).await.unwrap();
+                self.chain.report(&std::mem::take(&mut self.reported));
+                self.follow();
             }
             Step::Claim(n) => {
                 if self.workers[n].pending.is_some() {
@@ -152,17 +162,17 @@ impl Play {
                 let until = self.now + CLAIM_S;
                 let claimed = self.stores[n].claim_deliveries(Sink::KvSource, at(self.now), 10, at(until)).await;
                 let pending = claimed.unwrap().pop();
-                let offered = pending.as_ref().and_then(|p| p.entry.expires_at);
-                assert!(offered.is_none_or(|end| end == at(self.worked_in)), "an old token was offered");
-                self.workers[n] = Worker { pending, until, written: false, late: false };
+                let (offered, newest) = (pending.as_ref().map(|p| &p.entry), self.chain.head.map(entry));
+                assert!(offered.is_none() || offered == newest.as_ref(), "an old token was offered");
+                let place = self.heads.len() - 1;
+                self.workers[n] = Worker { pending, place, until, written: false, late: false };
             }
             Step::Write(n) => {
                 let worker = &mut self.workers[n];
                 let in_time = self.now < worker.until;
-                if let Some(pending) = worker.pending.as_ref().filter(|_| in_time || self.stalls) {
-                    let end = pending.entry.expires_at.unwrap().secs();
-                    assert!(self.stalls || end >= self.held, "the sink went back from {} to {end}", self.held);
-                    self.held = end;
+                if worker.pending.is_some() && (in_time || self.stalls) {
+                    assert!(self.stalls || worker.place >= self.held, "{:?}: back to {}", self.heads, worker.place);
+                    self.held = worker.place;
                     worker.written = true;
                     worker.late |= !in_time;
                 }
@@ -184,6 +194,12 @@ impl Play {
         }
     }
 
+    fn follow(&mut self) {
+        if self.heads.last() != Some(&self.chain.head) {
+            self.heads.push(self.chain.head);
+        }
+    }
+
     /// Both finish what they have, stalled or not; then whatever is due is done.
     async fn end(&mut self) {
         self.step(Step::Drain).await;
@@ -198,7 +214,7 @@ impl Play {
                 self.step(step).await;
             }
         }
-        assert_eq!(self.held, self.newest, "the sink must end with the newest token");
+        assert_eq!(self.held, self.heads.len() - 1, "the sink must end with the newest token: {:?}", self.heads);
         let state = self.stores[1].load_sink(Sink::KvSource).await.unwrap();
         assert!(state.iter().all(|s| s.delivered == s.version), "{state:?}");
         assert!(self.stores[1].load_sink_due(Sink::KvSource).await.unwrap().is_none());

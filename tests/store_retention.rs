@@ -14,8 +14,8 @@ use cutover::domain::time::{DAY_MS, HOUR_MS, Timestamp};
 use cutover::domain::token::{KvEntry, Writer};
 use cutover::domain::triplet::Triplet;
 use cutover::store::{
-    Capture, Durability, Hints, Intake, NewTriplet, NewVersion, NewsKind, PendingDelivery, Place, Pruning, Retention,
-    Sink, Store, StoreError, Vault,
+    Capture, Durability, Intake, NewTriplet, NewVersion, NewsKind, PendingDelivery, Place, Pruning, Retention, Sink,
+    Store, StoreError, Vault,
 };
 use proptest::prelude::*;
 use sqlx::{AssertSqlSafe, Connection};
@@ -105,7 +105,7 @@ async fn accept(store: &Store, n: usize, token: &str, at: Timestamp) {
 
 async fn settle(store: &Store, at: Timestamp) {
     let segments = store.load_intake(1_000).await.unwrap();
-    store.settle_intake(&segments, &Hints::default(), &Sink::ALL, at).await.unwrap();
+    store.settle_intake(&segments, &[], &Sink::ALL, at).await.unwrap();
 }
 
 /// A whole round. Returns how many commits it took.

@@ -60,6 +60,9 @@ pub enum Kind {
     /// A sink is left alone after failures.
     CircuitOpen,
     CircuitClosed,
+    /// No token can be read at Nango: it is out of reach, or refuses our key.
+    ReadsStopped,
+    ReadsServed,
     /// An API was out of reach; told when it is back.
     Outage,
     /// The gate's verdict changed.
@@ -69,7 +72,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::DeadGrant,
         Self::GrantDoubt,
         Self::AccountExpired,
@@ -81,6 +84,8 @@ impl Kind {
         Self::Ambiguous,
         Self::CircuitOpen,
         Self::CircuitClosed,
+        Self::ReadsStopped,
+        Self::ReadsServed,
         Self::Outage,
         Self::Gate,
         Self::ChainBroken,
@@ -99,6 +104,8 @@ impl Kind {
             Self::Ambiguous => "ambiguous",
             Self::CircuitOpen => "circuit-open",
             Self::CircuitClosed => "circuit-closed",
+            Self::ReadsStopped => "reads-stopped",
+            Self::ReadsServed => "reads-served",
             Self::Outage => "outage",
             Self::Gate => "gate",
             Self::ChainBroken => "chain-broken",
@@ -130,6 +137,8 @@ impl Kind {
         match self {
             Self::CircuitOpen => Some(Self::CircuitClosed),
             Self::CircuitClosed => Some(Self::CircuitOpen),
+            Self::ReadsStopped => Some(Self::ReadsServed),
+            Self::ReadsServed => Some(Self::ReadsStopped),
             _ => None,
         }
     }
@@ -144,10 +153,15 @@ impl Kind {
             | Self::ForeignWrite
             | Self::MissedRefresh
             | Self::SmokeStale
-            | Self::CircuitOpen => true,
-            Self::DeadLetter | Self::Parity | Self::Ambiguous | Self::CircuitClosed | Self::Outage | Self::Gate => {
-                false
-            }
+            | Self::CircuitOpen
+            | Self::ReadsStopped => true,
+            Self::DeadLetter
+            | Self::Parity
+            | Self::Ambiguous
+            | Self::CircuitClosed
+            | Self::ReadsServed
+            | Self::Outage
+            | Self::Gate => false,
         }
     }
 }

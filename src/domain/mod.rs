@@ -10,6 +10,7 @@ pub mod custody;
 pub mod duration;
 pub mod evidence_file;
 pub mod markdown;
+pub mod newest;
 pub mod schedule;
 pub mod secret;
 pub mod time;

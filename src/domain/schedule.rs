@@ -12,6 +12,10 @@ const POLL_LEAD_MS: i64 = 14 * MINUTE_MS;
 /// journal commit and one bulk put.
 const GRID_MS: i64 = 15 * SECOND_MS;
 
+/// The least time from one read to the next. A token that lives less than twice as long cannot be served
+/// anyway: KV shows a write everywhere only after a minute.
+const POLL_MIN_MS: i64 = MINUTE_MS;
+
 /// Connections without a scheduled expiry are looked at this often (Nango contract §6.3: watch `errors`).
 pub const NO_EXPIRY_POLL_MS: i64 = DAY_MS;
 
@@ -20,7 +24,9 @@ pub const LINK_LIFE_MS: i64 = 10 * MINUTE_MS;
 
 /// When to read a connection whose token expires at `expires_at`: between 15 and 14 minutes
 /// before, spread by `draw` (any number, fixed per connection and token), on a 15-second grid.
-/// A token whose margin has begun is due `now`.
+///
+/// Of a token that has less than the margin left every read makes another one, so it is read when half
+/// of what it has left is over. No read follows another within a minute.
 pub fn poll_at(expires_at: Option<Timestamp>, now: Timestamp, draw: u64) -> Timestamp {
     let Some(expires_at) = expires_at else { return now.plus_ms(NO_EXPIRY_POLL_MS) };
     let slots = (REFRESH_MARGIN_MS - POLL_LEAD_MS) / GRID_MS;
@@ -28,7 +34,9 @@ pub fn poll_at(expires_at: Option<Timestamp>, now: Timestamp, draw: u64) -> Time
     // Rounded up so that the read never falls before the margin, where it would not refresh.
     let earliest = expires_at.plus_ms(-REFRESH_MARGIN_MS + SECOND_MS).millis();
     let on_grid = (earliest + offset + GRID_MS - 1).div_euclid(GRID_MS) * GRID_MS;
-    Timestamp::from_millis(on_grid).max(now)
+    let left = expires_at.since(now);
+    let half = if left < REFRESH_MARGIN_MS { left / 2 } else { 0 };
+    Timestamp::from_millis(on_grid).max(now.plus_ms(half.max(POLL_MIN_MS)))
 }
 
 /// How long to wait after the `failures`-th failed read in a row (from 1). Nango answers from a
@@ -42,6 +50,12 @@ pub fn poll_retry_after_ms(failures: u32, draw: u64) -> i64 {
         _ => 3 * MINUTE_MS,
     };
     base + (draw % 5) as i64 * SECOND_MS
+}
+
+/// How long to wait with a connection whose reads have had no answer for `silent_ms`, while others had
+/// one: as long again, between the first and the last step of [`poll_retry_after_ms`].
+pub fn silent_retry_after_ms(silent_ms: i64, draw: u64) -> i64 {
+    silent_ms.max(0).clamp(poll_retry_after_ms(1, 0), poll_retry_after_ms(u32::MAX, 0)) + (draw % 5) as i64 * SECOND_MS
 }
 
 /// How long a delivery waits after its `attempts`-th failure (from 1): 2 s doubling to 2 min,
@@ -69,6 +83,7 @@ pub fn missed_rotations(due_at: Timestamp, life_ms: Option<i64>, now: Timestamp)
 
 #[cfg(test)]
 mod tests {
+    use super::super::time::HOUR_MS;
     use super::*;
     use proptest::prelude::*;
 
@@ -85,12 +100,24 @@ mod tests {
 
     proptest! {
         #[test]
-        fn polls_fall_inside_the_margin_with_time_to_retry(expiry in 0i64..4_000_000_000_000, draw: u64) {
-            let expires_at = Timestamp::from_millis(expiry);
-            let at = poll_at(Some(expires_at), Timestamp::from_millis(i64::MIN / 2), draw);
-            let left = expires_at.since(at);
+        fn polls_fall_inside_the_margin_with_time_to_retry(
+            now in 0i64..4_000_000_000_000, life in 16 * MINUTE_MS..10 * DAY_MS, draw: u64,
+        ) {
+            let now = Timestamp::from_millis(now);
+            let at = poll_at(Some(now.plus_ms(life)), now, draw);
+            let left = now.plus_ms(life).since(at);
             prop_assert!(left < REFRESH_MARGIN_MS, "{left}");
             prop_assert!(left >= POLL_LEAD_MS - GRID_MS, "{left}");
+        }
+
+        #[test]
+        fn a_short_life_is_read_at_its_half_and_never_twice_within_a_minute(
+            now in 0i64..4_000_000_000_000, life in -HOUR_MS..REFRESH_MARGIN_MS, draw: u64,
+        ) {
+            let now = Timestamp::from_millis(now);
+            let wait = poll_at(Some(now.plus_ms(life)), now, draw).since(now);
+            prop_assert!(wait >= POLL_MIN_MS && wait >= life / 2, "{wait}");
+            prop_assert!(wait <= POLL_MIN_MS.max(life / 2), "{wait}");
         }
 
         #[test]
@@ -98,5 +125,16 @@ mod tests {
             let wait = delivery_retry_after_ms(attempts, Some(after), draw);
             prop_assert!(wait >= after && wait <= after.max(2 * MINUTE_MS));
         }
+    }
+
+    #[test]
+    fn waits_for_a_silent_connection_double_up_to_three_minutes() {
+        let (mut silent, mut waits) = (0, Vec::new());
+        for _ in 0..5 {
+            let wait = silent_retry_after_ms(silent, 0);
+            waits.push(wait / SECOND_MS);
+            silent += wait;
+        }
+        assert_eq!(waits, [31, 31, 62, 124, 180]);
     }
 }

@@ -9,7 +9,7 @@
 
 use crate::catalogue::Integration;
 use crate::catalogue::classify::{Class, Failure, Phase, classify};
-use crate::domain::schedule::poll_retry_after_ms;
+use crate::domain::schedule::{poll_retry_after_ms, silent_retry_after_ms};
 use crate::domain::time::{MINUTE_MS, SECOND_MS};
 use crate::ports::{ApiError, ApiErrorKind, ProviderAnswer};
 use crate::store::Siblings;
@@ -34,15 +34,29 @@ pub(super) struct ReadFailure {
     pub of_all: bool,
 }
 
-/// Judges a failed read of a connection that failed `failures` times in a row, this one included.
-pub(super) fn judge_read(error: &ApiError, failures: u32, draw: u64) -> ReadFailure {
+/// What surrounds a failed read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Circumstances {
+    /// Failures of the connection in a row, this one included.
+    pub failures: u32,
+    /// For how long its reads fail, milliseconds.
+    pub failing_ms: i64,
+    /// Nango answered nobody.
+    pub away: bool,
+}
+
+/// Judges a failed read of a connection.
+pub(super) fn judge_read(error: &ApiError, circumstances: Circumstances, draw: u64) -> ReadFailure {
+    let Circumstances { failures, failing_ms, away } = circumstances;
     let of_all = |class, wait_ms| ReadFailure { class, wait_ms, of_all: true };
     let of_one = |class, wait_ms| ReadFailure { class, wait_ms, of_all: false };
     match &error.kind {
         kind if kind.is_limit() => {
             of_all(Class::Transient, kind.wait_ms().unwrap_or_else(|| poll_retry_after_ms(1, draw)).max(SECOND_MS))
         }
-        _ if error.is_outage() => of_all(Class::Transient, poll_retry_after_ms(1, draw)),
+        _ if error.is_outage() && away => of_all(Class::Transient, poll_retry_after_ms(1, draw)),
+        // Others had an answer: their reads must not wait for this one's.
+        _ if error.is_outage() => of_one(Class::Transient, silent_retry_after_ms(failing_ms, draw)),
         // Four bad days, or its own check refused the connection: reads no longer refresh.
         ApiErrorKind::RefreshFailed { exhausted: true, .. } => of_one(Class::Config, PERSON_MS),
         ApiErrorKind::RefreshFailed { .. } => of_one(Class::Ambiguous, poll_retry_after_ms(failures, draw)),
@@ -127,9 +141,9 @@ mod tests {
     use crate::domain::secret::Secret;
     use crate::ports::Api;
 
-    fn read(kind: ApiErrorKind, failures: u32) -> ReadFailure {
+    fn read(kind: ApiErrorKind, failures: u32, away: bool) -> ReadFailure {
         let error = ApiError { api: Api::Nango, method: "GET", path: "/connections/{id}".into(), kind };
-        judge_read(&error, failures, 0)
+        judge_read(&error, Circumstances { failures, failing_ms: 62_000, away }, 0)
     }
 
     #[test]
@@ -158,7 +172,13 @@ mod tests {
             (ApiErrorKind::Rejected { status: 400, code: code() }, 1, Class::Config, 900, false),
         ] {
             let expected = ReadFailure { class, wait_ms: wait_s * 1_000, of_all };
-            assert_eq!(read(kind.clone(), failures), expected, "{kind:?}");
+            assert_eq!(read(kind.clone(), failures, true), expected, "{kind:?}");
+            let silent = matches!(
+                kind,
+                ApiErrorKind::Server { .. } | ApiErrorKind::Unreachable { .. } | ApiErrorKind::Contract { .. }
+            );
+            let expected = if silent { ReadFailure { class, wait_ms: 62_000, of_all: false } } else { expected };
+            assert_eq!(read(kind.clone(), failures, false), expected, "{kind:?} while others are answered");
         }
     }
 

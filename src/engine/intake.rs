@@ -1,6 +1,6 @@
 //! What others tell us: tokens that the gateway wrote, webhooks of both custodies.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{PoisonError, RwLock};
 
@@ -14,7 +14,7 @@ use crate::domain::token::KvEntry;
 use crate::domain::triplet::Triplet;
 use crate::domain::webhook::{AuthWebhook, read_verified};
 use crate::ports::Outside;
-use crate::store::{Hints, Intake, IntakeKind, Sink};
+use crate::store::{Hint, Intake, IntakeKind, Sink};
 
 /// Commits of the intake log that are worked in at once.
 const DRAIN_MAX: u32 = 512;
@@ -96,9 +96,13 @@ impl<O: Outside> Engine<O> {
         loop {
             let segments = self.store.load_intake(DRAIN_MAX).await?;
             let Some(last) = segments.last().map(|s| s.seq) else { return Ok(()) };
-            let webhooks = segments.iter().flat_map(|s| &s.entries).filter(|e| e.kind == IntakeKind::NangoWebhook);
-            let webhooks: Vec<AuthWebhook> = webhooks.filter_map(|e| read_verified(&e.body).ok()).collect();
-            self.store.settle_intake(&segments, &hints(&webhooks, now), &Sink::ALL, now).await?;
+            let webhooks = segments.iter().flat_map(|s| s.entries.iter().map(|e| (s.seq, e)));
+            let webhooks: Vec<(i64, AuthWebhook)> = webhooks
+                .filter(|(_, e)| e.kind == IntakeKind::NangoWebhook)
+                .filter_map(|(seq, e)| Some((seq, read_verified(&e.body).ok()?)))
+                .collect();
+            let hints: Vec<Hint> = webhooks.iter().map(|(seq, webhook)| hint(*seq, webhook, now)).collect();
+            self.store.settle_intake(&segments, &hints, &Sink::ALL, now).await?;
             if last >= end {
                 return Ok(());
             }
@@ -123,17 +127,9 @@ impl<O: Outside> Engine<O> {
     }
 }
 
-/// The reads that come forward because Nango said that something happened. Many webhooks about one
-/// connection are one read.
-fn hints(webhooks: &[AuthWebhook], now: Timestamp) -> Hints<'_> {
+/// The read that comes forward because Nango said that something happened.
+fn hint(seq: i64, webhook: &AuthWebhook, now: Timestamp) -> Hint<'_> {
     // After a failure Nango answers from its 30-second cooldown.
-    let after_failure = now.plus_ms(poll_retry_after_ms(1, 0));
-    let mut reads: BTreeMap<(&str, &str), Timestamp> = BTreeMap::new();
-    for webhook in webhooks {
-        let at = if webhook.success { now } else { after_failure };
-        let read = reads.entry((&webhook.integration_key, &webhook.connection_id)).or_insert(at);
-        *read = at.min(*read);
-    }
-    let reads = reads.into_iter().map(|((key, id), at)| (key, id, at)).collect();
-    Hints { webhooks: webhooks.len(), reads }
+    let at = if webhook.success { now } else { now.plus_ms(poll_retry_after_ms(1, 0)) };
+    Hint { seq, integration_key: &webhook.integration_key, connection_id: &webhook.connection_id, at }
 }

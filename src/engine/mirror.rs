@@ -277,8 +277,16 @@ impl<O: Outside> Engine<O> {
                 self.store.add_counts(&[("kv_reads", chunk.len() as i64)]).await?;
                 for p in chunk {
                     let there = found.get(&p.triplet.kv_key()).and_then(Option::as_ref);
-                    let ends = there.and_then(|entry| entry.as_ref().ok()?.expires_at);
-                    if ends.is_some_and(|ends| p.entry.expires_at.is_some_and(|ours| ours < ends)) {
+                    let there = there.and_then(|entry| entry.as_ref().ok());
+                    let longer = there.filter(|there| {
+                        there.expires_at.is_some_and(|ends| p.entry.expires_at.is_some_and(|ours| ours < ends))
+                    });
+                    // What is in our chain is a version before ours, whatever its end.
+                    let theirs = match longer {
+                        Some(entry) => !self.store.is_journalled(&p.triplet, &entry.access_token).await?,
+                        None => false,
+                    };
+                    if theirs {
                         tracing::warn!(triplet = %p.triplet, "held back: KV has a token of another writer that lives longer");
                         held.push(p.clone());
                     } else {

@@ -6,7 +6,7 @@
 
 use serde_json::Value;
 
-use super::failure::{DOUBT_AFTER_MS, Doubt, Liveness, judge_grant, judge_read, judge_token};
+use super::failure::{Circumstances, DOUBT_AFTER_MS, Doubt, Liveness, judge_grant, judge_read, judge_token};
 use super::together::together;
 use super::{Engine, EngineResult, spread};
 use crate::catalogue::Whoami;
@@ -14,11 +14,14 @@ use crate::catalogue::classify::Class;
 use crate::domain::api::Api;
 use crate::domain::budget::Lane;
 use crate::domain::criteria::Note;
+use crate::domain::newest::End;
 use crate::domain::schedule::{REFRESH_MARGIN_MS, poll_at, poll_retry_after_ms};
 use crate::domain::secret::Secret;
-use crate::domain::time::{MINUTE_MS, Timestamp};
+use crate::domain::time::{MINUTE_MS, Timestamp, format_duration_ms};
 use crate::domain::token::{KvEntry, Writer};
-use crate::ports::{ApiError, ApiErrorKind, Outside, ProviderCall, ProviderRead, SourceCredential, SourceCustody};
+use crate::ports::{
+    ApiError, ApiErrorKind, ApiResult, Outside, ProviderCall, ProviderRead, SourceCredential, SourceCustody, SourceRead,
+};
 use crate::store::{Capture, ConnectionRow, NewVersion, PollFailure, Siblings, Sink, TripletRow};
 
 /// Reads in one round: enough for one commit to carry many, few enough that the first token of a
@@ -40,12 +43,23 @@ const CLOCKS_APART_MS: i64 = MINUTE_MS;
 /// A connection whose grant is gone is still read this often: somebody may have connected again.
 const DEAD_POLL_MS: i64 = 15 * MINUTE_MS;
 
+/// For how long no read may succeed before people are told. Reads are due 14 minutes before a token
+/// ends, so nine are left to them.
+const STOPPED_MS: i64 = 5 * MINUTE_MS;
+
+/// Remembers since when no read succeeds. It stands with the APIs that are out of reach.
+const STOPPED_KEY: &str = "down:nango.reads";
+
 /// What came of a round of reads.
 #[derive(Default)]
 struct Round {
     captures: Vec<Capture>,
+    /// Nango served a read, whatever it said of the connection.
+    served: bool,
     /// Nango serves no reads before.
     shut_until: Option<Timestamp>,
+    /// Why, in the words of Nango or of who did not reach it.
+    shut_why: Option<String>,
     /// What was claimed and not read, because Nango is shut.
     unread: Vec<ConnectionRow>,
 }
@@ -68,6 +82,11 @@ impl<O: Outside> Engine<O> {
             }
             crate::failpoint::hit("poll-read");
             self.store.append_captures(&round.captures, &Sink::ALL, now).await?;
+            match (round.served, &round.shut_why) {
+                (true, _) => self.reads_served(now).await?,
+                (false, Some(why)) => self.reads_refused(why, round.shut_until.unwrap_or(now), now).await?,
+                (false, None) => {}
+            }
             if let Some(until) = round.shut_until {
                 // The rest would meet the same wall, and nothing is held against them.
                 self.store.put_off_polls(&round.unread, now, until).await?;
@@ -101,25 +120,75 @@ impl<O: Outside> Engine<O> {
         let triplets = self.store.load_triplets_of(&ids).await?;
         let source = self.outside.source();
         let reads = some.iter().map(|c| source.fetch_credential(&c.integration_key, &c.connection_id));
-        for (connection, read) in some.iter().zip(together(reads).await) {
-            self.observe(Api::Nango, now, &read).await?;
+        let reads = together(reads).await;
+        let away = self.is_away(&reads, now).await?;
+        for (connection, read) in some.iter().zip(reads) {
             let fed: Vec<&TripletRow> =
                 triplets.iter().filter(|t| t.connection == connection.id && t.moves()).collect();
-            match read {
-                Ok(credential) => round.captures.extend(self.capture(connection, &fed, credential, now).await?),
-                Err(error) => {
-                    if let Some(until) = self.read_failed(connection, &fed, &error, now).await? {
-                        // Those under way beside it meet the same wall; once is enough to know.
-                        if round.shut_until.is_none() && !error.is_held_back() {
-                            tracing::warn!("no connection can be read: {error}");
-                        }
-                        round.shut_until = round.shut_until.max(Some(until));
-                        round.unread.push(connection.clone());
+            let error = match read {
+                Ok(credential) => {
+                    round.served = true;
+                    round.captures.extend(self.capture(connection, &fed, credential, now).await?);
+                    continue;
+                }
+                Err(error) => error,
+            };
+            match self.read_failed(connection, &fed, &error, away, now).await? {
+                None => round.served |= !error.is_outage(),
+                Some(until) => {
+                    // Those under way beside it meet the same wall; once is enough to know.
+                    if round.shut_why.is_none() && !error.is_held_back() {
+                        tracing::warn!("no connection can be read: {error}");
+                        round.shut_why = Some(error.to_string());
                     }
+                    round.shut_until = round.shut_until.max(Some(until));
+                    round.unread.push(connection.clone());
                 }
             }
         }
         Ok(())
+    }
+
+    /// Whether Nango is out of reach. Reads without an answer may be the connections' own trouble: when
+    /// no other one was answered beside them, something else is asked.
+    async fn is_away(&self, reads: &[ApiResult<SourceCredential>], now: Timestamp) -> EngineResult<bool> {
+        let silent = |error: &ApiError| error.is_outage() || error.is_held_back();
+        if let Some(answered) = reads.iter().find(|read| !read.as_ref().is_err_and(silent)) {
+            self.observe(Api::Nango, now, answered).await?;
+            return Ok(false);
+        }
+        if !reads.iter().any(|read| read.as_ref().is_err_and(ApiError::is_outage)) {
+            return Ok(false);
+        }
+        let asked = self.outside.source().list_integrations().await;
+        self.observe(Api::Nango, now, &asked).await?;
+        Ok(asked.is_err_and(|error| silent(&error)))
+    }
+
+    /// Remembers since when no read succeeds, and tells people when that lasts.
+    async fn reads_refused(&self, why: &str, until: Timestamp, now: Timestamp) -> EngineResult<()> {
+        self.store.create_meta(STOPPED_KEY, &now.millis().to_string()).await?;
+        let since = self.store.load_meta(STOPPED_KEY).await?.and_then(|text| text.parse().ok());
+        let since = since.map_or(now, Timestamp::from_millis);
+        if until.since(since) < STOPPED_MS {
+            return Ok(());
+        }
+        let detail = format!("no token could be read since {} UTC: {why}", since.to_minute());
+        let note = Note { at: now, subject: Api::Nango.name().to_owned(), detail };
+        if self.store.note_change("reads", "served", "stopped", "reads-stopped", &note).await? {
+            tracing::error!("{}", note.detail);
+        }
+        Ok(())
+    }
+
+    /// Forgets that no read succeeded, and tells those who were told.
+    async fn reads_served(&self, now: Timestamp) -> EngineResult<()> {
+        let Some(since) = self.store.load_meta(STOPPED_KEY).await? else { return Ok(()) };
+        let since = since.parse().map_or(now, Timestamp::from_millis);
+        let detail = format!("tokens are read again, after {}", format_duration_ms(now.since(since)));
+        let note = Note { at: now, subject: Api::Nango.name().to_owned(), detail };
+        self.store.note_change("reads", "stopped", "served", "reads-served", &note).await?;
+        Ok(self.store.delete_meta(STOPPED_KEY).await?)
     }
 
     /// Turns a credential into what the journal keeps: a version per triplet when the token is new.
@@ -131,7 +200,8 @@ impl<O: Outside> Engine<O> {
         now: Timestamp,
     ) -> EngineResult<Option<Capture>> {
         let fingerprint = self.store.vault().fingerprints().fingerprint(&credential.access_token);
-        let is_new = connection.fingerprint != Some(fingerprint);
+        // A refresh may give the same token a longer life.
+        let is_new = connection.fingerprint != Some(fingerprint) || connection.expires_at != credential.expires_at;
         if connection.config != credential.connection_config {
             self.store.save_connection_config(connection.id, &credential.connection_config).await?;
         }
@@ -151,8 +221,8 @@ impl<O: Outside> Engine<O> {
         }
         // A token without an expiry can die in silence: ask the provider.
         let unexpiring = !is_new && credential.expires_at.is_none();
-        if unexpiring && self.liveness(connection, fed, now).await? == Liveness::Refused {
-            let why = "the provider refuses its token, which has no refresh token";
+        if unexpiring && self.liveness(connection, &credential.access_token, now).await? == Liveness::Refused {
+            let why = "the provider refuses its token, which has no end and so is never refreshed";
             self.bury_grant(connection, fed, why, now).await?;
             return Ok(None);
         }
@@ -192,11 +262,13 @@ impl<O: Outside> Engine<O> {
         connection: &ConnectionRow,
         fed: &[&TripletRow],
         error: &ApiError,
+        away: bool,
         now: Timestamp,
     ) -> EngineResult<Option<Timestamp>> {
         let draw = spread(&["retry", &connection.connection_id], u64::from(connection.failures));
         let failures = connection.failures + 1;
-        let failure = judge_read(error, failures, draw);
+        let failing_ms = connection.failing_since.map_or(0, |since| now.since(since));
+        let failure = judge_read(error, Circumstances { failures, failing_ms, away }, draw);
         let retry_at = now.plus_ms(failure.wait_ms);
         if failure.of_all {
             return Ok(Some(retry_at));
@@ -232,7 +304,7 @@ impl<O: Outside> Engine<O> {
         let doubt = Doubt {
             tried,
             ended_ms,
-            token: self.liveness(connection, fed, now).await?,
+            token: self.liveness_of_newest(connection, fed, now).await?,
             rival: self.has_rival(connection, fed, now).await?,
             siblings: match ended_ms {
                 Some(_) => {
@@ -283,7 +355,10 @@ impl<O: Outside> Engine<O> {
     /// Whether somebody beside Nango refreshes this grant: a token that we did not write is in KV, or
     /// one that lives longer than Nango's was reported.
     async fn has_rival(&self, connection: &ConnectionRow, fed: &[&TripletRow], now: Timestamp) -> EngineResult<bool> {
-        let outlives = |t: &&TripletRow| t.expires_at > connection.expires_at && t.expires_at.is_some_and(|e| e > now);
+        let outlives = |t: &&TripletRow| {
+            let end = End::from(t.expires_at);
+            end > connection.expires_at.into() && end > End::At(now)
+        };
         let triplets: Vec<_> = fed.iter().map(|t| &t.triplet).collect();
         Ok(fed.iter().any(outlives) || self.store.is_foreign(Sink::KvSource, &triplets).await?)
     }
@@ -308,19 +383,26 @@ impl<O: Outside> Engine<O> {
     }
 
     /// Asks the provider, with the newest token we hold, whether it still takes it.
-    async fn liveness(
+    async fn liveness_of_newest(
         &self,
         connection: &ConnectionRow,
         fed: &[&TripletRow],
         now: Timestamp,
     ) -> EngineResult<Liveness> {
         let Some(first) = fed.first() else { return Ok(Liveness::Unknown) };
-        let Some(entry) = self.store.load_head(&first.triplet).await? else { return Ok(Liveness::Unknown) };
+        match self.store.load_head(&first.triplet).await? {
+            Some(entry) => self.liveness(connection, &entry.access_token, now).await,
+            None => Ok(Liveness::Unknown),
+        }
+    }
+
+    /// Asks the provider whether it still takes a token.
+    async fn liveness(&self, connection: &ConnectionRow, token: &Secret, now: Timestamp) -> EngineResult<Liveness> {
         let Some(facts) = self.catalogue.integration(&connection.integration_key) else {
             return Ok(Liveness::Unknown);
         };
         let Some(call) = whoami_call(&facts.whoami, &connection.config) else { return Ok(Liveness::Unknown) };
-        let answer = self.outside.provider().ask(&entry.access_token, &call).await;
+        let answer = self.outside.provider().ask(token, &call).await;
         self.observe(Api::Provider, now, &answer).await?;
         Ok(answer.map_or(Liveness::Silent, |answer| judge_token(facts, &answer)))
     }

@@ -283,6 +283,7 @@ async fn findings(store: &Store, since: Timestamp) -> EngineResult<Vec<Mark>> {
         "missed-refresh",
         "missed-rotation",
         "outage",
+        "reads-stopped",
         "smoke-stale",
         "parity",
         "dead-letter",

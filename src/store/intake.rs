@@ -10,6 +10,7 @@
 //! left alone they would fall into two halves that wait for each other for ever. So the writer
 //! waits that moment for as many as there were.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -24,6 +25,8 @@ use super::journal::{Incoming, NewVersion, chain};
 use super::pruned::{Chain, Walk};
 use super::{Backend, During, Row, Sink, Store, StoreError, StoreResult, Vault, from_json, query};
 use crate::domain::custody::{Custody, Stage};
+use crate::domain::newest::{End, Origin};
+use crate::domain::secret::Secret;
 use crate::domain::time::{HOUR_MS, Timestamp};
 use crate::domain::token::{KvEntry, Writer};
 use crate::domain::triplet::Triplet;
@@ -113,13 +116,15 @@ pub struct Settled {
     pub unknown: usize,
 }
 
-/// What webhooks ask for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Hints<'a> {
-    /// How many webhooks there were.
-    pub webhooks: usize,
-    /// Reads that come forward: integration key, connection id, and when.
-    pub reads: Vec<(&'a str, &'a str, Timestamp)>,
+/// What a webhook asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hint<'a> {
+    /// The segment that it came in.
+    pub seq: i64,
+    /// The connection whose read comes forward.
+    pub integration_key: &'a str,
+    pub connection_id: &'a str,
+    pub at: Timestamp,
 }
 
 /// What one caller brought and where its answer goes.
@@ -255,14 +260,14 @@ impl Store {
     }
 
     /// Works the tokens of `segments` into the journal, brings the reads forward that their webhooks
-    /// ask for (`hints`), and erases the segments, all in one commit. Tokens that another machine
-    /// settled meanwhile are left out.
+    /// ask for (`hints`), and erases the segments, all in one commit. What another machine settled
+    /// meanwhile is left out.
     ///
-    /// The rule is that of [`Store::append_captures`]: what ends before what is there is superseded.
+    /// Which token is the newest is judged as in [`Store::append_captures`].
     pub async fn settle_intake(
         &self,
         segments: &[Segment],
-        hints: &Hints<'_>,
+        hints: &[Hint<'_>],
         sinks: &[Sink],
         now: Timestamp,
     ) -> StoreResult<Settled> {
@@ -280,30 +285,46 @@ impl Store {
         .iter()
         .map(|r| r.get(0))
         .collect();
-        let entries = segments.iter().filter(|s| open.binary_search(&s.seq).is_ok()).flat_map(|s| &s.entries);
-        let mut settled = Settled::default();
-        let tokens = coalesce(entries, &mut settled)?;
-        let custodies = load_custodies(&mut tx, tokens.keys()).await?;
-        let mut versions = Vec::new();
-        for (triplet, entries) in tokens {
-            let Some(custody) = custodies.get(&triplet.to_string()) else {
-                settled.unknown += entries.len();
-                continue;
-            };
-            let mirrored = matches!(custody.route, Route::Reconsent | Route::Static) && custody.stage < Stage::Settled;
-            versions.extend(entries.into_iter().map(|entry| {
-                let version =
-                    NewVersion { triplet: triplet.clone(), epoch: custody.epoch, writer: Writer::DoAlarm, entry };
-                (version, mirrored)
-            }));
-        }
-        let incoming: Vec<Incoming> =
-            versions.iter().map(|(version, mirrored)| Incoming { version, mirrored: *mirrored }).collect();
-        let appended = self.append(&mut tx, &incoming, sinks, Vec::new(), &[], now).await?;
+        let is_open = |seq| open.binary_search(&seq).is_ok();
+        let entries: Vec<&Intake> = segments.iter().filter(|s| is_open(s.seq)).flat_map(|s| &s.entries).collect();
+        let mut replays = Vec::new();
+        let (mut settled, appended) = loop {
+            let mut settled = Settled::default();
+            let tokens = coalesce(&entries, &replays, &mut settled)?;
+            let custodies = load_custodies(&mut tx, tokens.keys()).await?;
+            let mut versions = Vec::new();
+            for (triplet, entries) in tokens {
+                let Some(custody) = custodies.get(&triplet.to_string()) else {
+                    settled.unknown += entries.len();
+                    continue;
+                };
+                let mirrored =
+                    matches!(custody.route, Route::Reconsent | Route::Static) && custody.stage < Stage::Settled;
+                versions.extend(entries.into_iter().map(|entry| {
+                    let version =
+                        NewVersion { triplet: triplet.clone(), epoch: custody.epoch, writer: Writer::DoAlarm, entry };
+                    (version, mirrored)
+                }));
+            }
+            let incoming = versions.iter().map(|(version, mirrored)| Incoming {
+                version,
+                origin: Origin::Report,
+                mirrored: *mirrored,
+            });
+            let judged = self.judge(&mut tx, incoming.collect()).await?;
+            let found = judged.replays().map(|v| (v.triplet.clone(), v.entry.access_token.clone()));
+            let found: Vec<(Triplet, Secret)> = found.collect();
+            if found.is_empty() {
+                break (settled, self.append(&mut tx, judged, sinks, Vec::new(), &[], now).await?);
+            }
+            // For its late end others were left out that are newer than what is there.
+            replays.extend(found);
+        };
         settled.versions = appended.versions;
         settled.superseded += appended.superseded;
         settled.duplicates += appended.duplicates;
-        super::connection::advance_polls(&mut tx, &hints.reads).await?;
+        let hints: Vec<&Hint<'_>> = hints.iter().filter(|hint| is_open(hint.seq)).collect();
+        super::connection::advance_polls(&mut tx, &reads(&hints)).await?;
         query("UPDATE intake SET payload = NULL WHERE seq IN (SELECT CAST(value->>0 AS BIGINT) FROM json_each($1))")
             .bind(&wanted)
             .execute(&mut tx)
@@ -312,7 +333,7 @@ impl Store {
         super::evidence::add(
             &mut tx,
             &[
-                ("webhooks", hints.webhooks as i64),
+                ("webhooks", hints.len() as i64),
                 ("intake_versions", settled.versions as i64),
                 ("intake_superseded", settled.superseded as i64),
                 ("intake_duplicates", settled.duplicates as i64),
@@ -496,33 +517,49 @@ async fn load_custodies(
     rows.iter().map(|r| Ok((r.get(0), from_json("custody", &r.get::<String>(1))?))).collect()
 }
 
-/// The tokens among `entries` that must reach the journal, by triplet in the order of arrival.
+/// The reads that webhooks bring forward. Many about one connection are one read, the earliest.
+fn reads<'a>(hints: &[&Hint<'a>]) -> Vec<(&'a str, &'a str, Timestamp)> {
+    let mut reads: BTreeMap<(&str, &str), Timestamp> = BTreeMap::new();
+    for hint in hints {
+        let at = reads.entry((hint.integration_key, hint.connection_id)).or_insert(hint.at);
+        *at = hint.at.min(*at);
+    }
+    reads.into_iter().map(|((key, id), at)| (key, id, at)).collect()
+}
+
+/// The tokens among `entries` that must be judged, by triplet in the order of arrival.
 ///
-/// Left out is what the journal would supersede anyway: a token that ends before another one of the
-/// same triplet. Two that end at the same time both stay, or a replay of the first would look new; and
-/// one that came before is no news, even when what it ended with then was superseded meanwhile.
-fn coalesce<'a>(
-    entries: impl Iterator<Item = &'a Intake>,
+/// Left out is what would be superseded anyway: a token that ends before another one of the same
+/// triplet. Two that end at the same time both stay, or a replay of the first would look new; and
+/// one that came before is no news, even when what it ended with then was superseded meanwhile. What
+/// is known as a replay counts for nothing.
+fn coalesce(
+    entries: &[&Intake],
+    replays: &[(Triplet, Secret)],
     settled: &mut Settled,
 ) -> StoreResult<BTreeMap<Triplet, Vec<KvEntry>>> {
     // What was the newest at some time, and from where on it still is.
     let mut heads: BTreeMap<Triplet, (Vec<KvEntry>, usize)> = BTreeMap::new();
-    for intake in entries.filter(|e| e.kind == IntakeKind::Token) {
+    for intake in entries.iter().filter(|e| e.kind == IntakeKind::Token) {
         let corrupt = |detail: String| StoreError::Corrupt { what: "accepted token", detail };
         let triplet = Triplet::parse(&intake.subject).map_err(|e| corrupt(e.to_string()))?;
         let entry = KvEntry::from_json(&intake.body).map_err(|e| corrupt(e.to_string()))?;
+        if replays.iter().any(|(of, token)| *of == triplet && *token == entry.access_token) {
+            settled.superseded += 1;
+            continue;
+        }
         let (seen, from) = heads.entry(triplet).or_default();
-        match seen.last().map(|last| entry.expires_at.cmp(&last.expires_at)) {
-            Some(std::cmp::Ordering::Less) => settled.superseded += 1,
-            Some(std::cmp::Ordering::Equal) if seen.iter().any(|k| k.access_token == entry.access_token) => {
+        match seen.last().map(|last| End::from(entry.expires_at).cmp(&last.expires_at.into())) {
+            Some(Ordering::Less) => settled.superseded += 1,
+            Some(Ordering::Equal) if seen.iter().any(|k| k.access_token == entry.access_token) => {
                 settled.duplicates += 1;
             }
-            Some(std::cmp::Ordering::Greater) => {
+            Some(Ordering::Greater) => {
                 settled.superseded += seen.len() - *from;
                 *from = seen.len();
                 seen.push(entry);
             }
-            Some(std::cmp::Ordering::Equal) | None => seen.push(entry),
+            Some(Ordering::Equal) | None => seen.push(entry),
         }
     }
     Ok(heads.into_iter().map(|(triplet, (mut seen, from))| (triplet, seen.split_off(from))).collect())
@@ -568,6 +605,7 @@ fn part(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::newest::{Arrival, Newest};
 
     fn token(subject: &str, token: &str, expires_s: i64) -> Intake {
         let body = json!({"access_token": token, "expires_at": expires_s}).to_string();
@@ -626,22 +664,13 @@ mod tests {
     }
 
     /// The journal's rule, one token after the other: what is at the end.
-    fn head_of<'a>(entries: impl Iterator<Item = &'a KvEntry>) -> Option<(String, Option<Timestamp>)> {
-        let mut head: Option<(String, Option<Timestamp>)> = None;
-        let mut seen = std::collections::BTreeSet::new();
-        for entry in entries {
+    fn head_of<'a>(entries: impl Iterator<Item = &'a KvEntry>) -> Option<&'a KvEntry> {
+        let mut newest = Newest::default();
+        let is_new = |entry: &&KvEntry| {
             let token = entry.access_token.expose().to_owned();
-            let newer = match &head {
-                None => true,
-                Some((_, end)) if entry.expires_at < *end => false,
-                Some((_, end)) => entry.expires_at > *end || !seen.contains(&token),
-            };
-            if newer {
-                head = Some((token.clone(), entry.expires_at));
-                seen.insert(token);
-            }
-        }
-        head
+            newest.arrive(&token, entry.expires_at.into(), Origin::Report) == Arrival::New
+        };
+        entries.filter(is_new).last()
     }
 
     proptest::proptest! {
@@ -660,7 +689,8 @@ mod tests {
                 .collect();
             let all: Vec<KvEntry> = entries.iter().map(|e| KvEntry::from_json(&e.body).unwrap()).collect();
             let mut settled = Settled::default();
-            let kept = coalesce(entries.iter(), &mut settled).unwrap().into_values().next().unwrap_or_default();
+            let kept = coalesce(&entries.iter().collect::<Vec<_>>(), &[], &mut settled).unwrap();
+            let kept = kept.into_values().next().unwrap_or_default();
             proptest::prop_assert_eq!(head_of(kept.iter()), head_of(all.iter()));
             proptest::prop_assert_eq!(kept.len() + settled.superseded + settled.duplicates, all.len());
         }
@@ -671,7 +701,7 @@ mod tests {
     fn what_was_the_newest_before_is_no_news_when_it_comes_again() {
         let mut settled = Settled::default();
         let entries = [token("a:b:c", "one", 10), token("a:b:c", "two", 20), token("a:b:c", "one", 20)];
-        let kept = coalesce(entries.iter(), &mut settled).unwrap().into_values().next().unwrap();
+        let kept = coalesce(&entries.each_ref(), &[], &mut settled).unwrap().into_values().next().unwrap();
         let kept: Vec<&str> = kept.iter().map(|k| k.access_token.expose()).collect();
         assert_eq!((kept, settled.superseded, settled.duplicates), (vec!["two"], 1, 1));
     }
@@ -687,7 +717,7 @@ mod tests {
             token("a:b:c", "three", 20),
             token("a:b:c", "two", 20),
         ];
-        let tokens = coalesce(entries.iter(), &mut settled).unwrap();
+        let tokens = coalesce(&entries.each_ref(), &[], &mut settled).unwrap();
         let names: Vec<Vec<&str>> =
             tokens.values().map(|kept| kept.iter().map(|e| e.access_token.expose()).collect()).collect();
         assert_eq!(names, [vec!["two", "three"], vec!["x"]]);

@@ -8,8 +8,9 @@ use sha2::{Digest, Sha256};
 use super::connection::note_missed;
 use super::db::{Lock, Tx};
 use super::pruned::{Chain, Walk};
-use super::{During, Row, Sink, Store, StoreError, StoreResult, procedure::APPEND_CAPTURES, query};
-use crate::domain::secret::{Fingerprint, hex};
+use super::{During, Row, Sink, Store, StoreError, StoreResult, from_json, procedure::APPEND_CAPTURES, query};
+use crate::domain::newest::{Arrival, End, Newest, Origin};
+use crate::domain::secret::{Fingerprint, Secret, hex};
 use crate::domain::time::Timestamp;
 use crate::domain::token::{KvEntry, Writer};
 use crate::domain::triplet::Triplet;
@@ -44,8 +45,26 @@ pub struct NewVersion {
 /// A version with what else its commit must know.
 pub(super) struct Incoming<'a> {
     pub version: &'a NewVersion,
+    pub origin: Origin,
     /// Whether it is to be carried to the sinks.
     pub mirrored: bool,
+}
+
+/// Versions held against the chains of their triplets.
+pub(super) struct Judged<'a> {
+    /// The journal's last hash.
+    previous: Vec<u8>,
+    /// The last version of each triplet.
+    numbers: HashMap<String, i64>,
+    /// Each version with its triplet and fingerprint, and what it is to those before it.
+    arrivals: Vec<(Incoming<'a>, String, String, Arrival)>,
+}
+
+impl<'a> Judged<'a> {
+    /// Versions that were replaced before, although they end after the newest.
+    pub fn replays(&self) -> impl Iterator<Item = &'a NewVersion> {
+        self.arrivals.iter().filter(|a| a.3 == Arrival::Replay).map(|a| a.0.version)
+    }
 }
 
 /// What became of versions.
@@ -58,40 +77,32 @@ pub(super) struct Appended {
     pub duplicates: usize,
 }
 
-/// The end of a triplet's chain.
-#[derive(Clone)]
-struct Head {
-    version: i64,
-    expires: Option<i64>,
-    fingerprint: Option<String>,
-}
-
 impl Store {
     /// Appends what a round of reads brought, in one commit: versions, their deliveries to
     /// `sinks`, the connections' next polls, and the counts of scheduled and arrived rotations.
     ///
-    /// A version that is older than the head is superseded on arrival: it is counted and dropped. So
-    /// is everything of a read whose connection was claimed again since and has that claim's outcome
-    /// already: the late reader may hold an old token. Returns how many captures were refused so.
+    /// A version that is not the newest ([`Newest`]) is counted and dropped. So is everything of a read
+    /// whose connection was claimed again since and has that claim's outcome already: the late reader
+    /// may hold an old token. Returns how many captures were refused so.
     pub async fn append_captures(&self, captures: &[Capture], sinks: &[Sink], now: Timestamp) -> StoreResult<usize> {
         let mut connection = self.lock().await;
         let mut tx = connection.begin(Lock::Journal).await.during("begin")?;
-        let claims: Vec<_> = captures.iter().filter(|c| c.claim > 0).map(|c| (c.connection, c.claim)).collect();
-        let late: HashSet<i64> = if claims.is_empty() {
-            HashSet::new()
-        } else {
-            query(
-                "SELECT c.id FROM json_each($1) AS j JOIN connection c ON c.id = CAST(j.value->>0 AS BIGINT)
-                 WHERE c.settled > CAST(j.value->>1 AS BIGINT)",
-            )
-            .bind(json!(claims).to_string())
-            .fetch_all(&mut tx)
-            .await
-            .during("look for late captures")?
-            .iter()
-            .map(|r| r.get(0))
-            .collect()
-        };
+        let claims: Vec<_> = captures.iter().map(|c| (c.connection, c.claim)).collect();
+        let (mut late, mut dead) = (HashSet::<i64>::new(), HashSet::<i64>::new());
+        for row in query(
+            "SELECT c.id, CASE WHEN CAST(j.value->>1 AS BIGINT) > 0 AND c.settled > CAST(j.value->>1 AS BIGINT) THEN 1 ELSE 0 END,
+                    c.dead_at
+             FROM json_each($1) AS j JOIN connection c ON c.id = CAST(j.value->>0 AS BIGINT)",
+        )
+        .bind(json!(claims).to_string())
+        .fetch_all(&mut tx)
+        .await
+        .during("look for late captures")?
+        {
+            let id: i64 = row.get(0);
+            late.extend((row.get::<i32>(1) == 1).then_some(id));
+            dead.extend(row.get::<Option<i64>>(2).map(|_| id));
+        }
         let captures: Vec<&Capture> =
             captures.iter().filter(|c| c.claim == 0 || !late.contains(&c.connection)).collect();
         let connections: Vec<_> = captures
@@ -114,26 +125,25 @@ impl Store {
             count("rotations_arrived", arrived),
             count("late_captures", late.len()),
         ];
-        let versions: Vec<Incoming> =
-            captures.iter().flat_map(|c| &c.versions).map(|version| Incoming { version, mirrored: true }).collect();
-        self.append(&mut tx, &versions, sinks, connections, &counts, now).await?;
+        let versions = captures.iter().flat_map(|c| c.versions.iter().map(|version| (c.connection, version)));
+        let incoming = versions.map(|(connection, version)| {
+            let origin = match origin_of(version.writer) {
+                Origin::Read if dead.contains(&connection) => Origin::NewGrant,
+                origin => origin,
+            };
+            Incoming { version, origin, mirrored: true }
+        });
+        let judged = self.judge(&mut tx, incoming.collect()).await?;
+        self.append(&mut tx, judged, sinks, connections, &counts, now).await?;
         crate::failpoint::hit("append-before-commit");
         tx.commit().await.during("commit")?;
         crate::failpoint::hit("append-after-commit");
         Ok(late.len())
     }
 
-    /// Appends versions inside an open transaction that holds [`Lock::Journal`]. Of each triplet
-    /// only the newest keeps its secret and goes to the sinks.
-    pub(super) async fn append(
-        &self,
-        tx: &mut Tx<'_>,
-        versions: &[Incoming<'_>],
-        sinks: &[Sink],
-        connections: Vec<Value>,
-        counts: &[(&str, i64)],
-        now: Timestamp,
-    ) -> StoreResult<Appended> {
+    /// Holds versions against the chains of their triplets, in this order, inside an open transaction
+    /// that holds [`Lock::Journal`].
+    pub(super) async fn judge<'a>(&self, tx: &mut Tx<'_>, versions: Vec<Incoming<'a>>) -> StoreResult<Judged<'a>> {
         let found: Vec<(String, String)> = versions
             .iter()
             .map(|Incoming { version, .. }| {
@@ -141,26 +151,46 @@ impl Store {
                 (version.triplet.to_string(), fingerprint.to_string())
             })
             .collect();
-        let (mut previous, mut heads, known) = load_heads(tx, &found).await?;
+        let (previous, mut heads) = load_heads(tx, &found).await?;
+        let mut arrivals = Vec::with_capacity(found.len());
+        for (incoming, (name, fingerprint)) in versions.into_iter().zip(found) {
+            let (_, newest) = heads.get_mut(&name).ok_or_else(|| StoreError::UnknownTriplet(name.clone()))?;
+            let arrival = newest.arrive(&fingerprint, incoming.version.entry.expires_at.into(), incoming.origin);
+            arrivals.push((incoming, name, fingerprint, arrival));
+        }
+        let numbers = heads.into_iter().map(|(name, (number, _))| (name, number)).collect();
+        Ok(Judged { previous, numbers, arrivals })
+    }
 
+    /// Appends versions inside the transaction in which they were judged. Of each triplet only the
+    /// newest keeps its secret and goes to the sinks.
+    pub(super) async fn append(
+        &self,
+        tx: &mut Tx<'_>,
+        judged: Judged<'_>,
+        sinks: &[Sink],
+        connections: Vec<Value>,
+        counts: &[(&str, i64)],
+        now: Timestamp,
+    ) -> StoreResult<Appended> {
+        let Judged { mut previous, mut numbers, arrivals } = judged;
         let (mut rows, mut newest) = (Vec::<Value>::new(), BTreeMap::<String, (usize, Value, bool)>::new());
         let mut appended = Appended::default();
-        for (Incoming { version, mirrored }, (name, fingerprint)) in versions.iter().zip(found) {
-            let head = heads.get_mut(&name).ok_or_else(|| StoreError::UnknownTriplet(name.clone()))?;
+        for (Incoming { version, mirrored, .. }, name, fingerprint, arrival) in arrivals {
+            match arrival {
+                Arrival::New => {}
+                Arrival::Same => {
+                    appended.duplicates += 1;
+                    continue;
+                }
+                Arrival::Older | Arrival::Replay => {
+                    appended.superseded += 1;
+                    continue;
+                }
+            }
             let expires = version.entry.expires_at.map(Timestamp::millis);
-            if head.version > 0 && head.fingerprint.as_ref() == Some(&fingerprint) && head.expires == expires {
-                appended.duplicates += 1;
-                continue;
-            }
-            // A token that was replaced before comes back only if it is said to live longer now.
-            let was_replaced = head.fingerprint.as_ref() != Some(&fingerprint)
-                && expires <= head.expires
-                && known.contains(&(name.clone(), fingerprint.clone()));
-            if head.version > 0 && (expires < head.expires || was_replaced) {
-                appended.superseded += 1;
-                continue;
-            }
-            let number = head.version + 1;
+            let last = numbers.entry(name.clone()).or_default();
+            let number = *last + 1;
             let place = place(&name, number);
             let clear = zeroize::Zeroizing::new(version.entry.to_json());
             let payload = self.vault.seal(&place, clear.as_bytes())?;
@@ -175,18 +205,18 @@ impl Store {
                     appended.versions -= 1;
                     replaced["before"].clone()
                 }
-                None => json!(head.version),
+                None => json!(*last),
             };
             let state = json!({
                 "triplet": name, "version": number, "fp": fingerprint, "exp": expires, "at": now.millis(), "before": before,
             });
-            newest.insert(name.clone(), (rows.len(), state, *mirrored));
+            *last = number;
+            newest.insert(name.clone(), (rows.len(), state, mirrored));
             rows.push(json!({
                 "at": now.millis(), "triplet": name, "version": number, "epoch": version.epoch,
                 "writer": version.writer, "fp": fingerprint, "exp": expires,
                 "payload": hex(&payload), "digest": hex(&digest), "hash": hex(&hash),
             }));
-            *head = Head { version: number, expires, fingerprint: Some(fingerprint) };
             appended.versions += 1;
         }
 
@@ -214,6 +244,17 @@ impl Store {
             .during("load a head")?;
         let Some(row) = row else { return Ok(None) };
         self.open_entry(&name, row.get(0), &row.get::<Vec<u8>>(1)).map(Some)
+    }
+
+    /// Whether this token is in the chain of the triplet, as the newest or as one before.
+    pub async fn is_journalled(&self, triplet: &Triplet, token: &Secret) -> StoreResult<bool> {
+        let row = query("SELECT 1 FROM journal WHERE triplet = $1 AND fingerprint = $2 LIMIT 1")
+            .bind(triplet.to_string())
+            .bind(self.vault.fingerprints().fingerprint(token).to_string())
+            .fetch_optional(&mut self.read().await)
+            .await
+            .during("look for a token")?;
+        Ok(row.is_some())
     }
 
     pub(super) fn open_entry(&self, name: &str, version: i64, payload: &[u8]) -> StoreResult<KvEntry> {
@@ -282,36 +323,46 @@ impl Store {
     }
 }
 
-/// The journal's last hash, the heads of these triplets, and which of these fingerprints their
-/// chains hold already.
-#[allow(clippy::type_complexity, reason = "three answers of one statement, taken apart at once")]
+/// Who wrote a version says how its token came to us.
+fn origin_of(writer: Writer) -> Origin {
+    if writer == Writer::Nango { Origin::Read } else { Origin::Report }
+}
+
+/// The journal's last hash, and of each triplet the last version and what its chain says of these tokens.
+#[allow(clippy::type_complexity, reason = "two answers of one statement, taken apart at once")]
 async fn load_heads(
     tx: &mut Tx<'_>,
     found: &[(String, String)],
-) -> StoreResult<(Vec<u8>, HashMap<String, Head>, HashSet<(String, String)>)> {
+) -> StoreResult<(Vec<u8>, HashMap<String, (i64, Newest<String>)>)> {
     let rows = query(
-        "SELECT 0, key, version, expires_at, fingerprint, CAST(NULL AS BYTEA) FROM triplet
-           WHERE key IN (SELECT value->>0 FROM json_each($1))
-         UNION ALL SELECT 1, j.triplet, j.version, NULL, j.fingerprint, NULL FROM json_each($1) AS n
+        "SELECT 0, t.key, t.version, t.expires_at, t.fingerprint, j.writer, CAST(NULL AS BYTEA)
+           FROM triplet t LEFT JOIN journal j ON j.triplet = t.key AND j.version = t.version
+           WHERE t.key IN (SELECT value->>0 FROM json_each($1))
+         UNION ALL SELECT 1, j.triplet, j.version, j.expires_at, j.fingerprint, NULL, NULL FROM json_each($1) AS n
            JOIN journal j ON j.triplet = n.value->>0 AND j.fingerprint = n.value->>1
-         UNION ALL SELECT 2, '', 0, NULL, NULL, hash FROM journal WHERE seq = (SELECT MAX(seq) FROM journal)",
+         UNION ALL SELECT 2, '', 0, NULL, NULL, NULL, hash FROM journal WHERE seq = (SELECT MAX(seq) FROM journal)",
     )
     .bind(json!(found).to_string())
     .fetch_all(tx)
     .await
     .during("load heads")?;
-    let (mut previous, mut heads, mut known) = (vec![0; 32], HashMap::new(), HashSet::new());
+    let (mut previous, mut heads) = (vec![0; 32], HashMap::<String, (i64, Newest<String>)>::new());
     for row in rows {
+        let end = End::from(row.get::<Option<i64>>(3).map(Timestamp::from_millis));
         match row.get::<i32>(0) {
             0 => {
-                let head = Head { version: row.get(2), expires: row.get(3), fingerprint: row.get(4) };
-                heads.insert(row.get(1), head);
+                let (number, newest) = heads.entry(row.get(1)).or_default();
+                *number = row.get(2);
+                if let (Some(fingerprint), Some(writer)) = (row.get(4), row.get::<Option<String>>(5)) {
+                    let writer: Writer = from_json("writer", &format!("\"{writer}\""))?;
+                    newest.resume(fingerprint, end, origin_of(writer));
+                }
             }
-            1 => drop(known.insert((row.get(1), row.get(4)))),
-            _ => previous = row.get(5),
+            1 => heads.entry(row.get(1)).or_default().1.remember(row.get(4), end),
+            _ => previous = row.get(6),
         }
     }
-    Ok((previous, heads, known))
+    Ok((previous, heads))
 }
 
 /// Where a payload belongs; it cannot be opened anywhere else.

@@ -56,7 +56,7 @@ pub use event::{EventRow, IntentState};
 pub use evidence::LAG_BOUNDS_S;
 pub use gate::{GateRun, StateIdentity};
 pub use history::Look;
-pub use intake::{Hints, Intake, IntakeKind, Segment, Settled};
+pub use intake::{Hint, Intake, IntakeKind, Segment, Settled};
 pub use journal::{Capture, NewVersion};
 pub use lease::Lead;
 pub use place::{Place, PlaceError};

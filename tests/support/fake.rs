@@ -60,8 +60,14 @@ pub struct State {
     pub credentials: BTreeMap<String, SourceCredential>,
     /// What Nango answers instead, by connection id.
     pub failures: BTreeMap<String, ApiErrorKind>,
+    /// What Nango hands out before that, one for each read.
+    pub refreshes: BTreeMap<String, VecDeque<SourceCredential>>,
+    /// Nango answers nothing that is no read of a connection.
+    pub away: bool,
     /// What the provider answers to whoami; none: nothing.
     pub whoami: Option<(u16, &'static str)>,
+    /// The token for which the provider answers so, and for all others what `whoami` says.
+    pub whoami_of: Option<(String, (u16, &'static str))>,
     /// The ordinary part of the budget for KV is used up.
     pub no_ordinary_reads: bool,
     /// Writes of anything but tokens fail.
@@ -127,7 +133,7 @@ impl SourceRead for Fake {
         silent(Api::Nango)
     }
     async fn list_integrations(&self) -> ApiResult<Vec<SourceIntegration>> {
-        Ok(Vec::new())
+        if self.state().away { silent(Api::Nango) } else { Ok(Vec::new()) }
     }
 }
 
@@ -135,6 +141,9 @@ impl SourceCustody for Fake {
     async fn fetch_credential(&self, _: &str, connection_id: &str) -> ApiResult<SourceCredential> {
         if let Some(kind) = self.state().failures.get(connection_id) {
             return Err(error(Api::Nango, kind.clone()));
+        }
+        if let Some(next) = self.state().refreshes.get_mut(connection_id).and_then(VecDeque::pop_front) {
+            return Ok(next);
         }
         let found = self.state().credentials.get(connection_id).cloned();
         found.ok_or_else(|| error(Api::Nango, ApiErrorKind::NotFound { code: "unknown_connection".to_owned() }))
@@ -328,8 +337,10 @@ impl ProviderRead for Fake {
     async fn whoami(&self, _: &Secret, _: &ProviderCall) -> ApiResult<Value> {
         silent(Api::Provider)
     }
-    async fn ask(&self, _: &Secret, _: &ProviderCall) -> ApiResult<ProviderAnswer> {
-        let Some((status, body)) = self.state().whoami else { return silent(Api::Provider) };
+    async fn ask(&self, token: &Secret, _: &ProviderCall) -> ApiResult<ProviderAnswer> {
+        let state = self.state();
+        let of_token = state.whoami_of.as_ref().filter(|(of, _)| of == token.expose()).map(|(_, answer)| *answer);
+        let Some((status, body)) = of_token.or(state.whoami) else { return silent(Api::Provider) };
         Ok(ProviderAnswer { status, headers: Vec::new(), body: Secret::new(body) })
     }
 }

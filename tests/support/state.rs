@@ -1,4 +1,5 @@
 //! One contract for both databases: each test runs on an empty state of either.
+#![allow(dead_code, reason = "each test binary uses its part of this")]
 
 use cutover::store::Place;
 
