@@ -44,8 +44,8 @@ fn a_whole_cutover_from_the_command_line() {
     assert_eq!(code, 0, "{out}{error}");
 
     // What can be undone is undone, and done again.
-    cutover.until_done(&["retire", "nango", "--prepare"]);
-    cutover.until_done(&["retire", "nango", "--undo"]);
+    cutover.until_done(&["retire", "nango", "--prepare", "--yes"]);
+    cutover.until_done(&["retire", "nango", "--undo", "--yes"]);
     cutover.until_done(&["retire", "restore", "--yes"]);
     cutover.until_done(&["retire", "do-alarm", "--yes"]);
     cutover.until_done(&["retire", "nango", "--confirm", &id]);
@@ -60,7 +60,7 @@ fn a_whole_cutover_from_the_command_line() {
     assert_eq!(code, 0);
     let events: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let names: Vec<&str> = events.iter().filter_map(|e| e["event"]["event"].as_str()).collect();
-    assert!(names.ends_with(&["switch_begun", "switched", "settled", "retired"]), "{names:?}");
+    assert!(names.ends_with(&["switch_begun", "switched", "settled", "retire_begun", "retired"]), "{names:?}");
 }
 
 /// The steps of some reports, as lines, in the order of their text: reads of several connections
@@ -136,8 +136,8 @@ fn walk_dry(cutover: &Cutover, looker: Option<&str>) {
     dry("retire_do_alarm", &["retire", "do-alarm", "--yes"], false);
     dry("retire_restore", &["retire", "restore", "--yes"], false);
     cutover.until_done(&["retire", "do-alarm", "--yes"]);
-    dry("retire_nango_prepare", &["retire", "nango", "--prepare"], false);
-    dry("retire_nango_undo", &["retire", "nango", "--undo"], false);
+    dry("retire_nango_prepare", &["retire", "nango", "--prepare", "--yes"], false);
+    dry("retire_nango_undo", &["retire", "nango", "--undo", "--yes"], false);
     dry("retire_nango", &["retire", "nango", "--confirm", &id], false);
 }
 

@@ -279,11 +279,11 @@ fn the_runbook_walks_a_whole_cutover_of_a_served_sandbox() {
                 walk.shim(&args, if soaked { 7 } else { 27 });
                 soaked = true;
             }
-            ("apply" | "switch" | "reverse", _) | ("consent", "all") | ("retire", "do-alarm") if !dry => {
+            ("apply" | "switch" | "reverse", _) | ("consent", "all") | ("retire", "do-alarm" | "nango") if !dry => {
                 args.push("--yes");
                 walk.until_done(&args);
             }
-            ("settle", _) | ("retire", "nango") if !dry => walk.until_done(&args),
+            ("settle", _) if !dry => walk.until_done(&args),
             _ => {
                 walk.done(&args);
             }
