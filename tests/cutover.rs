@@ -89,7 +89,8 @@ fn says_who(cutover: &Cutover) {
     let begun = lines.iter().filter(|line| line["event"]["event"] == "operation begun").count();
     assert_eq!(begun, ended.len());
     let done = Value::from(0);
-    for operation in ["apply", "settle", "retire-restore", "retire-nango-prepare", "retire-nango-undo", "retire-nango"] {
+    for operation in ["apply", "settle", "retire-restore", "retire-nango-prepare", "retire-nango-undo", "retire-nango"]
+    {
         assert!(ended.contains(&("alice", operation, &done)), "{operation}: {ended:?}");
     }
     assert!(ended.contains(&("bob", "reverse", &done)) && ended.contains(&("alice", "retire-nango", &Value::from(7))));
@@ -338,7 +339,11 @@ fn assess_says_what_is_wrong_and_its_facts_go_into_a_plan() {
         ["plan", "--inventory", &inventory, "--policy", &cutover.policy, "--probes", &probes, "--format", "json"];
     let (code, plan, error) = cutover.run(&replan);
     assert!(code == 0 && plan.replace(' ', "").contains("\"kind\":\"toolkit\""), "{error}{plan}");
-    assert_eq!(assess(&["--write", "--only", "cloudflare-kv-latency,cloudflare-d1"]).0, 0);
+    let write = ["--write", "--only", "cloudflare-kv-latency,cloudflare-d1", "--dry-run"];
+    let (code, report) = assess(&write);
+    assert!(code == 0 && report.to_string().contains("dry run: would insert one row"), "{report:#}");
+    assert_eq!((cutover.ledger().kv_writes, cutover.ledger().audit_rows), (0, 0));
+    assert_eq!(assess(&write[..3]).0, 0);
     assert_eq!(cutover.ledger().audit_rows, 1);
 
     // The doctor's other name, an old walkthrough's settings, a key that is refused, a system that is away.

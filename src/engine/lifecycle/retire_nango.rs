@@ -225,6 +225,9 @@ impl<O: Outside> Engine<O> {
                 Err(error) => return Err(error),
             }
         }
+        if let Err(fate) = self.ask(connection, passed_at, now).await? {
+            return Ok(fate);
+        }
         match self.delete_connection(connection, listed, now).await? {
             Fate::Done => {}
             fate => return Ok(fate),
