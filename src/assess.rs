@@ -107,6 +107,16 @@ const fn check_with(name: &'static str, what: &'static str, option: &'static str
     Check { name, what, needs: Needs::Option(option) }
 }
 
+/// What a check leaves or takes back in the outside world when `--write` allows it.
+pub fn writes(check: &str) -> Option<&'static str> {
+    match check {
+        "nango-connect" => Some("open a Connect session for nobody, and close it"),
+        "cloudflare-kv-latency" => Some("put an entry `cutover-probe:…` into the target namespace, and delete it"),
+        "cloudflare-d1" => Some("insert one row into `kv_audit`, which stays"),
+        _ => None,
+    }
+}
+
 /// Every check, in the order in which they are reported.
 pub const CHECKS: [Check; 29] = [
     check("nango-key", "Nango takes the key and lists connections"),

@@ -136,6 +136,8 @@ pub struct SourceConnection {
     /// Nango recorded an auth error and has not succeeded since.
     pub auth_error: bool,
     pub created_at: Option<Timestamp>,
+    /// What `skipTokenRevocation` in its metadata says, if anything.
+    pub skip_token_revocation: Option<Value>,
 }
 
 /// An integration at Nango.
@@ -182,12 +184,12 @@ pub trait SourceCustody: SourceRead {
         integration_key: &str,
         connection_id: &str,
     ) -> impl Future<Output = ApiResult<SourceCredential>> + Send;
-    /// Merges keys into the connection's metadata (`skipTokenRevocation` before a delete).
-    fn merge_metadata(
+    /// Makes the connection's metadata say whether a delete skips the revocation upstream.
+    fn skip_revocation(
         &self,
         integration_key: &str,
         connection_id: &str,
-        metadata: Value,
+        skip: &Value,
     ) -> impl Future<Output = ApiResult<()>> + Send;
     fn delete_connection(
         &self,

@@ -251,7 +251,7 @@ fn calls() -> Vec<Call> {
         "nango list": |o| o.source().list_connections();
         "nango integrations": |o| o.source().list_integrations();
         "nango fetch": |o| o.source().fetch_credential("canary-key", "canary-id");
-        "nango metadata": |o| o.source().merge_metadata("canary-key", "canary-id", json!({"canary": true}));
+        "nango metadata": |o| o.source().skip_revocation("canary-key", "canary-id", &CANARY.into());
         "nango delete": |o| o.source().delete_connection("canary-key", "canary-id");
         "nango session": |o| o.source().open_session("canary", Some("canary"), "canary");
         "composio auth configs": |o| o.target().list_auth_configs();

@@ -178,7 +178,7 @@ async fn nango_ids_travel_as_one_segment_and_no_refresh_token_is_asked_for() {
 #[tokio::test]
 async fn nango_writes_say_which_connection() {
     let (server, outside) = world(|_, _| (200, json!({"success": true}))).await;
-    outside.source().merge_metadata("hubspot", "c1", json!({"skipTokenRevocation": true})).await.unwrap();
+    outside.source().skip_revocation("hubspot", "c1", &json!(true)).await.unwrap();
     let seen = server.last();
     assert_eq!((seen.method.as_str(), seen.target.as_str()), ("PATCH", "/base/connections/metadata"));
     let expected =

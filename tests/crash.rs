@@ -112,7 +112,7 @@ impl World {
             runtime: tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap(),
         };
         world.must(&["plan", "--inventory", "nango", "--out", "plan.json"]);
-        world.must(&["apply", "plan.json", "--yes", "--state", &world.state]);
+        world.must(&["apply", "plan.json", "--yes", "--by", "alice", "--state", &world.state]);
         Arc::new(world)
     }
 

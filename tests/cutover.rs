@@ -6,6 +6,8 @@ mod postgres;
 #[path = "support/cutover.rs"]
 mod support;
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 use support::{Cutover, POLICY, SMALL};
 
@@ -22,7 +24,7 @@ fn a_whole_cutover_from_the_command_line() {
         status["rows"].as_array().unwrap().iter().find(|r| r["stage"] == "switched").cloned().unwrap_or_default()
     };
     assert!(row(&cutover.status())["reversible_until"].as_str().is_some());
-    cutover.until_done(&["reverse", "--wave", &wave, "--yes"]);
+    cutover.until_done(&["reverse", "--wave", &wave, "--yes", "--by", "bob"]);
     assert_eq!(row(&cutover.status()), Value::Null, "everything is back");
     for wave in cutover.waves() {
         cutover.until_done(&["switch", "--wave", &wave.to_string(), "--yes"]);
@@ -44,8 +46,8 @@ fn a_whole_cutover_from_the_command_line() {
     assert_eq!(code, 0, "{out}{error}");
 
     // What can be undone is undone, and done again.
-    cutover.until_done(&["retire", "nango", "--prepare"]);
-    cutover.until_done(&["retire", "nango", "--undo"]);
+    cutover.until_done(&["retire", "nango", "--prepare", "--yes"]);
+    cutover.until_done(&["retire", "nango", "--undo", "--yes"]);
     cutover.until_done(&["retire", "restore", "--yes"]);
     cutover.until_done(&["retire", "do-alarm", "--yes"]);
     cutover.until_done(&["retire", "nango", "--confirm", &id]);
@@ -60,7 +62,38 @@ fn a_whole_cutover_from_the_command_line() {
     assert_eq!(code, 0);
     let events: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let names: Vec<&str> = events.iter().filter_map(|e| e["event"]["event"].as_str()).collect();
-    assert!(names.ends_with(&["switch_begun", "switched", "settled", "retired"]), "{names:?}");
+    assert!(names.ends_with(&["switch_begun", "switched", "settled", "retire_begun", "retired"]), "{names:?}");
+    says_who(&cutover);
+}
+
+/// The audit trail names whoever carried an operation out, and what it came to.
+fn says_who(cutover: &Cutover) {
+    let (code, out, _) = cutover.run(&["audit", "--format", "json"]);
+    assert_eq!(code, 0);
+    let lines: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |name: &str| -> BTreeSet<&str> {
+        let named = lines.iter().filter(|line| line["event"]["event"] == name);
+        named.map(|line| line["actor"].as_str().unwrap()).collect()
+    };
+    for name in ["switch_begun", "switched", "settled", "retire_begun", "retired", "nango connection deleted"] {
+        assert_eq!(of(name), BTreeSet::from(["alice"]), "{name}");
+    }
+    assert!(of("reversed").contains("bob"), "{:?}", of("reversed"));
+    let ended: Vec<(&str, &str, &Value)> = lines
+        .iter()
+        .filter(|line| line["event"]["event"] == "operation ended")
+        .map(|line| {
+            (line["actor"].as_str().unwrap(), line["event"]["operation"].as_str().unwrap(), &line["event"]["exit_code"])
+        })
+        .collect();
+    let begun = lines.iter().filter(|line| line["event"]["event"] == "operation begun").count();
+    assert_eq!(begun, ended.len());
+    let done = Value::from(0);
+    for operation in ["apply", "settle", "retire-restore", "retire-nango-prepare", "retire-nango-undo", "retire-nango"]
+    {
+        assert!(ended.contains(&("alice", operation, &done)), "{operation}: {ended:?}");
+    }
+    assert!(ended.contains(&("bob", "reverse", &done)) && ended.contains(&("alice", "retire-nango", &Value::from(7))));
 }
 
 /// The steps of some reports, as lines, in the order of their text: reads of several connections
@@ -136,8 +169,8 @@ fn walk_dry(cutover: &Cutover, looker: Option<&str>) {
     dry("retire_do_alarm", &["retire", "do-alarm", "--yes"], false);
     dry("retire_restore", &["retire", "restore", "--yes"], false);
     cutover.until_done(&["retire", "do-alarm", "--yes"]);
-    dry("retire_nango_prepare", &["retire", "nango", "--prepare"], false);
-    dry("retire_nango_undo", &["retire", "nango", "--undo"], false);
+    dry("retire_nango_prepare", &["retire", "nango", "--prepare", "--yes"], false);
+    dry("retire_nango_undo", &["retire", "nango", "--undo", "--yes"], false);
     dry("retire_nango", &["retire", "nango", "--confirm", &id], false);
 }
 
@@ -228,6 +261,8 @@ fn a_no_wins_over_a_switch_that_runs_and_never_over_a_reverse() {
     assert_eq!(cutover.run(&switch).0, 4, "the canary moved");
     let (code, _, error) = cutover.run(&["ctl", "no"]);
     assert!(code == 2 && error.contains("needs a reason"), "{error}");
+    let (code, _, error) = cutover.run_with(&["ctl", "no", "--reason", "closing week"], &[("USER", "")]);
+    assert!(code == 2 && error.contains("`--by NAME`"), "{error}");
     assert_eq!(cutover.run(&["ctl", "no", "--reason", "closing week"]).0, 0);
     cutover.live(300_000);
     let (code, _, error) = cutover.run(&switch);
@@ -247,6 +282,10 @@ fn a_no_wins_over_a_switch_that_runs_and_never_over_a_reverse() {
     assert_eq!((held.len(), held[0]["stage"].as_str()), (1, Some("verified")), "{held:#?}");
     let (_, out, _) = cutover.run(&["audit", "--actor", "alice", "--format", "json"]);
     assert!(out.contains("closing week") && out.contains("no taken back") && out.contains("customer asked"), "{out}");
+    let said = out.lines().find(|line| line.contains("no taken back")).unwrap();
+    let said: Value = serde_json::from_str(said).unwrap();
+    let minutes = cutover.now().since(support::time(said["at"].as_str().unwrap())) / 60_000;
+    assert!((0..60).contains(&minutes), "{minutes} minutes ago by `CUTOVER_NOW`");
 }
 
 #[cfg(unix)]
@@ -300,7 +339,11 @@ fn assess_says_what_is_wrong_and_its_facts_go_into_a_plan() {
         ["plan", "--inventory", &inventory, "--policy", &cutover.policy, "--probes", &probes, "--format", "json"];
     let (code, plan, error) = cutover.run(&replan);
     assert!(code == 0 && plan.replace(' ', "").contains("\"kind\":\"toolkit\""), "{error}{plan}");
-    assert_eq!(assess(&["--write", "--only", "cloudflare-kv-latency,cloudflare-d1"]).0, 0);
+    let write = ["--write", "--only", "cloudflare-kv-latency,cloudflare-d1", "--dry-run"];
+    let (code, report) = assess(&write);
+    assert!(code == 0 && report.to_string().contains("dry run: would insert one row"), "{report:#}");
+    assert_eq!((cutover.ledger().kv_writes, cutover.ledger().audit_rows), (0, 0));
+    assert_eq!(assess(&write[..3]).0, 0);
     assert_eq!(cutover.ledger().audit_rows, 1);
 
     // The doctor's other name, an old walkthrough's settings, a key that is refused, a system that is away.
@@ -381,8 +424,8 @@ fn switched(cutover: &Cutover) -> (String, String) {
     (row["triplet"].as_str().unwrap().to_owned(), row["account"].as_str().unwrap().to_owned())
 }
 
-/// That a triplet went back, is held with this reason, is on the record, and is served.
-fn is_back(cutover: &Cutover, triplet: &str, reason: &str) {
+/// That a triplet went back, is held with this reason, is on the record of `actor`, and is served.
+fn is_back(cutover: &Cutover, triplet: &str, reason: &str, actor: &str) {
     let status = cutover.status();
     let row = status["rows"].as_array().unwrap().iter().find(|row| row["triplet"] == triplet).unwrap();
     assert_eq!((&row["stage"], &row["read_authority"]), (&"verified".into(), &"source".into()), "{row:#}");
@@ -392,6 +435,7 @@ fn is_back(cutover: &Cutover, triplet: &str, reason: &str) {
     let names: Vec<&str> = events.iter().filter_map(|e| e["event"]["event"].as_str()).collect();
     let record = ["switch_begun", "switched", "reverse_begun", "reversed", "held"];
     assert!(names.ends_with(&record), "{triplet}: {names:?}");
+    assert!(events[events.len() - 4..events.len() - 1].iter().all(|event| event["actor"] == actor), "{events:#?}");
     cutover.advance(cutover.now().plus_ms(90_000));
     assert_eq!(cutover.served(triplet), (200, "source".to_owned()), "{triplet} is not served");
 }
@@ -408,7 +452,7 @@ fn a_guard_that_trips_after_a_switch_brings_the_reads_back_by_itself() {
     cutover.advance(cutover.now().plus_ms(180_000));
     let (code, _, error) = cutover.run(&args);
     assert!(code == 7 && error.contains(&canary) && error.contains("were moved back"), "{code}: {error}");
-    is_back(&cutover, &canary, "the upstream answered");
+    is_back(&cutover, &canary, "the upstream answered", "alice");
 
     // Another one does so hours after the switch; nobody runs a command.
     assert_eq!(cutover.gate(), "pass");
@@ -416,7 +460,7 @@ fn a_guard_that_trips_after_a_switch_brings_the_reads_back_by_itself() {
     let (triplet, account) = switched(&cutover);
     cutover.composio("POST", &format!("/connected_accounts/{account}/revoke"), "{}");
     cutover.live(2 * 3_600_000);
-    is_back(&cutover, &triplet, "went back by itself");
+    is_back(&cutover, &triplet, "went back by itself", "cutover");
     let ledger = cutover.ledger();
     assert_eq!((ledger.lost, ledger.double_refreshes, ledger.regressions), (0, 0, 0), "{:?}", ledger.incidents);
 }

@@ -91,12 +91,13 @@ fn fixture() -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(INVENTORY).display().to_string()
 }
 
-/// Runs the binary with no other environment, its files in `folder`, its clock at [`NOW`].
+/// Runs the binary for `alice` with no other environment, its files in `folder`, its clock at [`NOW`].
 fn run(args: &[&str], environment: &[(String, String)], folder: &Path) -> (i32, String, String) {
     let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_cutover"))
         .args(args)
         .env_clear()
         .env("CUTOVER_NOW", NOW)
+        .env("USER", "alice")
         .envs(environment.iter().cloned())
         .current_dir(folder)
         .stdin(std::process::Stdio::null())

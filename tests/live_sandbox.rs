@@ -19,7 +19,7 @@ impl Drop for Serving {
 
 fn cutover(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cutover"));
-    command.env_clear().current_dir(folder).stdin(Stdio::null());
+    command.env_clear().env("USER", "alice").current_dir(folder).stdin(Stdio::null());
     command
 }
 

@@ -52,11 +52,13 @@ enum Op {
     RetireDoAlarm,
     Restore,
     RetireAgain,
+    Prepare,
+    Undo,
     RetireNango,
 }
 
 /// In the order of a cutover.
-const OPS: [Op; 11] = [
+const OPS: [Op; 13] = [
     Op::Apply,
     Op::Consent,
     Op::Drill,
@@ -67,6 +69,8 @@ const OPS: [Op; 11] = [
     Op::RetireDoAlarm,
     Op::Restore,
     Op::RetireAgain,
+    Op::Prepare,
+    Op::Undo,
     Op::RetireNango,
 ];
 
@@ -85,8 +89,10 @@ impl Op {
                 wait @ Progress::Wait(_) => Ok(wait),
             },
             Self::Settle => engine.settle(now).await,
-            Self::RetireDoAlarm | Self::RetireAgain => engine.retire_do_alarms(&[], now).await,
+            Self::RetireDoAlarm | Self::RetireAgain => engine.retire_do_alarms(async || Ok(Vec::new()), now).await,
             Self::Restore => engine.restore_do_alarms(now).await,
+            Self::Prepare => engine.prepare_nango(now).await,
+            Self::Undo => engine.undo_prepare_nango(now).await,
             Self::RetireNango => engine.retire_nango(now).await,
         }
     }
@@ -108,7 +114,8 @@ struct End {
     /// Accounts at the target that are not gone, by alias; an alias that is there twice shows.
     accounts: Vec<(String, AccountStatus)>,
     configs: Vec<String>,
-    connections: Vec<String>,
+    /// With what their metadata says about revocation upstream.
+    connections: Vec<(String, bool)>,
     alarms: BTreeMap<Triplet, AlarmMode>,
     reads: BTreeMap<Triplet, Namespace>,
 }
@@ -339,8 +346,14 @@ impl Matrix {
         let mut configs: Vec<_> =
             outside.target().list_auth_configs().await.unwrap().into_iter().map(|c| c.name).collect();
         configs.sort();
-        let mut connections: Vec<_> =
-            outside.source().list_connections().await.unwrap().into_iter().map(|c| c.connection_id).collect();
+        let mut connections: Vec<_> = outside
+            .source()
+            .list_connections()
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|c| (c.connection_id, c.skip_token_revocation == Some(true.into())))
+            .collect();
         connections.sort();
         let alarms = outside.gateway().list_alarms().await.unwrap().into_iter().map(|a| (a.triplet, a.mode)).collect();
         let end = End {

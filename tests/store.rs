@@ -239,7 +239,7 @@ async fn a_changed_row_breaks_the_chain_and_is_named(state: State) {
 async fn a_refused_event_is_not_recorded_and_the_audit_trail_is_chained(state: State) {
     let store = state.planned().await;
     let error = store
-        .record_custody(&triplet(), &Event::Retired { at: at(1), passed_at: at(1) }, "test", at(1))
+        .record_custody(&triplet(), &Event::RetireBegun { at: at(1), passed_at: at(1) }, "test", at(1))
         .await
         .unwrap_err();
     assert!(matches!(error, StoreError::Refused { refusal: Refusal::Illegal { .. }, .. }), "{error}");

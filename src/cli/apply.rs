@@ -42,6 +42,9 @@ pub struct ApplyArgs {
     /// Do not ask
     #[arg(long)]
     yes: bool,
+    /// Who does it, for the audit trail [default: USER]
+    #[arg(long, value_name = "NAME")]
+    by: Option<String>,
     /// Say what would be done, by the same code and without writing
     #[arg(long)]
     dry_run: bool,
@@ -63,6 +66,7 @@ impl ApplyArgs {
             policy: self.inputs.policy.clone(),
             catalogue: self.inputs.catalogue.clone(),
             yes: self.yes,
+            by: self.by.clone(),
             dry_run: self.dry_run,
             no_wait: self.no_wait,
             hooks: self.hooks.clone(),

@@ -4,7 +4,7 @@ use std::io::Write as _;
 
 use super::apply::StateArgs;
 use super::operate::OutputFormat;
-use super::plan::wall_clock;
+use super::plan::Inputs;
 use super::{CommandError, CommandResult, Ui};
 use crate::domain::time::{DAY_MS, Timestamp, parse_duration_ms};
 use crate::exit;
@@ -54,13 +54,16 @@ fn age(text: &str) -> Result<i64, String> {
 }
 
 /// # Errors
-/// Exit code 7 when there is no state, 1 when it cannot be read. A broken chain is exit code 3.
+/// Exit code 7 when there is no state, 2 when `CUTOVER_NOW` is not a time, 1 when it cannot be read. A broken chain is exit code 3.
 pub fn run(args: &AuditArgs, ui: &Ui) -> CommandResult {
     if !args.state.exists() {
         return Err(CommandError::new(exit::REFUSED, format!("there is no state `{}`", args.state.shown()))
             .hint("name it as `--state`"));
     }
-    let from = args.since.map(|ms| wall_clock().plus_ms(-ms));
+    let from = match args.since {
+        Some(ms) => Some(Inputs::default().now()?.plus_ms(-ms)),
+        None => None,
+    };
     super::runtime()?.block_on(async {
         let store = args.state.open_beside().await?;
         let broken = |error: &StoreError| CommandError::failed("the state cannot be read").because(error);

@@ -1,10 +1,12 @@
 //! `cutover ctl`: a person's word to whatever runs.
 
+use std::collections::BTreeSet;
+
 use serde_json::json;
 
 use super::apply::{StateArgs, explain};
-use super::operate::OutputFormat;
-use super::plan::wall_clock;
+use super::operate::{OutputFormat, speaker};
+use super::plan::Inputs;
 use super::switch::triplet;
 use super::{CommandError, CommandResult, Ui};
 use crate::domain::duration::Millis;
@@ -13,6 +15,9 @@ use crate::domain::triplet::Triplet;
 use crate::engine::{Control, EngineError};
 use crate::exit;
 use crate::store::{ControlRow, Decision, Scope, Store};
+
+/// Waves or triplets that an error names at most.
+const KNOWN_SHOWN: usize = 12;
 
 /// Say go or no, pause, resume or slow down what runs
 ///
@@ -96,8 +101,8 @@ struct Answer {
 #[derive(clap::Args, Debug)]
 struct Who {
     /// Who says so [default: USER]
-    #[arg(long, value_name = "NAME")]
-    actor: Option<String>,
+    #[arg(long, value_name = "NAME", alias = "actor")]
+    by: Option<String>,
     #[command(flatten)]
     state: StateArgs,
     /// Shape of the report on stdout
@@ -105,21 +110,12 @@ struct Who {
     format: OutputFormat,
 }
 
-impl Who {
-    fn name(&self) -> Result<String, CommandError> {
-        let user = || std::env::var("USER").ok().filter(|user| !user.is_empty());
-        self.actor.clone().or_else(user).ok_or_else(|| {
-            CommandError::usage("nobody said who speaks").hint("name yourself with `--actor NAME`, for the audit trail")
-        })
-    }
-}
-
 fn duration(text: &str) -> Result<Millis, String> {
     parse_duration_ms(text).map(Millis).map_err(|error| error.to_string())
 }
 
 /// # Errors
-/// Exit code 2 without a reason for a no or without an actor, 7 when the state machine or a missing
+/// Exit code 2 without a reason for a no, without an actor, or for a wave or triplet that is not in the plan; 7 when the state machine or a missing
 /// question refuses, 1 when the state cannot be used.
 pub fn run(args: &CtlArgs, ui: &Ui) -> CommandResult {
     let who = match &args.command {
@@ -131,16 +127,15 @@ pub fn run(args: &CtlArgs, ui: &Ui) -> CommandResult {
         return Err(CommandError::new(exit::REFUSED, format!("there is no state `{}`", who.state.shown()))
             .hint("name it as `--state`"));
     }
-    let actor = who.name()?;
+    let (actor, now) = (speaker(who.by.as_deref())?, Inputs::default().now()?);
     super::runtime()?.block_on(async {
         let store = who.state.open_beside().await?;
         let control = Control::new(&store);
-        let now = wall_clock();
         let said = match &args.command {
-            CtlCommand::No(word) => stop(&control, Decision::No, word, &actor, now).await?,
-            CtlCommand::Pause(word) => stop(&control, Decision::Pause, word, &actor, now).await?,
-            CtlCommand::Go(word) => release(&control, Decision::No, word, &actor, now).await?,
-            CtlCommand::Resume(word) => release(&control, Decision::Pause, word, &actor, now).await?,
+            CtlCommand::No(word) => stop(&store, Decision::No, word, &actor, now).await?,
+            CtlCommand::Pause(word) => stop(&store, Decision::Pause, word, &actor, now).await?,
+            CtlCommand::Go(word) => release(&store, Decision::No, word, &actor, now).await?,
+            CtlCommand::Resume(word) => release(&store, Decision::Pause, word, &actor, now).await?,
             CtlCommand::Throttle(throttle) => {
                 let why = throttle.reason.as_deref().unwrap_or_default();
                 control.set_throttle(throttle.pace.0, why, &actor, now).await.map_err(explain)?;
@@ -184,8 +179,42 @@ fn scope(word: &Word) -> Scope {
     word.wave.map_or(Scope::All, Scope::Wave)
 }
 
+/// Refuses what the plan does not have.
+async fn demand_known(store: &Store, word: &Word) -> Result<(), CommandError> {
+    let rows = store.load_triplets().await.map_err(|error| explain(error.into()))?;
+    let unknown = |what: String, known: Vec<String>| {
+        let known = match known.len() {
+            0 => "the state has none yet: apply a plan first".to_owned(),
+            1..=KNOWN_SHOWN => format!("known are {}", known.join(", ")),
+            n => format!(
+                "known are {}, and {} more: `cutover status --rows`",
+                known[..KNOWN_SHOWN].join(", "),
+                n - KNOWN_SHOWN
+            ),
+        };
+        Err(CommandError::usage(format!("the plan has no {what}")).hint(known))
+    };
+    if let Some(triplet) = &word.triplet
+        && !rows.iter().any(|row| &row.triplet == triplet)
+    {
+        // Those of the same tenant first: likely one of them was meant.
+        let (same, other): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.triplet.tenant == triplet.tenant);
+        return unknown(
+            format!("triplet `{triplet}`"),
+            same.iter().chain(&other).map(|row| row.triplet.to_string()).collect(),
+        );
+    }
+    let waves: BTreeSet<u32> = rows.iter().filter_map(|row| row.wave).collect();
+    match word.wave {
+        Some(wave) if !waves.contains(&wave) => {
+            unknown(format!("wave {wave}"), waves.iter().map(u32::to_string).collect())
+        }
+        _ => Ok(()),
+    }
+}
+
 async fn stop(
-    control: &Control<'_>,
+    store: &Store,
     decision: Decision,
     word: &Word,
     actor: &str,
@@ -195,6 +224,8 @@ async fn stop(
     let Some(reason) = word.reason.clone().filter(|reason| !reason.trim().is_empty()) else {
         return Err(CommandError::usage(format!("a {name} needs a reason")).hint("give it as `--reason TEXT`"));
     };
+    demand_known(store, word).await?;
+    let control = Control::new(store);
     if let Some(triplet) = &word.triplet {
         if decision == Decision::Pause {
             return Err(CommandError::usage("a triplet cannot be paused").hint("say `cutover ctl no --triplet …`"));
@@ -208,13 +239,15 @@ async fn stop(
 }
 
 async fn release(
-    control: &Control<'_>,
+    store: &Store,
     decision: Decision,
     word: &Word,
     actor: &str,
     now: Timestamp,
 ) -> Result<String, CommandError> {
+    let control = Control::new(store);
     if let Some(triplet) = &word.triplet {
+        demand_known(store, word).await?;
         return match control.hold(triplet, None, actor, now).await {
             Ok(()) => Ok(format!("`{triplet}` is released")),
             Err(EngineError::Store(error)) => Err(CommandError::new(exit::REFUSED, error.to_string())),
@@ -223,5 +256,8 @@ async fn release(
     }
     let (scope, name) = (scope(word), decision.name());
     let was = control.undecide(scope, decision, actor, now).await.map_err(explain)?;
+    if !was {
+        demand_known(store, word).await?;
+    }
     Ok(if was { format!("the {name} to `{scope}` is taken back") } else { format!("nobody said {name} to `{scope}`") })
 }

@@ -54,6 +54,12 @@ impl CommandError {
     pub fn code(&self) -> u8 {
         self.code
     }
+
+    /// What went wrong and why, on one line and without advice.
+    pub fn reason(&self) -> String {
+        let parts: Vec<&str> = std::iter::once(&self.message).chain(&self.causes).map(String::as_str).collect();
+        parts.join(": ")
+    }
 }
 
 impl fmt::Display for CommandError {

@@ -10,6 +10,7 @@ pub mod completions;
 pub mod config;
 pub mod consent;
 pub mod ctl;
+mod elsewhere;
 mod error;
 pub mod gate;
 mod gateway;

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use super::apply::{StateArgs, explain};
 use super::config::Config;
+use super::elsewhere::Elsewhere;
 use super::hooks;
 use super::plan::{Inputs, wall_clock};
 use super::{CommandError, CommandResult, Ui};
@@ -19,13 +20,13 @@ use crate::clients::{Clock, HttpOutside};
 use crate::domain::custody::ReadAuthority;
 use crate::domain::time::{HOUR_MS, Timestamp};
 use crate::engine::steps::{Dry, Step, Traced};
-use crate::engine::{Engine, EngineConfig, EngineError, EngineResult, Progress, Reversal, Zombie};
+use crate::engine::{Engine, EngineConfig, EngineError, EngineResult, Progress, Reversal, by};
 use crate::exit;
 use crate::hooks::Hooks;
 use crate::plan::saved::digest_of;
 use crate::plan::{Plan, Policy};
 use crate::ports::{Namespace, Outside};
-use crate::store::{Durability, Place, Store, Vault};
+use crate::store::{Durability, Place, Scope, Store, Vault};
 
 /// How often an operation that waits asks whether somebody said no.
 const ASK_EVERY: Duration = Duration::from_secs(2);
@@ -58,6 +59,9 @@ pub struct OperateArgs {
     /// Do not ask
     #[arg(long)]
     pub yes: bool,
+    /// Who does it, for the audit trail [default: USER]
+    #[arg(long, value_name = "NAME")]
+    pub by: Option<String>,
     /// Say what would be done, by the same code and without writing
     #[arg(long)]
     pub dry_run: bool,
@@ -105,7 +109,6 @@ fn scratch_folder() -> Result<TempDir, CommandError> {
 }
 
 /// An operation on the applied plan.
-#[derive(Clone, Debug)]
 pub enum Job {
     Apply(Box<Plan>),
     Consent,
@@ -114,7 +117,7 @@ pub enum Job {
     Switch(u32),
     Reverse(Reversal),
     Settle,
-    RetireDoAlarm(Vec<Zombie>),
+    RetireDoAlarm(Elsewhere),
     Restore,
     PrepareNango,
     UndoNango,
@@ -151,6 +154,25 @@ impl Job {
         !matches!(self, Self::Reverse(_) | Self::Restore | Self::UndoNango)
     }
 
+    /// What the audit trail says that it was about.
+    fn subject(&self) -> String {
+        match self {
+            Self::Reverse(Reversal::Triplet(triplet)) => triplet.to_string(),
+            _ => self.wave().map_or(Scope::All, Scope::Wave).to_string(),
+        }
+    }
+
+    /// Whether nobody said no to it while it waits.
+    async fn demand_go<O: Outside>(&self, engine: &Engine<O>, now: Timestamp) -> EngineResult<()> {
+        match self {
+            // The objects are retired together.
+            Self::RetireDoAlarm(_) => engine.demand_go_everywhere(self.name(), now).await?,
+            _ if self.goes_forward() => engine.demand_go(self.wave(), self.name(), now).await?,
+            _ => None,
+        };
+        Ok(())
+    }
+
     async fn step<O: Outside>(&self, engine: &Engine<O>, now: Timestamp) -> EngineResult<Progress> {
         match self {
             Self::Apply(plan) => engine.apply(plan, now).await,
@@ -160,7 +182,7 @@ impl Job {
             Self::Switch(wave) => engine.switch(*wave, now).await,
             Self::Reverse(what) => engine.reverse(what, now).await,
             Self::Settle => engine.settle(now).await,
-            Self::RetireDoAlarm(elsewhere) => engine.retire_do_alarms(elsewhere, now).await,
+            Self::RetireDoAlarm(elsewhere) => engine.retire_do_alarms(async || elsewhere.look(now).await, now).await,
             Self::Restore => engine.restore_do_alarms(now).await,
             Self::PrepareNango => engine.prepare_nango(now).await,
             Self::UndoNango => engine.undo_prepare_nango(now).await,
@@ -278,10 +300,30 @@ impl Session {
         if self.args.dry_run {
             return self.dry_run(job).await;
         }
+        let actor = speaker(self.args.by.as_deref())?;
         self.args.state.lock_operation(self.engine.store()).await?;
+        self.trail(job, &actor, json!({"event": "operation begun", "operation": job.name()})).await?;
+        let result = self.carried_out(job, &actor, ui).await;
+        let (code, said) = match &result {
+            Ok(outcome) => (outcome.code, outcome.reason.clone()),
+            Err(error) => (error.code(), error.reason()),
+        };
+        let ended = json!({"event": "operation ended", "operation": job.name(), "exit_code": code, "result": said});
+        self.trail(job, &actor, ended).await?;
+        result
+    }
+
+    /// Writes a line about a job into the audit trail.
+    async fn trail(&self, job: &Job, actor: &str, event: Value) -> Result<(), CommandError> {
+        let store = self.engine.store();
+        let written = store.record_action(actor, &job.subject(), &event.to_string(), self.now()).await;
+        written.map_err(|error| explain(error.into()))
+    }
+
+    async fn carried_out(&self, job: &Job, actor: &str, ui: &Ui) -> Result<Outcome, CommandError> {
         let facts = self.facts(job).await?;
         hooks::run(&self.hooks, &format!("before-{}", job.name()), &facts, self, ui).await?;
-        let result = self.drive(job, &facts, ui).await;
+        let result = self.drive(job, actor, &facts, ui).await;
         let steps = self.engine.outside().take_steps();
         match result {
             Ok(Progress::Done) => {
@@ -298,11 +340,9 @@ impl Session {
                 facts.insert("CUTOVER_EXIT_CODE", error.code().to_string());
                 facts.insert("CUTOVER_REASON", error.to_string());
                 hooks::run(&self.hooks, &format!("failed-{}", job.name()), &facts, self, ui).await?;
-                Err(if steps.is_empty() {
-                    error
-                } else {
-                    let lines: Vec<String> = steps.iter().map(Step::line).collect();
-                    error.hint(format!("done before it stopped:\n  {}", lines.join("\n  ")))
+                Err(match told(&steps) {
+                    steps if steps.is_empty() => error,
+                    steps => error.hint(format!("done before it stopped:\n  {steps}")),
                 })
             }
         }
@@ -311,12 +351,13 @@ impl Session {
     async fn drive(
         &self,
         job: &Job,
+        actor: &str,
         facts: &BTreeMap<&'static str, String>,
         ui: &Ui,
     ) -> Result<Progress, CommandError> {
         let (mut told, mut canary_seen) = (None, false);
         loop {
-            let progress = job.step(&self.engine, self.now()).await.map_err(explain)?;
+            let progress = by(actor, job.step(&self.engine, self.now())).await.map_err(explain)?;
             if let Job::Switch(wave) = job
                 && !canary_seen
                 && self.phase(&format!("switch:{wave}")).await?.starts_with("canary")
@@ -336,9 +377,7 @@ impl Session {
                 told = Some(why);
             }
             while self.now() < until {
-                if job.goes_forward() {
-                    self.engine.demand_go(job.wave(), job.name(), self.now()).await.map_err(explain)?;
-                }
+                job.demand_go(&self.engine, self.now()).await.map_err(explain)?;
                 let due = self.round().await?;
                 let wait_ms = due.map_or(until, |due| due.min(until)).since(self.now()).max(0);
                 tokio::time::sleep(Duration::from_millis(wait_ms.unsigned_abs()).min(ASK_EVERY)).await;
@@ -433,7 +472,14 @@ pub async fn dry_run_on(
     }
     let mut next_at = None;
     for _ in 0..DRY_CALLS_MAX {
-        let Progress::Wait(at) = job.step(&engine, clock()).await.map_err(explain)? else { break };
+        let progress = job.step(&engine, clock()).await.map_err(|error| {
+            let error = explain(error);
+            match told(&engine.outside().take_steps()) {
+                steps if steps.is_empty() => error,
+                steps => error.hint(format!("before it stops it would take these steps:\n  {steps}")),
+            }
+        })?;
+        let Progress::Wait(at) = progress else { break };
         // After the links it is the people's turn.
         let people = matches!(job, Job::Consent | Job::FollowConsents);
         if people || at.since(start) > DRY_HORIZON_MS {
@@ -446,6 +492,11 @@ pub async fn dry_run_on(
     let more = next_at.map(|at| format!("; more from {} on", at.to_rfc3339())).unwrap_or_default();
     let reason = format!("dry run: {} would take {} steps, and nothing was written{more}", job.name(), steps.len());
     Ok(Outcome { code: exit::OK, reason, steps, next_at })
+}
+
+/// Steps below each other, for a hint.
+fn told(steps: &[Step]) -> String {
+    steps.iter().map(Step::line).collect::<Vec<_>>().join("\n  ")
 }
 
 fn connect(settings: Option<&Path>, clock: &Clock) -> Result<HttpOutside, CommandError> {
@@ -475,6 +526,17 @@ fn refuse_other_policy(plan: &Plan, policy: &Policy) -> Result<(), CommandError>
     }
     Err(CommandError::new(exit::STALE, format!("the policy is not the one that plan `{}` was made with", plan.id))
         .hint("name that policy as `--policy`"))
+}
+
+/// Who speaks, for the audit trail: whoever is named, else the user of the terminal.
+///
+/// # Errors
+/// Exit code 2 when it cannot be told.
+pub fn speaker(named: Option<&str>) -> Result<String, CommandError> {
+    let user = || std::env::var("USER").ok();
+    named.map(str::to_owned).or_else(user).filter(|name| !name.trim().is_empty()).ok_or_else(|| {
+        CommandError::usage("nobody said who speaks").hint("name yourself with `--by NAME`, for the audit trail")
+    })
 }
 
 /// Asks on the terminal; only `yes` is yes.

@@ -1,28 +1,17 @@
 //! `cutover retire`: the DO-alarm path and Nango, in stages; what the Worker's team must deploy.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::apply::explain;
-use super::config::Config;
+use super::apply::{StateArgs, explain};
+use super::elsewhere::{Elsewhere, ElsewhereArgs, read_checkout};
 use super::inventory::write_whole;
 use super::operate::{Job, OperateArgs, OutputFormat, Session, agree, carry_out, confirm};
 use super::{CommandError, CommandResult, Ui};
-use crate::clients::HttpOutside;
-use crate::domain::secret::Secret;
-use crate::engine::{GateReport, RetireStage, Zombie, ZombieKind};
+use crate::engine::{EngineError, GateReport, RetireStage, Zombie};
 use crate::exit;
-use crate::plan::removal::{self, File, Removal};
-use crate::ports::{AlarmMode, GatewayRead, Outside};
-
-/// Folders of a checkout that hold nothing of the team's own.
-const SKIPPED: [&str; 7] = [".git", "node_modules", "dist", "build", ".wrangler", "target", "coverage"];
-
-/// Files of a checkout that are read at most, and bytes of each.
-const FILES_MAX: usize = 20_000;
-const FILE_BYTES_MAX: u64 = 1024 * 1024;
+use crate::plan::removal::{self, Removal};
 
 /// Retire the DO-alarm path, then Nango
 ///
@@ -57,22 +46,10 @@ enum RetireCommand {
     Nango(Nango),
 }
 
-/// Where else to look
-#[derive(clap::Args, Clone, Debug)]
-struct Elsewhere {
-    /// Another environment's gateway to look at (can be repeated); its admin key is in
-    /// CUTOVER_GATEWAY_ADMIN_KEY_<NAME>
-    #[arg(long, value_name = "NAME=URL", value_parser = environment)]
-    environment: Vec<(String, reqwest::Url)>,
-    /// A checkout of the gateway to look for what still speaks of the class
-    #[arg(long, value_name = "PATH")]
-    repo: Option<PathBuf>,
-}
-
 #[derive(clap::Args, Debug)]
 struct DoAlarm {
     #[command(flatten)]
-    elsewhere: Elsewhere,
+    elsewhere: ElsewhereArgs,
     #[command(flatten)]
     operate: OperateArgs,
 }
@@ -89,15 +66,48 @@ struct Worker {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     #[command(flatten)]
-    operate: OperateArgs,
+    look: LookArgs,
 }
 
 #[derive(clap::Args, Debug)]
 struct Sweep {
     #[command(flatten)]
-    elsewhere: Elsewhere,
+    elsewhere: ElsewhereArgs,
     #[command(flatten)]
-    operate: OperateArgs,
+    look: LookArgs,
+}
+
+/// What a command takes that only looks
+#[derive(clap::Args, Debug)]
+struct LookArgs {
+    #[command(flatten)]
+    state: StateArgs,
+    /// Policy that the plan was made with
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Facts that are laid over the built-in catalogue
+    #[arg(long, value_name = "FILE")]
+    catalogue: Option<PathBuf>,
+    /// Shape of the report on stdout
+    #[arg(long, value_enum, default_value_t)]
+    format: OutputFormat,
+}
+
+impl LookArgs {
+    async fn open(&self, ui: &Ui) -> Result<Session, CommandError> {
+        let operate = OperateArgs {
+            state: self.state.clone(),
+            policy: self.policy.clone(),
+            catalogue: self.catalogue.clone(),
+            format: self.format,
+            yes: false,
+            by: None,
+            dry_run: false,
+            no_wait: false,
+            hooks: None,
+        };
+        Session::open(&operate, ui).await
+    }
 }
 
 #[derive(clap::Args, Debug)]
@@ -121,17 +131,6 @@ struct Nango {
     operate: OperateArgs,
 }
 
-fn environment(text: &str) -> Result<(String, reqwest::Url), String> {
-    let wanted = || "NAME=URL is wanted, such as staging=https://gateway.staging.example.com".to_owned();
-    let (name, url) = text.split_once('=').ok_or_else(wanted)?;
-    let fits = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
-    let url = reqwest::Url::parse(url).ok().filter(|url| url.has_host() && matches!(url.scheme(), "http" | "https"));
-    match (fits, url) {
-        (true, Some(url)) => Ok((name.to_owned(), url)),
-        _ => Err(wanted()),
-    }
-}
-
 /// # Errors
 /// Exit code 7 when a guard refuses or there is a zombie, 3 when `sweep` finds one, 4 with `--no-wait` when
 /// there is more to do, 2 for a checkout that cannot be read, 1 when it could not be done.
@@ -142,8 +141,12 @@ pub fn run(args: &RetireArgs, ui: &Ui) -> CommandResult {
                 let session = Session::open(&args.operate, ui).await?;
                 let free = args.operate.yes || args.operate.dry_run;
                 agree("The TokenManager alarms of every settled triplet are disarmed.", free, ui)?;
-                let found = look_elsewhere(&args.elsewhere, &session, ui).await?;
-                carry_out(session, &Job::RetireDoAlarm(found), json!({}), ui).await
+                let elsewhere = Elsewhere::open(&args.elsewhere, &session, ui)?;
+                // Only the look right before the verdict counts; but hours before, there is time to mend it.
+                for Zombie { kind, subject, detail, remedy } in elsewhere.look(session.now()).await.map_err(unseen)? {
+                    ui.note(&format!("already there: zombie {}: `{subject}` {detail}; {remedy}", kind.name()));
+                }
+                carry_out(session, &Job::RetireDoAlarm(elsewhere), json!({}), ui).await
             }
             RetireCommand::Worker(args) => worker(args, ui).await,
             RetireCommand::Sweep(args) => sweep(args, ui).await,
@@ -155,9 +158,16 @@ pub fn run(args: &RetireArgs, ui: &Ui) -> CommandResult {
             }
             RetireCommand::Nango(args) => {
                 let session = Session::open(&args.operate, ui).await?;
+                let free = args.operate.yes || args.operate.dry_run;
                 let job = match (args.prepare, args.undo) {
-                    (true, _) => Job::PrepareNango,
-                    (_, true) => Job::UndoNango,
+                    (true, _) => {
+                        agree("The connections at Nango are opted out of revocation upstream.", free, ui)?;
+                        Job::PrepareNango
+                    }
+                    (_, true) => {
+                        agree("The connections at Nango say about revocation what they said before.", free, ui)?;
+                        Job::UndoNango
+                    }
                     _ => {
                         confirm(args.confirm.as_deref(), &session, "deleting connections at Nango")?;
                         Job::RetireNango
@@ -169,70 +179,29 @@ pub fn run(args: &RetireArgs, ui: &Ui) -> CommandResult {
     })
 }
 
-/// What lives where the engine cannot look: other environments, and the code.
-async fn look_elsewhere(elsewhere: &Elsewhere, session: &Session, ui: &Ui) -> Result<Vec<Zombie>, CommandError> {
-    let mut found = Vec::new();
-    for (name, url) in &elsewhere.environment {
-        found.extend(look_at_environment(name, url, session, ui).await?);
-    }
-    Ok(found)
-}
-
-async fn look_at_environment(
-    name: &str,
-    url: &reqwest::Url,
-    session: &Session,
-    ui: &Ui,
-) -> Result<Vec<Zombie>, CommandError> {
-    let variable = format!("CUTOVER_GATEWAY_ADMIN_KEY_{}", name.to_uppercase().replace('-', "_"));
-    let key = std::env::var(&variable).ok().filter(|key| !key.is_empty()).ok_or_else(|| {
-        CommandError::usage(format!("`{variable}` is not set"))
-            .hint(format!("it holds the admin key of the gateway in environment `{name}`"))
-    })?;
-    let mut endpoints = Config::load(ui.config.as_deref())?.endpoints()?;
-    endpoints.gateway.base = url.clone();
-    endpoints.gateway.admin_key = Secret::new(key);
-    let outside = HttpOutside::new(endpoints, Arc::clone(&session.clock))
-        .map_err(|error| CommandError::usage("cannot use the settings").because(&error))?;
-    let alarms = outside.gateway().list_alarms().await.map_err(|error| {
-        CommandError::new(exit::INCONCLUSIVE, format!("environment `{name}` cannot be looked at")).because(&error)
-    })?;
-    let armed: Vec<_> = alarms.iter().filter(|a| a.mode != AlarmMode::Disarmed || a.alarm_at.is_some()).collect();
-    let Some(first) = armed.first() else { return Ok(Vec::new()) };
-    Ok(vec![Zombie {
-        kind: ZombieKind::Environment,
-        subject: name.to_owned(),
-        detail: format!("{} of its objects are armed, such as `{}`", armed.len(), first.triplet),
-        remedy: "retire that environment too: its objects refresh the same grants".to_owned(),
-    }])
+/// A look that could not be made.
+fn unseen(error: EngineError) -> CommandError {
+    CommandError::new(exit::INCONCLUSIVE, "the sweep could not look everywhere").because(&error)
 }
 
 async fn sweep(args: &Sweep, ui: &Ui) -> CommandResult {
-    let session = Session::open(&args.operate, ui).await?;
+    let session = args.look.open(ui).await?;
+    let elsewhere = Elsewhere::open(&args.elsewhere, &session, ui)?;
     let since = match session.engine.retire_stage().await.map_err(explain)? {
-        RetireStage::Silent { since, .. } | RetireStage::Done { since } => Some(since),
+        RetireStage::Silent { since, .. } | RetireStage::Done { since, .. } => Some(since),
         RetireStage::NotBegun { .. } | RetireStage::Reporting { .. } => None,
     };
     let found = session.engine.sweep(since, session.now()).await.map_err(explain)?;
     let mut found = found.map_err(|error| {
         CommandError::new(exit::INCONCLUSIVE, "the sweep could not look everywhere").because(&error)
     })?;
-    found.extend(look_elsewhere(&args.elsewhere, &session, ui).await?);
-    if let Some(repo) = &args.elsewhere.repo {
-        let removal = removal::removal(&read_checkout(repo)?, removal::CLASS);
-        found.extend(removal.references.into_iter().map(|reference| Zombie {
-            kind: ZombieKind::Reference,
-            subject: format!("{}:{}", reference.path, reference.line),
-            detail: format!("speaks of `{}`", reference.word),
-            remedy: "take it out with the class".to_owned(),
-        }));
-    }
+    found.extend(elsewhere.look(session.now()).await.map_err(unseen)?);
     let code = if found.is_empty() { exit::OK } else { exit::FAIL };
     let reason = match found.len() {
         0 => "no zombie found".to_owned(),
         n => format!("{n} zombies found"),
     };
-    ui.print(&match args.operate.format {
+    ui.print(&match args.look.format {
         OutputFormat::Json => {
             format!("{:#}\n", json!({"exit_code": code, "reason": reason, "zombies": found, "by_hand": BY_HAND}))
         }
@@ -257,7 +226,7 @@ const BY_HAND: [&str; 3] = [
 
 async fn worker(args: &Worker, ui: &Ui) -> CommandResult {
     let files = read_checkout(&args.repo)?;
-    let session = Session::open(&args.operate, ui).await?;
+    let session = args.look.open(ui).await?;
     let removal = removal::removal(&files, &args.class);
     let gate = session.engine.gate(session.now()).await.map_err(explain)?;
     let stage = session.engine.retire_stage().await.map_err(explain)?;
@@ -283,7 +252,7 @@ async fn worker(args: &Worker, ui: &Ui) -> CommandResult {
             format!("the DO-alarm path is not retired yet ({}): deploy nothing of this", stage.name()),
         ),
     };
-    ui.print(&match args.operate.format {
+    ui.print(&match args.look.format {
         OutputFormat::Json => {
             let deploy = |d: &removal::Deploy| json!({"diff": d.diff, "notes": d.notes});
             let report = json!({
@@ -306,7 +275,7 @@ fn worker_text(removal: &Removal, adr: &str, reason: &str) -> String {
     out.push_str(&notes(&removal.second.notes));
     out.push_str(&removal.second.diff);
     if !removal.references.is_empty() {
-        out.push_str("\n# Left after both, to be taken out by hand\n");
+        out.push_str("\n# Left after both, to be taken out by hand; lines as they are now\n");
         for reference in &removal.references {
             out.push_str(&format!("# {}:{} speaks of `{}`\n", reference.path, reference.line, reference.word));
         }
@@ -317,7 +286,7 @@ fn worker_text(removal: &Removal, adr: &str, reason: &str) -> String {
 /// The decision as it can be said from the evidence; what people must add is marked.
 fn adr(session: &Session, gate: &GateReport, stage: RetireStage, moved: usize, stay: usize, class: &str) -> String {
     let observed = match stage {
-        RetireStage::Done { since } => format!(
+        RetireStage::Done { since, .. } => format!(
             "Every object was disarmed and read back at {}; none fired and none was armed until {}, longer than the \
              longest alarm horizon plus the retry tail.",
             since.to_rfc3339(),
@@ -353,44 +322,4 @@ fn adr(session: &Session, gate: &GateReport, stage: RetireStage, moved: usize, s
         gate.evaluated_at.to_rfc3339(),
         gate.verdict.name(),
     )
-}
-
-/// The text files of a checkout, in the order of their paths.
-fn read_checkout(repo: &Path) -> Result<Vec<File>, CommandError> {
-    let cannot = |path: &Path, error: &std::io::Error| {
-        CommandError::usage(format!("cannot read the checkout `{}`", path.display())).because(error)
-    };
-    let (mut open, mut files) = (vec![repo.to_path_buf()], Vec::new());
-    while let Some(folder) = open.pop() {
-        for entry in std::fs::read_dir(&folder).map_err(|error| cannot(&folder, &error))? {
-            let entry = entry.map_err(|error| cannot(&folder, &error))?;
-            let (path, kind) = (entry.path(), entry.file_type().map_err(|error| cannot(&folder, &error))?);
-            let name = entry.file_name().to_string_lossy().into_owned();
-            // Links may lead out of the checkout, and round in circles.
-            if kind.is_dir() && !SKIPPED.contains(&name.as_str()) {
-                open.push(path);
-            } else if kind.is_file() && is_text(&name) {
-                let size = entry.metadata().map_err(|error| cannot(&path, &error))?.len();
-                if size > FILE_BYTES_MAX {
-                    continue;
-                }
-                if files.len() == FILES_MAX {
-                    return Err(CommandError::usage(format!("`{}` holds more than {FILES_MAX} files", repo.display()))
-                        .hint("name the gateway's own folder as `--repo`"));
-                }
-                let bytes = std::fs::read(&path).map_err(|error| cannot(&path, &error))?;
-                let Ok(text) = String::from_utf8(bytes) else { continue };
-                let shown = path.strip_prefix(repo).unwrap_or(&path).to_string_lossy().replace('\\', "/");
-                files.push(File { path: shown, text });
-            }
-        }
-    }
-    files.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(files)
-}
-
-fn is_text(name: &str) -> bool {
-    let end = name.rsplit('.').next().unwrap_or_default();
-    let known = ["ts", "mts", "cts", "tsx", "js", "mjs", "cjs", "jsx", "toml", "json", "jsonc", "yml", "yaml", "sh"];
-    known.contains(&end) && !matches!(name, "package-lock.json")
 }

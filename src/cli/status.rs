@@ -114,6 +114,9 @@ fn way_back(custody: &Custody, now: Timestamp) -> (Option<Timestamp>, String) {
             }
             _ => (None, "the reverse window is over".to_owned()),
         },
+        Stage::Settled if custody.retiring => {
+            (None, "its retirement was begun, and `cutover retire nango` ends it".to_owned())
+        }
         Stage::Settled => (None, "settled: its mirror has ended".to_owned()),
         Stage::Retired => (None, "retired: its connection at Nango is deleted".to_owned()),
     }

@@ -80,6 +80,9 @@ const INTEGRATIONS: &str = "/integrations";
 const SESSIONS: &str = "/connect/sessions";
 const OWN_SESSION: &str = "/connect/session";
 
+/// The key of a connection's metadata with which a delete revokes nothing upstream.
+const SKIP_REVOCATION: &str = "skipTokenRevocation";
+
 /// A connection, an integration and an end user that nobody has.
 const NOBODY: &str = "cutover-probe";
 
@@ -127,11 +130,11 @@ impl SourceCustody for NangoClient {
         judged(&line, wire.into_credential(connection_id))
     }
 
-    async fn merge_metadata(&self, integration_key: &str, connection_id: &str, metadata: Value) -> ApiResult<()> {
+    async fn skip_revocation(&self, integration_key: &str, connection_id: &str, skip: &Value) -> ApiResult<()> {
         let body = json!({
             "connection_id": connection_id,
             "provider_config_key": integration_key,
-            "metadata": metadata,
+            "metadata": {SKIP_REVOCATION: skip},
         });
         self.act(self.request(Method::PATCH, METADATA, METADATA).json(&body)).await
     }
@@ -268,6 +271,8 @@ struct WireConnection {
     tags: Option<Map<String, Value>>,
     #[serde(default)]
     created: Option<String>,
+    #[serde(default)]
+    metadata: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -303,6 +308,9 @@ impl WireConnection {
             end_user_id: tag("end_user_id").or_else(|| self.end_user.as_ref()?.id.clone()),
             organization_id: tag("organization_id").or_else(|| self.end_user.as_ref().and_then(organization)),
             auth_error: has_auth_error(self.errors.as_deref()),
+            skip_token_revocation: self
+                .metadata
+                .and_then(|mut metadata| Some(metadata.get_mut(SKIP_REVOCATION)?.take())),
             created_at: self.created.as_deref().and_then(|text| Timestamp::parse(text).ok()),
             connection_id: self.connection_id,
             integration_key: self.provider_config_key,

@@ -7,6 +7,8 @@
 //! intent: it takes the guards, gives the move its epoch and is recorded before the outside world
 //! is touched. The second one says that the effect is known to have happened; no guard can refuse
 //! it any more, because what happened must be recordable, also when a person said no meanwhile.
+//! Retirement is the same with `retire_begun` and `retired`, but nothing brings a deleted connection
+//! back: `retire_begun` is asked of `step` again before each of its effects.
 
 mod guard;
 #[cfg(test)]
@@ -172,6 +174,9 @@ pub struct Custody {
     /// Reads are at the target for a drill only.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub drill: bool,
+    /// Its retirement was begun: the connection at Nango may be gone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub retiring: bool,
 }
 
 /// Something that happened, or that somebody wants to happen, to one triplet.
@@ -213,10 +218,19 @@ pub enum Event {
         at: Timestamp,
         passed_at: Timestamp,
     },
-    /// Nango neutralised, DO alarm disarmed and observed silent, on a gate that passed at `passed_at`.
-    Retired {
+    /// The connection at Nango and the tokens in KV are about to go, on a gate that passed at
+    /// `passed_at`. Can be taken again: the guards are asked anew.
+    RetireBegun {
         at: Timestamp,
         passed_at: Timestamp,
+    },
+    /// The connection was seen to be there still, and stays.
+    RetireCalledOff {
+        at: Timestamp,
+    },
+    /// Connection and tokens are known to be gone.
+    Retired {
+        at: Timestamp,
     },
     Held {
         reason: String,
@@ -268,6 +282,8 @@ impl Event {
             Self::ReverseBegun { .. } => "reverse_begun",
             Self::Reversed { .. } => "reversed",
             Self::Settled { .. } => "settled",
+            Self::RetireBegun { .. } => "retire_begun",
+            Self::RetireCalledOff { .. } => "retire_called_off",
             Self::Retired { .. } => "retired",
             Self::Held { .. } => "held",
             Self::Released => "released",
@@ -288,6 +304,7 @@ impl Custody {
             held: None,
             moving: None,
             drill: false,
+            retiring: false,
         }
     }
 
@@ -322,6 +339,11 @@ impl Custody {
             (_, Event::ReverseBegun { at }) => effects.push(next.begin_reverse(*at)?),
             (_, Event::Switched { .. }) if self.on_the_way_to(ReadAuthority::Target) => next.arrive(Stage::Switched),
             (_, Event::Reversed { .. }) if self.on_the_way_to(ReadAuthority::Source) => next.arrive(Stage::Verified),
+            (Stage::Settled, Event::Retired { .. }) if self.retiring => {
+                next.stage = Stage::Retired;
+                next.retiring = false;
+            }
+            (Stage::Settled, Event::RetireCalledOff { .. }) if self.retiring => next.retiring = false,
             _ if self.moving.is_some() => {
                 let (to, epoch) = self.record();
                 return Err(Refusal::OnTheWay { to, epoch });
@@ -360,9 +382,9 @@ impl Custody {
                 next.epoch += 1;
                 effects.push(Effect::EndMirror);
             }
-            (Stage::Settled, Event::Retired { at, passed_at }) => {
+            (Stage::Settled, Event::RetireBegun { at, passed_at }) => {
                 demand_fresh(*passed_at, *at, guards)?;
-                next.stage = Stage::Retired;
+                next.retiring = true;
                 effects.push(Effect::NeutraliseSource);
             }
             (stage, event) => return Err(Refusal::Illegal { stage, event: event.name() }),
@@ -493,6 +515,22 @@ mod tests {
     }
 
     #[test]
+    fn a_no_stops_a_retirement_that_was_begun_and_what_is_gone_can_be_recorded() {
+        let begun = Event::RetireBegun { at: at(102), passed_at: at(0) };
+        let settled = after(&[to_switched(), vec![settled(101)]].concat());
+        assert!(matches!(settled.step(&Event::Retired { at: at(103) }), Err(Refusal::Illegal { .. })));
+        let (retiring, effects) = settled.step(&begun).unwrap();
+        assert_eq!((retiring.stage, &effects[..]), (Stage::Settled, &[Effect::NeutraliseSource][..]));
+        assert!(retiring.step(&begun).is_ok(), "asked again before the effect");
+        let (held, _) = retiring.step(&Event::Held { reason: "wait".into() }).unwrap();
+        assert_eq!(held.step(&begun).unwrap_err(), Refusal::Held { reason: "wait".into() });
+        assert_eq!(held.step(&Event::Retired { at: at(103) }).unwrap().0.stage, Stage::Retired);
+        let (kept, _) = held.step(&Event::RetireCalledOff { at: at(103) }).unwrap();
+        assert_eq!((kept.stage, kept.retiring), (Stage::Settled, false));
+        assert!(kept.step(&Event::RetireCalledOff { at: at(104) }).is_err());
+    }
+
+    #[test]
     fn a_drill_comes_back_and_never_settles() {
         let drill = Event::SwitchBegun { at: at(9), reverse_until: at(10), permit: Permit::Drill };
         let events = [&to_switched()[..3], &[drill, Event::Switched { at: at(9) }]].concat();
@@ -525,7 +563,9 @@ mod tests {
             t.clone().prop_map(|at| Event::ReverseBegun { at }),
             t.clone().prop_map(|at| Event::Reversed { at }),
             t.clone().prop_map(|at| Event::Settled { at, passed_at: at }),
-            t.prop_map(|at| Event::Retired { at, passed_at: at }),
+            t.clone().prop_map(|at| Event::RetireBegun { at, passed_at: at }),
+            t.clone().prop_map(|at| Event::RetireCalledOff { at }),
+            t.prop_map(|at| Event::Retired { at }),
             Just(Event::Held { reason: "no".into() }),
             Just(Event::Released),
         ]
@@ -541,7 +581,8 @@ mod tests {
                 let Ok((next, _)) = custody.step(event) else { continue };
                 prop_assert!(next.epoch >= custody.epoch);
                 prop_assert_eq!(next.read == ReadAuthority::Target, next.stage >= Stage::Switched);
-                prop_assert!(next.stage != Stage::Retired || custody.stage >= Stage::Settled);
+                prop_assert!(next.stage != Stage::Retired || custody.stage == Stage::Retired || custody.retiring);
+                prop_assert!(!next.retiring || next.stage == Stage::Settled);
                 if next.read != custody.read {
                     prop_assert_eq!(custody.record(), (next.read, next.epoch));
                 }

@@ -9,15 +9,20 @@ mod campaign;
 mod consent;
 mod control;
 mod retire;
+mod retire_nango;
 mod reverse;
 mod sweep;
 mod switch;
 
+use std::future::Future;
+
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::{Engine, EngineError, EngineResult};
 use crate::domain::api::Api;
 use crate::domain::criteria::Note;
+use crate::domain::custody::{Custody, Event};
 use crate::domain::secret::hex;
 use crate::domain::time::{SECOND_MS, Timestamp};
 use crate::domain::triplet::Triplet;
@@ -30,8 +35,19 @@ pub use retire::RetireStage;
 pub use reverse::{Reversal, SwitchPreview};
 pub use sweep::{Zombie, ZombieKind};
 
-/// Who acts, in the audit trail.
-const ACTOR: &str = "cutover";
+/// Who acts in the audit trail when no person does: the duties.
+const ITSELF: &str = "cutover";
+
+tokio::task_local! {
+    /// The person whose operation is being carried out. It belongs to the call and not to the engine:
+    /// one engine runs operations and duties.
+    static ACTOR: String;
+}
+
+/// Carries out `operation` in the name of `actor`, as the audit trail will show it.
+pub async fn by<F: Future>(actor: &str, operation: F) -> F::Output {
+    ACTOR.scope(actor.to_owned(), operation).await
+}
 
 /// How long an operation waits before it asks an API again that did not answer.
 const RETRY_MS: i64 = 30 * SECOND_MS;
@@ -110,10 +126,26 @@ impl<O: Outside> Engine<O> {
         Ok(EngineError::Ambiguous { intent: id.to_owned(), question })
     }
 
+    /// Takes a custody event in the name of whoever acts.
+    async fn record(&self, triplet: &Triplet, event: &Event, now: Timestamp) -> EngineResult<Custody> {
+        let actor = actor();
+        Ok(self.store.record_custody(triplet, event, &actor, now).await?)
+    }
+
+    /// Notes in the audit trail what whoever acts did besides.
+    async fn record_action(&self, subject: &str, event: Value, now: Timestamp) -> EngineResult<()> {
+        let actor = actor();
+        Ok(self.store.record_action(&actor, subject, &event.to_string(), now).await?)
+    }
+
     /// The triplets whose custody moves.
     async fn moving(&self) -> EngineResult<Vec<TripletRow>> {
         Ok(self.store.load_triplets().await?.into_iter().filter(TripletRow::moves).collect())
     }
+}
+
+fn actor() -> String {
+    ACTOR.try_with(String::clone).unwrap_or_else(|_| ITSELF.to_owned())
 }
 
 /// What a look found that can only be so or not.

@@ -154,6 +154,7 @@ mod tests {
             organization_id: None,
             auth_error: false,
             created_at: None,
+            skip_token_revocation: None,
         }
     }
 

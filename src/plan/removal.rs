@@ -8,7 +8,9 @@
 mod config;
 mod script;
 
-use similar::TextDiff;
+use std::collections::BTreeSet;
+
+use similar::{ChangeTag, TextDiff};
 
 /// A file of the checkout.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +33,7 @@ pub struct Deploy {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Reference {
     pub path: String,
-    /// From 1.
+    /// From 1, in the checkout as it is before both deploys.
     pub line: usize,
     /// Which word was found.
     pub word: String,
@@ -57,39 +59,33 @@ const RETIRED_ROUTE: &str = "/admin/sync/nango";
 /// Works out the change for the class `class` of a checkout.
 pub fn removal(files: &[File], class: &str) -> Removal {
     let mut removal = Removal::default();
-    let mut bindings = Vec::new();
-    let mut found = false;
+    let (mut bindings, mut found) = (Vec::new(), false);
+    let mut after = Vec::with_capacity(files.len());
     for file in files {
-        let steps = if config::is_config(&file.path) {
+        let (first, second) = if config::is_config(&file.path) {
             bindings.extend(config::binding_names(&file.text, class));
             let toml = file.path.ends_with(".toml");
             let first = config::without_binding(&file.text, class, toml);
             let second = config::with_deletion(&first, class, toml);
             found |= second.is_some();
             let second = second.unwrap_or_else(|| first.clone());
-            Some((first, second))
+            (first, second)
         } else if script::is_script(&file.path) {
             let first = script::without_method(&file.text, class, "alarm");
             let second = script::without_class(&first, class);
-            Some((first, second))
+            (first, second)
         } else {
-            None
+            (file.text.clone(), file.text.clone())
         };
-        let (first, second) = steps.unwrap_or_else(|| (file.text.clone(), file.text.clone()));
         removal.first.diff.push_str(&diff(&file.path, &file.text, &first));
         removal.second.diff.push_str(&diff(&file.path, &first, &second));
-        removal.references.extend(references(&file.path, &second, class, &bindings));
+        after.push(second);
     }
     // Names of bindings may be known only after the files that use them.
-    for file in files.iter().filter(|file| script::is_script(&file.path)) {
-        let after = script::without_class(&script::without_method(&file.text, class, "alarm"), class);
-        for reference in references(&file.path, &after, class, &bindings) {
-            if !removal.references.contains(&reference) {
-                removal.references.push(reference);
-            }
-        }
+    let words: BTreeSet<&str> = [class, RETIRED_ROUTE].into_iter().chain(bindings.iter().map(String::as_str)).collect();
+    for (file, after) in files.iter().zip(&after) {
+        removal.references.extend(references(file, after, &words));
     }
-    removal.references.sort_by(|a, b| (&a.path, a.line).cmp(&(&b.path, b.line)));
     notes(&mut removal, class, &bindings, found);
     removal
 }
@@ -129,16 +125,23 @@ fn diff(path: &str, old: &str, new: &str) -> String {
     TextDiff::from_lines(old, new).unified_diff().context_radius(3).header(&from, &to).to_string()
 }
 
-fn references(path: &str, text: &str, class: &str, bindings: &[String]) -> Vec<Reference> {
-    let words = || [class, RETIRED_ROUTE].into_iter().chain(bindings.iter().map(String::as_str));
-    text.lines()
-        .enumerate()
-        .filter(|(_, line)| !is_deletion(line))
-        .filter_map(|(i, line)| {
-            let word = words().find(|word| line.contains(word))?;
-            Some(Reference { path: path.to_owned(), line: i + 1, word: word.to_owned() })
-        })
-        .collect()
+/// Where `after`, which the diffs make of a file, still holds one of the words.
+fn references(file: &File, after: &str, words: &BTreeSet<&str>) -> Vec<Reference> {
+    if !words.iter().any(|word| after.contains(word)) {
+        return Vec::new();
+    }
+    let (mut found, mut line) = (Vec::new(), 0);
+    for change in TextDiff::from_lines(file.text.as_str(), after).iter_all_changes() {
+        // A line that is new stands where the one before it stood.
+        line = change.old_index().map_or(line, |index| index + 1);
+        let text = change.value();
+        if change.tag() == ChangeTag::Delete || is_deletion(text) {
+            continue;
+        }
+        let of = |word: &&str| Reference { path: file.path.clone(), line: line.max(1), word: (*word).to_owned() };
+        found.extend(words.iter().filter(|word| text.contains(**word)).map(of));
+    }
+    found
 }
 
 /// A line that declares the deletion must name the class, for ever.
@@ -203,9 +206,22 @@ export default {
         let removal = removal(&files(("wrangler.jsonc", config)), "TokenManager");
         insta::assert_snapshot!("exports_first", removal.first.diff);
         insta::assert_snapshot!("exports_second", removal.second.diff);
-        let left: Vec<usize> = removal.references.iter().map(|r| r.line).collect();
-        assert_eq!((left.len(), removal.references[0].word.as_str()), (1, "TOKEN_MANAGER"));
-        assert!(removal.first.notes[0].contains("src/index.ts:5"), "{:?}", removal.first.notes);
+        let left: Vec<_> = removal.references.iter().map(|r| (r.line, r.word.as_str())).collect();
+        assert_eq!(left, [(21, "TOKEN_MANAGER")]);
+        assert_eq!(WORKER.lines().nth(20).map(|line| line.contains("TOKEN_MANAGER")), Some(true));
+        assert!(removal.first.notes[0].ends_with("src/index.ts:21"), "{:?}", removal.first.notes);
+    }
+
+    #[test]
+    fn every_word_of_a_line_is_named_where_it_stands_now() {
+        let config = r#"{ "durable_objects": { "bindings": [{ "name": "TM", "class_name": "TokenManager" }] } }"#;
+        let script = "class TokenManager {\n  alarm() {}\n}\n\nuse(env.TM, \"TokenManager\", \"/admin/sync/nango\");\n";
+        let mut files = files(("wrangler.json", config));
+        files[1].text = script.to_owned();
+        let found = removal(&files, "TokenManager").references;
+        let found: Vec<_> = found.iter().map(|r| (r.path.as_str(), r.line, r.word.as_str())).collect();
+        let at = |word| ("src/index.ts", 5, word);
+        assert_eq!(found, [at("/admin/sync/nango"), at("TM"), at("TokenManager")]);
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub enum Twist {
     FailBefore,
     /// What was asked for happens, and the answer is a 500.
     FailAfter,
+    /// A 400 in the API's own envelope: asking again cannot help; nothing happens.
+    Reject,
     /// 200 with an HTML page; nothing happens.
     Html,
     /// Composio: 409, another writer holds the account; nothing happens.
@@ -184,6 +186,7 @@ impl World {
             Twist::RateLimited => self.limited(api, call).with_header("retry-after", 1),
             Twist::RateLimitedBare => self.limited(api, call),
             Twist::FailBefore => self.failed(api),
+            Twist::Reject => self.rejected(api),
             Twist::FailAfter => {
                 self.answer_plainly(api, call);
                 self.failed(api)
@@ -207,6 +210,16 @@ impl World {
             Api::Gateway | Api::Provider => json!({"error": "rate_limited"}),
         };
         Reply::json(429, &body)
+    }
+
+    fn rejected(&self, api: Api) -> Reply {
+        let body = match api {
+            Api::Nango => json!({"error": {"code": "invalid_request"}}),
+            Api::Composio => return self.composio_refuse(&Refused::new(400, "HTTP_BadRequest", "Bad request")),
+            Api::Cloudflare => envelope(10000, "Bad request"),
+            Api::Gateway | Api::Provider => json!({"error": "bad_request"}),
+        };
+        Reply::json(400, &body)
     }
 
     fn failed(&self, api: Api) -> Reply {

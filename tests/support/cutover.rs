@@ -342,6 +342,14 @@ impl Cutover {
         assert!(status < 300, "{method} {path}: {status} {text}");
     }
 
+    /// Calls Nango with the environment's key.
+    pub fn nango(&self, method: &str, path: &str, body: &str) {
+        let key = format!("Bearer {}", self.sandbox.lock().keys().nango_api_key);
+        let url = format!("{}{path}", self.sandbox.urls.nango);
+        let (status, text) = self.send(method, &url, &[("authorization", &key)], body);
+        assert!(status < 300, "{method} {path}: {status} {text}");
+    }
+
     /// Puts a row into `kv_audit`, as another writer would.
     pub fn audit_row(&self, op_id: &str, at: Timestamp, key: &str, source: &str) {
         let keys = self.sandbox.lock().keys();

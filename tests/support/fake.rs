@@ -148,7 +148,7 @@ impl SourceCustody for Fake {
         let found = self.state().credentials.get(connection_id).cloned();
         found.ok_or_else(|| error(Api::Nango, ApiErrorKind::NotFound { code: "unknown_connection".to_owned() }))
     }
-    async fn merge_metadata(&self, _: &str, _: &str, _: Value) -> ApiResult<()> {
+    async fn skip_revocation(&self, _: &str, _: &str, _: &Value) -> ApiResult<()> {
         silent(Api::Nango)
     }
     async fn delete_connection(&self, _: &str, _: &str) -> ApiResult<()> {

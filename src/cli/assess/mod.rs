@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::assess::{Assessment, CHECKS, Finding, Live, Needs, Severity, Subject, environment, verdict, verify_key};
+use crate::assess::{
+    Assessment, CHECKS, Finding, Live, Needs, Severity, Subject, environment, verdict, verify_key, writes,
+};
 use crate::cli::apply::StateArgs;
 use crate::cli::config::Config;
 use crate::cli::inventory::write_whole;
@@ -35,6 +37,7 @@ Examples:
   cutover assess
   cutover assess --plan plans/prod.json --out probes.json
   cutover assess --only nango-key,composio-key
+  cutover assess --write --dry-run
   cutover assess --write --format json
   cutover assess --only webhook-delivery --shim https://shim.example.com
   cutover assess --only nango-environment,nango-replicas --nango-env nango/.env --nango-replicas 2
@@ -58,6 +61,9 @@ pub struct AssessArgs {
     /// Allow the checks that write
     #[arg(long)]
     write: bool,
+    /// Say what `--write` would write, and write nothing
+    #[arg(long, requires = "write")]
+    dry_run: bool,
     /// Our running shim: it is sent webhooks that it must take, and some that it must refuse
     #[arg(long, value_name = "URL")]
     shim: Option<reqwest::Url>,
@@ -159,6 +165,12 @@ fn not_run(args: &AssessArgs, names: &BTreeSet<&str>) -> Result<Vec<Finding>, Co
     };
     let mut found = Vec::new();
     for check in CHECKS.iter().filter(|check| names.contains(check.name)) {
+        if args.dry_run
+            && let Some(what) = writes(check.name)
+        {
+            found.push(Finding::new(check.name, Severity::Info, format!("dry run: would {what}"), ""));
+            continue;
+        }
         let Needs::Option(option) = check.needs else { continue };
         if given(option) {
             continue;
@@ -199,7 +211,7 @@ async fn live(args: &AssessArgs, names: &BTreeSet<&str>, endpoints: Endpoints) -
         wait: &|| std::thread::sleep(LOOK_EVERY),
         clock: &*clock,
     };
-    Ok(live.run(names, args.write).await)
+    Ok(live.run(names, args.write && !args.dry_run).await)
 }
 
 async fn state(args: &StateArgs) -> Finding {

@@ -55,6 +55,8 @@ struct Row {
     mirrored: bool,
     /// The end of the reverse window as whoever switched was told it, relative to now.
     promised: Option<i64>,
+    /// Its tokens are gone from KV.
+    tombstoned: bool,
     broken: Broken,
 }
 
@@ -63,6 +65,8 @@ struct World {
     rows: Vec<Row>,
     /// Nango is read, and so refreshes, for the one grant that feeds all rows.
     polling: bool,
+    /// The connection at Nango that holds this grant is gone.
+    deleted: bool,
     /// Age of the last gate pass in ticks; `None`: none, or too old to matter.
     pass_age: Option<i64>,
 }
@@ -74,6 +78,8 @@ enum Act {
     GateFails,
     Crash,
     Poll,
+    /// The connection at Nango is deleted.
+    Delete,
     Row(usize, Deed),
 }
 
@@ -101,10 +107,13 @@ enum Deed {
     Settle,
     Disarm,
     Restore,
-    Retire,
+    BeginRetire,
+    CallOffRetire,
+    Tombstone,
+    SeeRetired,
 }
 
-const DEEDS: [Deed; 20] = [
+const DEEDS: [Deed; 23] = [
     Deed::SayNo,
     Deed::SayGo,
     Deed::StandBy,
@@ -124,7 +133,10 @@ const DEEDS: [Deed; 20] = [
     Deed::Settle,
     Deed::Disarm,
     Deed::Restore,
-    Deed::Retire,
+    Deed::BeginRetire,
+    Deed::CallOffRetire,
+    Deed::Tombstone,
+    Deed::SeeRetired,
 ];
 
 /// How much of the world the walk covers.
@@ -135,7 +147,17 @@ struct Cutover {
     epochs_max: u64,
     /// Puts may be unheard of, and triplets drilled.
     late_answers: bool,
+    /// A retirement that was begun asks again before each of its effects.
+    asks_again: bool,
     guards: Guards,
+}
+
+impl World {
+    /// When the gate passed last, and whether that still opens something.
+    fn pass(&self) -> (Timestamp, bool) {
+        let passed_at = self.pass_age.map_or(NOW.plus_ms(-2 * PASS_FRESH_MS), |age| NOW.plus_ms(-age * TICK_MS));
+        (passed_at, NOW.since(passed_at) <= PASS_FRESH_MS)
+    }
 }
 
 impl Row {
@@ -148,6 +170,8 @@ impl Row {
                 | Event::ReverseBegun { .. }
                 | Event::Reversed { .. }
                 | Event::Switched { .. }
+                | Event::RetireCalledOff { .. }
+                | Event::Retired { .. }
         );
         let held = self.custody.held.is_some();
         let (next, _) = self.custody.step_guarded(event, guards)?;
@@ -159,6 +183,12 @@ impl Row {
     fn put(&mut self, record: (ReadAuthority, u64)) {
         self.broken.epoch_with_two_meanings |= record.1 == self.record.1 && record.0 != self.record.0;
         self.record = record;
+    }
+
+    /// An effect that nobody can undo.
+    fn make_final(&mut self, fresh: bool) {
+        self.broken.forward_while_held |= self.custody.held.is_some();
+        self.broken.final_without_a_fresh_pass |= !fresh;
     }
 
     /// Epochs are only compared with each other. Back at the source, with nothing on its way, the
@@ -182,13 +212,30 @@ impl Row {
 }
 
 impl Cutover {
+    /// Whether an effect of the retirement that was begun may happen to `row` now.
+    fn may_retire(&self, row: &Row, passed_at: Timestamp) -> bool {
+        let again = Event::RetireBegun { at: NOW, passed_at };
+        row.custody.retiring && (!self.asks_again || row.custody.step_guarded(&again, self.guards).is_ok())
+    }
+
+    /// Deletes the connection that feeds all rows.
+    fn delete(&self, world: &mut World) -> Option<()> {
+        let (passed_at, fresh) = world.pass();
+        if world.deleted || !world.rows.iter().all(|row| self.may_retire(row, passed_at)) {
+            return None;
+        }
+        world.deleted = true;
+        world.rows.iter_mut().for_each(|row| row.make_final(fresh));
+        Some(())
+    }
+
     /// Does `deed` to row `i`; `None` when it cannot be done or changes nothing.
     fn act(&self, world: &mut World, i: usize, deed: Deed) -> Option<()> {
-        let passed_at = world.pass_age.map_or(NOW.plus_ms(-2 * PASS_FRESH_MS), |age| NOW.plus_ms(-age * TICK_MS));
-        let fresh = NOW.since(passed_at) <= PASS_FRESH_MS;
+        let (passed_at, fresh) = world.pass();
         let all = |world: &World, test: fn(&Row) -> bool| world.rows.iter().all(test);
         let (all_settled, polling) = (all(world, |r| r.custody.stage >= Stage::Settled), world.polling);
-        let none_retired = all(world, |r| r.custody.stage != Stage::Retired);
+        let none_retiring = all(world, |r| r.custody.stage != Stage::Retired && !r.custody.retiring);
+        let deleted = world.deleted;
         let row = &mut world.rows[i];
         let begin = |permit| Event::SwitchBegun { at: NOW, reverse_until: NOW.plus_ms(TICK_MS), permit };
         let take = |row: &mut Row, event| row.take(&event, self.guards).ok();
@@ -270,10 +317,15 @@ impl Cutover {
                 }
             }
             Deed::Disarm if all_settled && fresh && row.alarm != Alarm::Disarmed => row.alarm = Alarm::Disarmed,
-            Deed::Restore if none_retired && row.alarm == Alarm::Disarmed => row.alarm = Alarm::Idle,
-            Deed::Retire if row.alarm == Alarm::Disarmed => {
-                take(row, Event::Retired { at: NOW, passed_at })?;
-                row.broken.final_without_a_fresh_pass |= !fresh;
+            Deed::Restore if none_retiring && row.alarm == Alarm::Disarmed => row.alarm = Alarm::Idle,
+            Deed::BeginRetire if row.alarm == Alarm::Disarmed => take(row, Event::RetireBegun { at: NOW, passed_at })?,
+            Deed::CallOffRetire if !deleted => take(row, Event::RetireCalledOff { at: NOW })?,
+            Deed::Tombstone if deleted && !row.tombstoned && self.may_retire(row, passed_at) => {
+                row.tombstoned = true;
+                row.make_final(fresh);
+            }
+            Deed::SeeRetired if row.tombstoned && row.custody.stage != Stage::Retired => {
+                row.broken.fact_refused |= take(row, Event::Retired { at: NOW }).is_none();
             }
             _ => return None,
         }
@@ -295,13 +347,14 @@ impl Model for Cutover {
             consented: false,
             mirrored: false,
             promised: None,
+            tombstoned: false,
             broken: Broken::default(),
         };
-        vec![World { rows: self.routes.iter().map(row).collect(), polling: false, pass_age: None }]
+        vec![World { rows: self.routes.iter().map(row).collect(), polling: false, deleted: false, pass_age: None }]
     }
 
     fn actions(&self, world: &World, actions: &mut Vec<Act>) {
-        actions.extend([Act::Tick, Act::GatePasses, Act::GateFails, Act::Crash, Act::Poll]);
+        actions.extend([Act::Tick, Act::GatePasses, Act::GateFails, Act::Crash, Act::Poll, Act::Delete]);
         actions.extend((0..world.rows.len()).flat_map(|i| DEEDS.map(|deed| Act::Row(i, deed))));
     }
 
@@ -323,6 +376,7 @@ impl Model for Cutover {
                 }
                 world.polling = true;
             }
+            Act::Delete => self.delete(&mut world)?,
             Act::Row(i, deed) => {
                 self.act(&mut world, i, deed)?;
                 world.rows[i].forget_epochs(self.late_answers);
@@ -365,6 +419,12 @@ impl Model for Cutover {
                 never(world, |broken| broken.settled_in_the_window || broken.reverse_refused_in_the_window)
             }),
             Property::always("a no stops what goes forward", |_, world| never(world, |b| b.forward_while_held)),
+            Property::always("a connection goes last", |_, world: &World| {
+                !world.deleted
+                    || world.rows.iter().all(|row| {
+                        row.alarm == Alarm::Disarmed && (row.custody.retiring || row.custody.stage == Stage::Retired)
+                    })
+            }),
             Property::sometimes("everything is retired", |_, world: &World| {
                 world.rows.iter().all(|row| row.custody.stage == Stage::Retired)
             }),
@@ -419,12 +479,14 @@ fn dead_ends(model: &Cutover) -> (usize, Vec<World>) {
     (states, worlds.into_iter().zip(reached).filter(|(_, reached)| !reached).map(|(world, _)| world).collect())
 }
 
-const ONE: Cutover = Cutover { routes: &[Route::Reconsent], epochs_max: 6, late_answers: true, guards: Guards::all() };
+const ONE: Cutover =
+    Cutover { routes: &[Route::Reconsent], epochs_max: 6, late_answers: true, asks_again: true, guards: Guards::all() };
 
 const SHARED: Cutover = Cutover {
     routes: &[Route::Reconsent, Route::Reconsent],
     epochs_max: 10,
     late_answers: false,
+    asks_again: true,
     guards: Guards::all(),
 };
 
@@ -477,5 +539,15 @@ fn the_loss_of_any_guard_is_noticed() {
         let checker = Cutover { guards: Guards::without(guard), ..ONE }.checker().spawn_bfs().join();
         let path = checker.discovery(property).unwrap_or_else(|| panic!("nobody noticed that {guard:?} is gone"));
         println!("without guard {guard:?}: `{property}` broken after {} steps", path.into_actions().len());
+    }
+}
+
+/// As it was when the connection went first and the retirement was asked about afterwards.
+#[test]
+fn a_retirement_that_does_not_ask_again_before_its_effects_is_noticed() {
+    for property in ["a no stops what goes forward", "nothing final without a fresh pass"] {
+        let checker = Cutover { asks_again: false, ..ONE }.checker().spawn_bfs().join();
+        let path = checker.discovery(property).unwrap_or_else(|| panic!("nobody noticed: `{property}`"));
+        assert!(path.into_actions().contains(&Act::Delete), "`{property}` is broken by something else");
     }
 }

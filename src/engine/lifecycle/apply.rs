@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::{Engine, EngineError, EngineResult};
-use super::{ACTOR, Effected, Progress, RETRY_MS, alias, retry_at, seen};
+use super::{Effected, Progress, RETRY_MS, alias, retry_at, seen};
 use crate::domain::api::Api;
 use crate::domain::custody::{Event, Stage};
 use crate::domain::time::{MINUTE_MS, SECOND_MS, Timestamp};
@@ -242,7 +242,7 @@ impl<O: Outside> Engine<O> {
                 continue;
             }
             if complete.get(&row.triplet) == Some(&Sink::ALL.len()) {
-                self.store.record_custody(&row.triplet, &Event::BackfillDelivered, ACTOR, now).await?;
+                self.record(&row.triplet, &Event::BackfillDelivered, now).await?;
             } else {
                 all = false;
             }

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 
 use super::super::{Engine, EngineError, EngineResult};
-use super::ACTOR;
 use super::consent::Opened;
 use crate::catalogue::identity::Identity;
 use crate::domain::api::Api;
@@ -207,7 +206,7 @@ impl<O: Outside> Engine<O> {
                 && found.status == AccountStatus::Active
             {
                 let event = Event::ConsentCompleted { account: found.id };
-                self.store.record_custody(triplet, &event, ACTOR, now).await?;
+                self.record(triplet, &event, now).await?;
                 return Ok(ConsentStart::Done(Stage::Consented));
             }
         }

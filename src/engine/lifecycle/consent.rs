@@ -2,7 +2,7 @@
 //! upstream identity and the scopes of what they connected, compared with the old grant.
 
 use super::super::{Engine, EngineResult};
-use super::{ACTOR, Progress, alias, retry_at};
+use super::{Progress, alias, retry_at};
 use crate::catalogue::identity::Identity;
 use crate::domain::api::Api;
 use crate::domain::criteria::Note;
@@ -103,7 +103,7 @@ impl<O: Outside> Engine<O> {
                 }
                 Stage::Consented | Stage::Mirroring => match self.compare(&row, connection, now).await? {
                     Compared::Proven => {
-                        self.store.record_custody(&row.triplet, &Event::IdentityProven, ACTOR, now).await?;
+                        self.record(&row.triplet, &Event::IdentityProven, now).await?;
                     }
                     Compared::Rejected(reason) => self.reject(&row, reason, now).await?,
                     Compared::Later(at) => later(at),
@@ -152,7 +152,7 @@ impl<O: Outside> Engine<O> {
         match answer {
             Ok(found) if found.status == AccountStatus::Active => {
                 let event = Event::ConsentCompleted { account: found.id };
-                self.store.record_custody(&row.triplet, &event, ACTOR, now).await?;
+                self.record(&row.triplet, &event, now).await?;
                 Ok(None)
             }
             Ok(found) => {
@@ -218,7 +218,7 @@ impl<O: Outside> Engine<O> {
         self.store.clear_consent(&row.triplet).await?;
         if row.consent_attempts >= self.config.consent_attempts_max {
             let reason = format!("{reason}, after {} attempts", row.consent_attempts);
-            self.store.record_custody(&row.triplet, &Event::Held { reason }, ACTOR, now).await?;
+            self.record(&row.triplet, &Event::Held { reason }, now).await?;
         }
         Ok(())
     }
@@ -229,11 +229,11 @@ impl<O: Outside> Engine<O> {
         self.store.add_note("consent-rejected", &note).await?;
         if row.custody.route == Route::Static {
             // Nobody consented to it, so nobody can be asked again.
-            self.store.record_custody(&row.triplet, &Event::Held { reason }, ACTOR, now).await?;
+            self.record(&row.triplet, &Event::Held { reason }, now).await?;
             return Ok(());
         }
         let event = Event::ConsentRejected { reason: reason.clone() };
-        self.store.record_custody(&row.triplet, &event, ACTOR, now).await?;
+        self.record(&row.triplet, &event, now).await?;
         self.end_attempt(row, &reason, now).await
     }
 
@@ -253,13 +253,13 @@ impl<O: Outside> Engine<O> {
                     Ok(None)
                 }
                 Err(reason) => {
-                    self.store.record_custody(&row.triplet, &Event::Held { reason }, ACTOR, now).await?;
+                    self.record(&row.triplet, &Event::Held { reason }, now).await?;
                     Ok(Some(now.plus_ms(SECOND_MS)))
                 }
             },
             Err(Some(ApiErrorKind::Unauthorized { .. }) | None) => {
                 let reason = "the old grant's identity cannot be read, so a new one cannot be compared".to_owned();
-                self.store.record_custody(&row.triplet, &Event::Held { reason }, ACTOR, now).await?;
+                self.record(&row.triplet, &Event::Held { reason }, now).await?;
                 Ok(Some(now.plus_ms(SECOND_MS)))
             }
             Err(Some(_)) => Ok(Some(now.plus_ms(super::RETRY_MS))),

@@ -1,12 +1,14 @@
 //! What people say while an operation runs. A "no" always wins over what goes forward, and never
 //! stops what goes back.
 
+use std::collections::BTreeSet;
+
 use super::super::{Engine, EngineError, EngineResult};
 use crate::domain::custody::Event;
 use crate::domain::time::{SECOND_MS, Timestamp};
 use crate::domain::triplet::Triplet;
 use crate::ports::Outside;
-use crate::store::{ControlRow, Decision, Scope, Store};
+use crate::store::{ControlRow, Decision, Scope, Store, TripletRow};
 
 /// How soon a paused operation looks whether it may go on.
 const PAUSE_LOOK_MS: i64 = 2 * SECOND_MS;
@@ -33,11 +35,45 @@ impl<O: Outside> Engine<O> {
         let found = |decision| controls.iter().find(|row| row.decision == decision && row.scope.covers(wave));
         if let Some(ControlRow { scope, reason, actor, at, .. }) = found(Decision::No) {
             return Err(EngineError::Refused(format!(
-                "{actor} said no to `{scope}` at {}: {reason}; {what} stops here, and `cutover ctl go` lets it go on",
-                at.to_minute()
+                "{actor} said no to `{scope}` at {}: {reason}; {what} stops here, and `cutover ctl go{}` lets it go on",
+                at.to_minute(),
+                match scope {
+                    Scope::All => String::new(),
+                    Scope::Wave(n) => format!(" --wave {n}"),
+                }
             )));
         }
         Ok(found(Decision::Pause).map(|_| now.plus_ms(PAUSE_LOOK_MS)))
+    }
+
+    /// The same for work that concerns all of `rows` at once: what was said to any of their waves
+    /// counts, and so does a hold.
+    pub(super) async fn demand_go_with(
+        &self,
+        rows: &[TripletRow],
+        what: &str,
+        now: Timestamp,
+    ) -> EngineResult<Option<Timestamp>> {
+        let waves: BTreeSet<Option<u32>> = rows.iter().map(|row| row.wave).collect();
+        for wave in waves {
+            if let Some(at) = self.demand_go(wave, what, now).await? {
+                return Ok(Some(at));
+            }
+        }
+        match rows.iter().find_map(|row| Some((&row.triplet, row.custody.held.as_ref()?))) {
+            Some((triplet, reason)) => Err(EngineError::Refused(format!(
+                "`{triplet}` is held: {reason}; {what} stops here, and `cutover ctl go --triplet {triplet}` lets it go on"
+            ))),
+            None => Ok(None),
+        }
+    }
+
+    /// The same for work on everything that moves.
+    ///
+    /// # Errors
+    /// `Refused` when somebody said no to any of it.
+    pub async fn demand_go_everywhere(&self, what: &str, now: Timestamp) -> EngineResult<Option<Timestamp>> {
+        self.demand_go_with(&self.moving().await?, what, now).await
     }
 
     /// The least time between two triplets of an operation, in milliseconds; 0: none.

@@ -1,20 +1,23 @@
-//! Retiring the DO-alarm path and the Nango connections, in stages, each observed before the next.
+//! Retiring the DO-alarm path, in stages, each observed before the next.
+
+use std::collections::BTreeSet;
 
 use super::super::{Engine, EngineError, EngineResult};
 use super::switch::waiting;
-use super::{ACTOR, Effected, Progress, Zombie, retry_at, seen};
+use super::{Effected, Progress, Zombie, retry_at, seen};
 use crate::domain::api::Api;
 use crate::domain::criteria::Note;
-use crate::domain::custody::{Event, Stage};
+use crate::domain::custody::Stage;
 use crate::domain::time::{MINUTE_MS, Timestamp};
 use crate::domain::triplet::Triplet;
-use crate::ports::{
-    AlarmMode, AlarmState, GatewayAdmin, GatewayRead, KvWrite, Namespace, Outside, SourceCustody, SourceRead,
-};
-use crate::store::{ConnectionRow, TripletRow};
+use crate::ports::{AlarmMode, AlarmState, GatewayAdmin, GatewayRead, Outside};
+use crate::store::TripletRow;
 
 /// An alarm may be a minute late, and a failing one is retried for up to 150 s (Cloudflare contract §5).
 const RETRY_TAIL_MS: i64 = 5 * MINUTE_MS;
+
+/// What a no is told that it stops.
+const WHAT: &str = "retire do-alarm";
 
 /// Where the retirement of the DO-alarm path stands, as the store keeps it.
 const STATE: &str = "retire";
@@ -39,6 +42,7 @@ pub enum RetireStage {
     /// Silence was observed and no zombie found.
     Done {
         since: Timestamp,
+        round: u32,
     },
 }
 
@@ -50,7 +54,7 @@ impl RetireStage {
         match words[0] {
             "reporting" => Self::Reporting { until: time(1), round: round(2) },
             "silent" => Self::Silent { since: time(1), round: round(2) },
-            "done" => Self::Done { since: time(1) },
+            "done" => Self::Done { since: time(1), round: round(2) },
             _ => Self::NotBegun { round: round(1) },
         }
     }
@@ -60,7 +64,7 @@ impl RetireStage {
             Self::NotBegun { round } => format!("begin {round}"),
             Self::Reporting { until, round } => format!("reporting {} {round}", until.millis()),
             Self::Silent { since, round } => format!("silent {} {round}", since.millis()),
-            Self::Done { since } => format!("done {}", since.millis()),
+            Self::Done { since, round } => format!("done {} {round}", since.millis()),
         }
     }
 
@@ -85,23 +89,30 @@ impl<O: Outside> Engine<O> {
 
     async fn enter_stage(&self, stage: RetireStage, now: Timestamp) -> EngineResult<()> {
         self.store.save_meta(STATE, &stage.write()).await?;
-        let json = serde_json::json!({"event": "retire do-alarm", "stage": stage.name()}).to_string();
-        Ok(self.store.record_action(ACTOR, "retire", &json, now).await?)
+        self.record_action("retire", serde_json::json!({"event": WHAT, "stage": stage.name()}), now).await
     }
 
     /// Retires the DO-alarm path of every settled triplet: (a) handlers only report, (b) the last
     /// armed alarm passes, (c) each object is disarmed and read back, then silence is observed and
-    /// zombies are looked for. `elsewhere`: what was found where this engine cannot look.
+    /// zombies are looked for. `elsewhere` looks where this engine cannot, right before the verdict.
     ///
     /// # Errors
-    /// `Refused` without a fresh gate pass, while a triplet is not settled, or when there is a
-    /// zombie. After a zombie the next call disarms everything again.
-    pub async fn retire_do_alarms(&self, elsewhere: &[Zombie], now: Timestamp) -> EngineResult<Progress> {
+    /// `Refused` without a fresh gate pass, against a no to any of it, while a triplet is not
+    /// settled, or when there is a zombie. After a zombie the next call disarms everything again.
+    pub async fn retire_do_alarms(
+        &self,
+        elsewhere: impl AsyncFnOnce() -> EngineResult<Vec<Zombie>>,
+        now: Timestamp,
+    ) -> EngineResult<Progress> {
         waiting(self.retire_step(elsewhere, now).await)
     }
 
-    async fn retire_step(&self, elsewhere: &[Zombie], now: Timestamp) -> EngineResult<Progress> {
-        self.demand_gate(now, "retire do-alarm").await?;
+    async fn retire_step(
+        &self,
+        elsewhere: impl AsyncFnOnce() -> EngineResult<Vec<Zombie>>,
+        now: Timestamp,
+    ) -> EngineResult<Progress> {
+        self.demand_gate(now, WHAT).await?;
         let moving = self.moving().await?;
         if let Some(row) = moving.iter().find(|t| t.custody.stage < Stage::Settled) {
             return Err(EngineError::Refused(format!(
@@ -109,28 +120,31 @@ impl<O: Outside> Engine<O> {
                 row.triplet, row.custody.stage
             )));
         }
-        if let Some(at) = self.demand_go(None, "retire do-alarm", now).await? {
-            return Ok(Progress::Wait(at));
-        }
-        let triplets: Vec<Triplet> =
-            moving.iter().filter(|t| t.custody.stage == Stage::Settled).map(|t| t.triplet.clone()).collect();
-        if triplets.is_empty() {
+        let settled: Vec<TripletRow> = moving.into_iter().filter(|t| t.custody.stage == Stage::Settled).collect();
+        if settled.is_empty() {
             return Ok(Progress::Done);
+        }
+        if let Some(at) = self.demand_go_with(&settled, WHAT, now).await? {
+            return Ok(Progress::Wait(at));
         }
         match self.retire_stage().await? {
             RetireStage::NotBegun { round } => {
-                self.set_all(&triplets, &|_| AlarmMode::Report, "report", round, now).await?;
+                if let Some(at) = self.set_all_forward(&settled, AlarmMode::Report, "report", round, now).await? {
+                    return Ok(Progress::Wait(at));
+                }
                 let alarms = self.outside.gateway().list_alarms().await;
                 self.observe(Api::Gateway, now, &alarms).await?;
                 let alarms = alarms.map_err(|error| EngineError::Later { at: retry_at(now, &error), error })?;
-                let last = of(&alarms, &triplets).filter_map(|a| a.alarm_at).max().unwrap_or(now).max(now);
+                let last = of(&alarms, &settled).filter_map(|a| a.alarm_at).max().unwrap_or(now).max(now);
                 let until = last.plus_ms(RETRY_TAIL_MS);
                 self.enter_stage(RetireStage::Reporting { until, round }, now).await?;
                 Ok(Progress::Wait(until))
             }
             RetireStage::Reporting { until, .. } if now < until => Ok(Progress::Wait(until)),
             RetireStage::Reporting { round, .. } => {
-                self.set_all(&triplets, &|_| AlarmMode::Disarmed, "disarmed", round, now).await?;
+                if let Some(at) = self.set_all_forward(&settled, AlarmMode::Disarmed, "disarmed", round, now).await? {
+                    return Ok(Progress::Wait(at));
+                }
                 self.note_last_writes(now).await?;
                 self.enter_stage(RetireStage::Silent { since: now, round }, now).await?;
                 Ok(Progress::Wait(now.plus_ms(self.config.silence_ms)))
@@ -139,12 +153,12 @@ impl<O: Outside> Engine<O> {
                 Ok(Progress::Wait(since.plus_ms(self.config.silence_ms)))
             }
             RetireStage::Silent { since, round } => {
-                self.demand_no_zombies(Some(since), elsewhere, round, now).await?;
-                self.enter_stage(RetireStage::Done { since }, now).await?;
+                self.demand_no_zombies(since, elsewhere, round, now).await?;
+                self.enter_stage(RetireStage::Done { since, round }, now).await?;
                 Ok(Progress::Done)
             }
-            RetireStage::Done { since } => {
-                self.demand_no_zombies(Some(since), elsewhere, 1, now).await?;
+            RetireStage::Done { since, round } => {
+                self.demand_no_zombies(since, elsewhere, round, now).await?;
                 Ok(Progress::Done)
             }
         }
@@ -154,8 +168,8 @@ impl<O: Outside> Engine<O> {
     /// retirement starts over after it.
     ///
     /// # Errors
-    /// `Refused` when a triplet is retired: its refresh token is gone from Nango, and what the
-    /// object holds may be spent.
+    /// `Refused` when a triplet is retired, or its connection is gone: its refresh token is gone from
+    /// Nango, and what the object holds may be spent.
     pub async fn restore_do_alarms(&self, now: Timestamp) -> EngineResult<Progress> {
         waiting(self.restore_step(now).await)
     }
@@ -163,8 +177,9 @@ impl<O: Outside> Engine<O> {
     async fn restore_step(&self, now: Timestamp) -> EngineResult<Progress> {
         let round = match self.retire_stage().await? {
             RetireStage::NotBegun { round } => round,
-            RetireStage::Reporting { round, .. } | RetireStage::Silent { round, .. } => round,
-            RetireStage::Done { .. } => 1,
+            RetireStage::Reporting { round, .. }
+            | RetireStage::Silent { round, .. }
+            | RetireStage::Done { round, .. } => round,
         };
         let rows = self.moving().await?;
         if let Some(row) = rows.iter().find(|row| row.custody.stage == Stage::Retired) {
@@ -173,64 +188,78 @@ impl<O: Outside> Engine<O> {
                 row.triplet
             )));
         }
-        let triplets: Vec<Triplet> = rows.iter().map(|row| row.triplet.clone()).collect();
-        let mode = |triplet: &Triplet| {
-            let row = rows.iter().find(|row| &row.triplet == triplet);
-            let facts = row.and_then(|row| self.catalogue.integration(&row.integration_key));
-            if facts.is_some_and(|facts| facts.tolerates_second_refresher()) {
-                AlarmMode::Standby
-            } else {
-                AlarmMode::Report
-            }
-        };
-        self.set_all(&triplets, &mode, "restored", round, now).await?;
+        self.call_off_retirements(&rows, now).await?;
+        for row in &rows {
+            let facts = self.catalogue.integration(&row.integration_key);
+            let mode = match facts.is_some_and(|facts| facts.tolerates_second_refresher()) {
+                true => AlarmMode::Standby,
+                false => AlarmMode::Report,
+            };
+            self.set_alarm(&row.triplet, mode, "restored", round, now).await?;
+        }
         self.enter_stage(RetireStage::NotBegun { round: round + 1 }, now).await?;
         Ok(Progress::Done)
     }
 
-    async fn set_all(
+    /// Sets the mode of each object. Before each one somebody may have said no. `Some`: paused.
+    async fn set_all_forward(
         &self,
-        triplets: &[Triplet],
-        mode: &dyn Fn(&Triplet) -> AlarmMode,
+        rows: &[TripletRow],
+        mode: AlarmMode,
+        name: &str,
+        round: u32,
+        now: Timestamp,
+    ) -> EngineResult<Option<Timestamp>> {
+        for row in rows {
+            let mut fresh = self.store.load_triplets_of(&[row.connection]).await?;
+            fresh.retain(|found| found.triplet == row.triplet);
+            if let Some(at) = self.demand_go_with(&fresh, WHAT, now).await? {
+                return Ok(Some(at));
+            }
+            self.set_alarm(&row.triplet, mode, name, round, now).await?;
+        }
+        Ok(None)
+    }
+
+    async fn set_alarm(
+        &self,
+        triplet: &Triplet,
+        mode: AlarmMode,
         name: &str,
         round: u32,
         now: Timestamp,
     ) -> EngineResult<()> {
         let gateway = self.outside.gateway();
-        for triplet in triplets {
-            let mode = mode(triplet);
-            let done = self
-                .once(
-                    &format!("alarm:{triplet}:{name}:{round}"),
-                    "change the mode of the TokenManager alarm",
-                    Api::Gateway,
-                    now,
-                    async || gateway.read_alarm(triplet).await.map(|a| seen(in_mode(&a, mode))),
-                    async || gateway.set_alarm_mode(triplet, mode).await.map(|_| String::new()),
-                )
-                .await?;
-            match done {
-                Effected::Yes(_) => {}
-                Effected::Later(error) => return Err(EngineError::Later { at: retry_at(now, &error), error }),
-                Effected::Never(error) => {
-                    return Err(EngineError::Refused(format!("the alarm of `{triplet}` cannot be changed: {error}")));
-                }
+        let done = self
+            .once(
+                &format!("alarm:{triplet}:{name}:{round}"),
+                "change the mode of the TokenManager alarm",
+                Api::Gateway,
+                now,
+                async || gateway.read_alarm(triplet).await.map(|a| seen(in_mode(&a, mode))),
+                async || gateway.set_alarm_mode(triplet, mode).await.map(|_| String::new()),
+            )
+            .await?;
+        match done {
+            Effected::Yes(_) => Ok(()),
+            Effected::Later(error) => Err(EngineError::Later { at: retry_at(now, &error), error }),
+            Effected::Never(error) => {
+                Err(EngineError::Refused(format!("the alarm of `{triplet}` cannot be changed: {error}")))
             }
         }
-        Ok(())
     }
 
     /// Nothing fired since the disarming, nothing is armed, nobody writes or listens any more.
     async fn demand_no_zombies(
         &self,
-        since: Option<Timestamp>,
-        elsewhere: &[Zombie],
+        since: Timestamp,
+        elsewhere: impl AsyncFnOnce() -> EngineResult<Vec<Zombie>>,
         round: u32,
         now: Timestamp,
     ) -> EngineResult<()> {
-        let found = self.sweep(since, now).await?;
+        let found = self.sweep(Some(since), now).await?;
         let mut found = found.map_err(|error| EngineError::Later { at: retry_at(now, &error), error })?;
-        found.extend_from_slice(elsewhere);
+        found.extend(elsewhere().await?);
         if found.is_empty() {
             return Ok(());
         }
@@ -245,142 +274,11 @@ impl<O: Outside> Engine<O> {
             found.iter().map(|z| format!("zombie {}: `{}` {}", z.kind.name(), z.subject, z.detail)).collect();
         Err(EngineError::Refused(format!("the DO-alarm path is not retired: {}", listed.join("; "))))
     }
-
-    /// Readies Nango for its end, which can be undone: opts every connection out of the revocation
-    /// upstream that a delete would cause.
-    ///
-    /// # Errors
-    /// `Refused` before the DO-alarm path is retired.
-    pub async fn prepare_nango(&self, now: Timestamp) -> EngineResult<Progress> {
-        waiting(self.opt_out_step(true, now).await)
-    }
-
-    /// Undoes [`Engine::prepare_nango`] for the connections that are still there.
-    ///
-    /// # Errors
-    /// `Refused` when Nango refuses it.
-    pub async fn undo_prepare_nango(&self, now: Timestamp) -> EngineResult<Progress> {
-        waiting(self.opt_out_step(false, now).await)
-    }
-
-    async fn opt_out_step(&self, out: bool, now: Timestamp) -> EngineResult<Progress> {
-        if out {
-            self.demand_retirable("retire nango", now).await?;
-        }
-        let source = self.outside.source();
-        for (connection, _) in self.settled_connections().await? {
-            let id = format!("nango-opt-out:{}:{}", connection.integration_key, connection.connection_id);
-            if (self.store.load_meta(&id).await?.is_some()) == out {
-                continue;
-            }
-            let metadata = serde_json::json!({"skipTokenRevocation": out});
-            let answer = source.merge_metadata(&connection.integration_key, &connection.connection_id, metadata).await;
-            self.observe(Api::Nango, now, &answer).await?;
-            self.judge_nango(&connection, answer, now)?;
-            match out {
-                true => self.store.save_meta(&id, &now.millis().to_string()).await?,
-                false => self.store.delete_meta(&id).await?,
-            }
-        }
-        Ok(Progress::Done)
-    }
-
-    fn judge_nango(
-        &self,
-        connection: &ConnectionRow,
-        answer: crate::ports::ApiResult<()>,
-        now: Timestamp,
-    ) -> EngineResult<()> {
-        match answer {
-            Ok(()) => Ok(()),
-            Err(error) if error.is_transient() => Err(EngineError::Later { at: retry_at(now, &error), error }),
-            Err(error) => Err(EngineError::Refused(format!(
-                "connection `{}` of `{}` cannot be retired: {error}",
-                connection.connection_id, connection.integration_key
-            ))),
-        }
-    }
-
-    async fn demand_retirable(&self, what: &str, now: Timestamp) -> EngineResult<Timestamp> {
-        let passed_at = self.demand_gate(now, what).await?;
-        if !matches!(self.retire_stage().await?, RetireStage::Done { .. }) {
-            return Err(EngineError::Refused("the DO-alarm path must be retired first: it is the fallback".to_owned()));
-        }
-        Ok(passed_at)
-    }
-
-    /// Connections of which every triplet that moves is settled (some may be retired already), with
-    /// those triplets.
-    async fn settled_connections(&self) -> EngineResult<Vec<(ConnectionRow, Vec<TripletRow>)>> {
-        let rows = self.moving().await?;
-        Ok(self
-            .store
-            .load_connections()
-            .await?
-            .into_iter()
-            .map(|connection| {
-                let fed: Vec<TripletRow> = rows.iter().filter(|t| t.connection == connection.id).cloned().collect();
-                (connection, fed)
-            })
-            .filter(|(_, fed)| !fed.is_empty() && fed.iter().all(|t| t.custody.stage >= Stage::Settled))
-            .filter(|(_, fed)| fed.iter().any(|t| t.custody.stage == Stage::Settled))
-            .collect())
-    }
-
-    /// Neutralises Nango: opts out of revocation upstream, deletes the connections whose triplets
-    /// are all settled, removes their tokens from KV, and ends the custody of each triplet.
-    ///
-    /// # Errors
-    /// `Refused` before the DO-alarm path is retired, or without a fresh gate pass.
-    pub async fn retire_nango(&self, now: Timestamp) -> EngineResult<Progress> {
-        waiting(self.retire_nango_step(now).await)
-    }
-
-    async fn retire_nango_step(&self, now: Timestamp) -> EngineResult<Progress> {
-        let passed_at = self.demand_retirable("retire nango", now).await?;
-        // Before any delete: HubSpot's refresh token would be revoked upstream otherwise
-        // (Nango contract §8). Elsewhere the key means nothing.
-        self.opt_out_step(true, now).await?;
-        let source = self.outside.source();
-        let listed = source.list_connections().await;
-        self.observe(Api::Nango, now, &listed).await?;
-        let listed = listed.map_err(|error| EngineError::Later { at: retry_at(now, &error), error })?;
-        for (connection, fed) in self.settled_connections().await? {
-            if let Some(at) = self.demand_go(fed.first().and_then(|t| t.wave), "retire nango", now).await? {
-                return Ok(Progress::Wait(at));
-            }
-            let (key, id) = (&connection.integration_key, &connection.connection_id);
-            let there = listed.iter().any(|c| &c.integration_key == key && &c.connection_id == id);
-            let done = self
-                .once(
-                    &format!("nango-delete:{key}:{id}"),
-                    "delete the Nango connection",
-                    Api::Nango,
-                    now,
-                    async || Ok(seen(!there)),
-                    async || source.delete_connection(key, id).await.map(|()| String::new()),
-                )
-                .await?;
-            match done {
-                Effected::Yes(_) => {}
-                Effected::Later(error) => return Err(EngineError::Later { at: retry_at(now, &error), error }),
-                Effected::Never(error) => self.judge_nango(&connection, Err(error), now)?,
-            }
-            for row in fed.iter().filter(|row| row.custody.stage == Stage::Settled) {
-                for namespace in [Namespace::Source, Namespace::Target] {
-                    let answer = self.outside.cloudflare().delete(namespace, &row.triplet.kv_key()).await;
-                    self.observe(Api::Cloudflare, now, &answer).await?;
-                    answer.map_err(|error| EngineError::Later { at: retry_at(now, &error), error })?;
-                }
-                self.store.record_custody(&row.triplet, &Event::Retired { at: now, passed_at }, ACTOR, now).await?;
-            }
-        }
-        Ok(Progress::Done)
-    }
 }
 
-fn of<'a>(alarms: &'a [AlarmState], triplets: &'a [Triplet]) -> impl Iterator<Item = &'a AlarmState> {
-    alarms.iter().filter(|a| triplets.contains(&a.triplet))
+fn of<'a>(alarms: &'a [AlarmState], rows: &'a [TripletRow]) -> impl Iterator<Item = &'a AlarmState> {
+    let triplets: BTreeSet<&Triplet> = rows.iter().map(|row| &row.triplet).collect();
+    alarms.iter().filter(move |a| triplets.contains(&a.triplet))
 }
 
 fn in_mode(alarm: &AlarmState, mode: AlarmMode) -> bool {
@@ -398,7 +296,7 @@ mod tests {
             RetireStage::NotBegun { round: 3 },
             RetireStage::Reporting { until: at, round: 2 },
             RetireStage::Silent { since: at, round: 1 },
-            RetireStage::Done { since: at },
+            RetireStage::Done { since: at, round: 4 },
         ] {
             assert_eq!(RetireStage::read(&stage.write()), stage);
         }

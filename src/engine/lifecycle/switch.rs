@@ -3,7 +3,7 @@
 
 use super::super::{Engine, EngineError, EngineResult};
 use super::consent::Served;
-use super::{ACTOR, Progress, retry_at, seen};
+use super::{Progress, retry_at, seen};
 use crate::domain::api::Api;
 use crate::domain::criteria::Note;
 use crate::domain::custody::{Custody, Event, Permit, ReadAuthority, Route, Stage};
@@ -236,7 +236,7 @@ impl<O: Outside> Engine<O> {
             Served::No(problem) => problem,
         };
         let reason = format!("the target cannot serve it: {problem}");
-        self.store.record_custody(&row.triplet, &Event::Held { reason }, ACTOR, now).await?;
+        self.record(&row.triplet, &Event::Held { reason }, now).await?;
         Ok(false)
     }
 
@@ -245,7 +245,7 @@ impl<O: Outside> Engine<O> {
         self.reverse_one(triplet, now).await?;
         let note = Note { at: now, subject: triplet.to_string(), detail: reason.clone() };
         self.store.add_note("sent-back", &note).await?;
-        self.store.record_custody(triplet, &Event::Held { reason }, ACTOR, now).await?;
+        self.record(triplet, &Event::Held { reason }, now).await?;
         Ok(())
     }
 
@@ -287,7 +287,7 @@ impl<O: Outside> Engine<O> {
 
     /// Begins a move, which is the intent, and carries it out.
     async fn move_reads(&self, row: &TripletRow, begun: &Event, now: Timestamp) -> EngineResult<()> {
-        let custody = self.store.record_custody(&row.triplet, begun, ACTOR, now).await?;
+        let custody = self.record(&row.triplet, begun, now).await?;
         self.finish_move(row, &custody, now).await
     }
 
@@ -300,7 +300,7 @@ impl<O: Outside> Engine<O> {
             ReadAuthority::Target => Event::Switched { at: now },
             ReadAuthority::Source => Event::Reversed { at: now },
         };
-        self.store.record_custody(&row.triplet, &event, ACTOR, now).await?;
+        self.record(&row.triplet, &event, now).await?;
         Ok(())
     }
 
@@ -424,7 +424,7 @@ impl<O: Outside> Engine<O> {
                 wait = Some(wait.map_or(at, |w| w.min(at)));
                 continue;
             }
-            self.store.record_custody(&row.triplet, &Event::Settled { at: now, passed_at }, ACTOR, now).await?;
+            self.record(&row.triplet, &Event::Settled { at: now, passed_at }, now).await?;
             self.store.end_deliveries(&row.triplet).await?;
         }
         let rows = self.moving().await?;

@@ -31,6 +31,8 @@ struct Would {
     statuses: BTreeMap<String, AccountStatus>,
     /// Connections that would be gone, as (integration key, connection id).
     deleted: BTreeSet<(String, String)>,
+    /// What the metadata of a connection would say about revocation.
+    skips: BTreeMap<(String, String), Value>,
     deleted_keys: BTreeSet<(Namespace, String)>,
 }
 
@@ -84,7 +86,13 @@ impl<R: OutsideRead> SourceRead for Dry<R> {
     async fn list_connections(&self) -> ApiResult<Vec<SourceConnection>> {
         let mut listed = self.read.read_source().list_connections().await?;
         let would = self.would();
-        listed.retain(|c| !would.deleted.contains(&(c.integration_key.clone(), c.connection_id.clone())));
+        let named = |c: &SourceConnection| (c.integration_key.clone(), c.connection_id.clone());
+        listed.retain(|c| !would.deleted.contains(&named(c)));
+        for connection in &mut listed {
+            if let Some(skip) = would.skips.get(&named(connection)) {
+                connection.skip_token_revocation = Some(skip.clone());
+            }
+        }
         Ok(listed)
     }
 
@@ -107,7 +115,8 @@ impl<R: OutsideRead> SourceCustody for Dry<R> {
         })
     }
 
-    async fn merge_metadata(&self, _: &str, _: &str, _: Value) -> ApiResult<()> {
+    async fn skip_revocation(&self, integration_key: &str, connection_id: &str, skip: &Value) -> ApiResult<()> {
+        self.would().skips.insert((integration_key.to_owned(), connection_id.to_owned()), skip.clone());
         Ok(())
     }
 

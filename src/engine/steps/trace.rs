@@ -77,9 +77,9 @@ impl<O: Outside> SourceCustody for Traced<O> {
         self.inner.source().fetch_credential(key, id).await
     }
 
-    async fn merge_metadata(&self, key: &str, id: &str, metadata: Value) -> ApiResult<()> {
-        let detail = metadata.to_string();
-        self.inner.source().merge_metadata(key, id, metadata).await?;
+    async fn skip_revocation(&self, key: &str, id: &str, skip: &Value) -> ApiResult<()> {
+        self.inner.source().skip_revocation(key, id, skip).await?;
+        let detail = format!("skip the revocation upstream: {skip}");
         self.note(Api::Nango, "set metadata of", format!("{key}/{id}"), detail, true);
         Ok(())
     }

@@ -87,19 +87,30 @@ fn cut_lines(text: &str, from: usize, to: usize) -> String {
     format!("{}{}", &text[..from], &text[to..])
 }
 
-/// Without an element of a list, its comma, and its line when nothing else is on it.
+/// Without an element of a list, its comma, and its line when nothing but a comment is on it.
 fn cut_element(text: &str, from: usize, to: usize) -> String {
     let (before, after) = (&text[..from], &text[to..]);
+    let own_line = before.rfind('\n').filter(|n| before[n + 1..].trim().is_empty());
     if let Some(rest) = after.trim_start().strip_prefix(',') {
-        return match before.rfind('\n') {
-            Some(n) if before[n + 1..].trim().is_empty() => {
+        return match own_line {
+            Some(n) => {
+                let rest = without_comment(rest);
                 format!("{}{}", &before[..n + 1], rest.strip_prefix('\n').unwrap_or(rest))
             }
-            _ => format!("{before}{}", rest.trim_start_matches(' ')),
+            None => format!("{before}{}", rest.trim_start_matches(' ')),
         };
     }
+    let after = if own_line.is_some() { without_comment(after) } else { after };
     let before = before.trim_end();
     format!("{}{after}", before.strip_suffix(',').unwrap_or(before))
+}
+
+/// From the end of the line on, when nothing but a comment is left on it.
+fn without_comment(rest: &str) -> &str {
+    let (line, next) = rest.split_at(rest.find('\n').unwrap_or(rest.len()));
+    let line = line.trim();
+    let comment = line.starts_with("//") || line.starts_with('#') || line.starts_with("/*") && line.ends_with("*/");
+    if line.is_empty() || comment { next } else { rest }
 }
 
 fn toml_deletion(text: &str, class: &str) -> Option<String> {
@@ -175,6 +186,21 @@ mod tests {
         assert_eq!(next_tag("tag = \"v9\""), "v10");
         assert_eq!(next_tag("tag = \"first\""), "first-2");
         assert_eq!(next_tag(r#""tag": "v1" }, { "tag": "v2" "#), "v3");
+    }
+
+    #[test]
+    fn a_comment_behind_a_binding_goes_with_it() {
+        let binding = "    { \"name\": \"T\", \"class_name\": \"T\" }";
+        for end in [" // armed", ", // armed", ", /* armed */", ""] {
+            let first = format!("[\n{binding}{end}\n    {{ \"name\": \"L\" }}\n]\n");
+            if end.starts_with(',') {
+                assert_eq!(without_binding(&first, "T", false), "[\n    { \"name\": \"L\" }\n]\n", "{end}");
+            } else {
+                let last = format!("[\n    {{ \"name\": \"L\" }}, // stays\n{binding}{end}\n]\n");
+                let left = without_binding(&last, "T", false);
+                assert_eq!(left, "[\n    { \"name\": \"L\" }, // stays\n]\n", "{end}");
+            }
+        }
     }
 
     #[test]

@@ -279,13 +279,13 @@ impl Driver {
 
     /// Begins the retirement, arms everything again, and retires it. Since when it is silent.
     async fn retire_do_alarms(&mut self, progress: Shown<'_>) -> Result<Option<Timestamp>, RehearsalError> {
-        let retire = async |engine: &RehearsedEngine, now| engine.retire_do_alarms(&[], now).await;
+        let retire = async |engine: &RehearsedEngine, now| engine.retire_do_alarms(async || Ok(Vec::new()), now).await;
         self.step(&retire).await?;
         let restore = async |engine: &RehearsedEngine, now| engine.restore_do_alarms(now).await;
         self.operate("retire-restore", None, progress, restore).await?;
         self.operate("retire-do-alarm", None, progress, &retire).await?;
         let stage = self.step(async |engine, _| engine.retire_stage().await).await?;
-        let since = if let RetireStage::Done { since } = stage { Some(since) } else { None };
+        let since = if let RetireStage::Done { since, .. } = stage { Some(since) } else { None };
         let silent = since.map_or_else(String::new, |since| {
             let length = format_duration_ms(self.now().since(since));
             format!("; disarmed and read back at {}, silent for {length}, no zombie", since.to_minute())

@@ -172,6 +172,8 @@ impl World {
             && let Some(grant) = self.providers.grant_of_refresh(token)
         {
             self.revoke_grant(grant);
+            let what = format!("the grant of connection `{id}` was revoked upstream with it");
+            self.ledger.incident(self.now(), None, what);
         }
         self.nango_send_auth(place, "deletion", None);
         self.nango.delete(place);
