@@ -124,7 +124,8 @@ fn criteria(facts: &Facts, out: &mut String) {
         line!(out, "<td class=\"n\">{}</td>", at("observed", &c.observed.map_or_else(|| "-".to_owned(), number)));
         line!(out, "<td class=\"n\">{}</td><td>{}</td>", at("threshold", &number(c.threshold)), escape(&c.unit));
         line!(out, "<td class=\"n\">{} / {}</td>", at("samples", &c.samples.to_string()), c.expected_samples);
-        line!(out, "<td>{}</td><td class=\"w\">{}</td></tr>", or_dash(c.since), at("reason", &c.reason));
+        let waived = c.waived_by().map_or_else(String::new, |by| escape(&format!("; waived by {by}")));
+        line!(out, "<td>{}</td><td class=\"w\">{}{waived}</td></tr>", or_dash(c.since), at("reason", &c.reason));
     }
     line!(out, "</tbody></table>");
 }
