@@ -10,7 +10,7 @@ use cutover::domain::time::Timestamp;
 use cutover::domain::token::{KvEntry, Writer};
 use cutover::domain::triplet::Triplet;
 use cutover::store::{Capture, Durability, Intake, NewTriplet, NewVersion, PendingDelivery, Sink, Store, Vault};
-use newest::{Chain, Token};
+use newest::{Chain, Token, report_until};
 use proptest::prelude::*;
 
 /// How long a claim holds, in seconds.
@@ -40,10 +40,10 @@ enum Step {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let worker = 0usize..2;
     // Few, so that tokens come again, with the same end and with others.
-    let token = || (0u8..4, 0i64..6);
+    let ends = 0i64..6;
     let step = prop_oneof![
-        3 => token().prop_map(Step::Capture),
-        3 => token().prop_map(Step::Accept),
+        3 => (0u8..4, ends.clone()).prop_map(Step::Capture),
+        3 => ends.prop_map(|end| Step::Accept(report_until(end))),
         2 => Just(Step::Drain),
         5 => worker.clone().prop_map(Step::Claim),
         5 => worker.clone().prop_map(Step::Write),

@@ -6,6 +6,7 @@
 
 mod alert;
 mod audit;
+mod coalesce;
 mod connection;
 mod control;
 mod copy;
