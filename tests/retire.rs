@@ -223,6 +223,7 @@ fn elsewhere_is_looked_at_right_before_the_verdict() {
     cutover.runtime.block_on(engine.into_store().close()).unwrap();
 
     // From the command line the checkout counts too.
+    assert_eq!(retire(&cutover, &["do-alarm", "--yes", "--repo", "nowhere"]).0, 2);
     let gateway = cutover.dir.path().join("gateway");
     std::fs::create_dir(&gateway).unwrap();
     std::fs::write(gateway.join("index.ts"), "\n\nfetch(\"/admin/sync/nango\");\n").unwrap();

@@ -54,7 +54,8 @@ pub struct Elsewhere {
 
 impl Elsewhere {
     /// # Errors
-    /// Exit code 2 for an admin key that is not set and settings that cannot be used.
+    /// Exit code 2 for an admin key that is not set, settings that cannot be used and a checkout that
+    /// cannot be read.
     pub fn open(args: &ElsewhereArgs, session: &Session, ui: &Ui) -> Result<Self, CommandError> {
         let mut environments = Vec::new();
         for (name, url) in &args.environment {
@@ -69,6 +70,9 @@ impl Elsewhere {
             let outside = HttpOutside::new(endpoints, Arc::clone(&session.clock))
                 .map_err(|error| CommandError::usage("cannot use the settings").because(&error))?;
             environments.push((name.clone(), outside));
+        }
+        if let Some(repo) = &args.repo {
+            read_checkout(repo)?;
         }
         Ok(Self { environments, repo: args.repo.clone() })
     }
