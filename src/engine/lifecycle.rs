@@ -8,8 +8,11 @@ mod apply;
 mod campaign;
 mod consent;
 mod control;
+mod drill;
+mod moves;
 mod retire;
 mod reverse;
+mod settle;
 mod sweep;
 mod switch;
 
@@ -29,6 +32,7 @@ pub use control::Control;
 pub use retire::RetireStage;
 pub use reverse::{Reversal, SwitchPreview};
 pub use sweep::{Zombie, ZombieKind};
+pub use switch::SwitchTerms;
 
 /// Who acts, in the audit trail.
 const ACTOR: &str = "cutover";

@@ -96,6 +96,7 @@ pub struct Shim<O> {
     ids: request::Ids,
     /// The last snapshot: many readers in one second share it.
     snapshot: Mutex<Option<Arc<Snapshot>>>,
+    links: consent::Links,
 }
 
 impl<O: Outside> Shim<O> {
@@ -108,6 +109,7 @@ impl<O: Outside> Shim<O> {
             metrics: Metrics::default(),
             ids,
             snapshot: Mutex::new(None),
+            links: consent::Links::default(),
         }
     }
 

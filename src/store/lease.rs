@@ -28,6 +28,11 @@ impl Store {
         if !self.is_shared() {
             return Ok(Lead::Ours { epoch: 0 });
         }
+        self.claim(name, now, until).await
+    }
+
+    /// Takes, or renews, what one process at a time may do, wherever the state is.
+    pub async fn claim(&self, name: &str, now: Timestamp, until: Timestamp) -> StoreResult<Lead> {
         let row = query(
             "INSERT INTO lease (name, holder, epoch, until) VALUES ($1, $2, 1, $4)
              ON CONFLICT (name) DO UPDATE SET
@@ -48,6 +53,29 @@ impl Store {
         } else {
             Lead::Theirs { until: Timestamp::from_millis(row.get(2)) }
         })
+    }
+
+    /// Gives back what [`Store::claim`] took.
+    pub async fn release(&self, name: &str) -> StoreResult<()> {
+        query("DELETE FROM lease WHERE name = $1 AND holder = $2")
+            .bind(name)
+            .bind(&self.holder)
+            .execute(&mut self.lock().await)
+            .await
+            .during("give a lease back")?;
+        Ok(())
+    }
+
+    /// Whether another process has claimed it.
+    pub async fn is_claimed_elsewhere(&self, name: &str, now: Timestamp) -> StoreResult<bool> {
+        let row = query("SELECT COUNT(*) FROM lease WHERE name = $1 AND holder <> $2 AND until > $3")
+            .bind(name)
+            .bind(&self.holder)
+            .bind(now.millis())
+            .fetch_one(&mut self.lock().await)
+            .await
+            .during("look at a lease")?;
+        Ok(row.get::<i64>(0) > 0)
     }
 
     /// Makes this the one process that carries out operations on the plan, until it ends or is

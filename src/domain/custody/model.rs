@@ -263,7 +263,9 @@ impl Cutover {
                     row.promised = None;
                 }
             }
-            Deed::Test => row.broken.fact_refused |= row.custody.untested && take(row, Event::Tested { at: NOW }).is_none(),
+            Deed::Test => {
+                row.broken.fact_refused |= row.custody.untested && take(row, Event::Tested { at: NOW }).is_none()
+            }
             Deed::Mend if row.custody.moving.is_none() && row.record.0 != row.custody.read => {
                 row.record = (row.custody.read, row.custody.epoch);
             }
