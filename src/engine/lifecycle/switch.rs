@@ -108,7 +108,7 @@ impl<O: Outside> Engine<O> {
             self.forget_round(Some(wave)).await?;
             return match rows.iter().any(there) {
                 true => Ok(Progress::Done),
-                false => Err(EngineError::Refused(format!("wave {wave} has no verified triplet that can move"))),
+                false => Err(nothing_moves(wave, &rows)),
             };
         }
         let permit = Permit::Pass { at: self.demand_gate(now, "switch").await? };
@@ -157,7 +157,7 @@ impl<O: Outside> Engine<O> {
             return Ok(Progress::Wait(later.unwrap_or(now.plus_ms(self.config.settle_ms))));
         }
         self.forget_round(Some(wave)).await?;
-        Err(EngineError::Refused(format!("wave {wave} has no verified triplet that can move")))
+        Err(nothing_moves(wave, &self.wave(wave).await?))
     }
 
     /// Moves what is left of a wave, at the pace that a person set.
@@ -323,6 +323,14 @@ impl<O: Outside> Engine<O> {
             None => Ok(()),
         }
     }
+}
+
+/// Why a wave cannot begin to move.
+fn nothing_moves(wave: u32, rows: &[TripletRow]) -> EngineError {
+    let held = rows.iter().filter_map(|row| Some(format!("`{}` is held: {}", row.triplet, row.custody.held.as_ref()?)));
+    let held: Vec<String> = held.collect();
+    let why = if held.is_empty() { String::new() } else { format!(": {}", held.join("; ")) };
+    EngineError::Refused(format!("wave {wave} has no verified triplet that can move{why}"))
 }
 
 /// A call that must simply be made again later is a wait, not an error.
