@@ -85,6 +85,10 @@ impl<O: Outside> Engine<O> {
         if let Some(at) = self.end_moves(&rows, now).await? {
             return Ok(Progress::Wait(at));
         }
+        // Held and on its way: whoever stopped it could not say so, or was cut off.
+        let stopped = rows.iter().filter(|row| row.custody.moving.is_some());
+        let stopped = stopped.filter_map(|row| Some(format!("`{}` ({})", row.triplet, row.custody.held.as_ref()?)));
+        moved_back(&stopped.collect::<Vec<_>>())?;
         let tested_at = self.test_moves(&self.wave(wave).await?, now).await?;
         if let Some(at) = self.demand_go(Some(wave), "switch", now).await? {
             return Ok(Progress::Wait(at));
@@ -229,13 +233,7 @@ impl<O: Outside> Engine<O> {
                 }
             }
         }
-        if !wrong.is_empty() {
-            return Err(EngineError::Refused(format!(
-                "the reads of {} went wrong at the target and were moved back: they are held until `cutover ctl go \
-                 --triplet …`, then switch again",
-                wrong.join(", ")
-            )));
-        }
+        moved_back(&wrong)?;
         if !untold.is_empty() {
             return Err(EngineError::Refused(format!(
                 "the reads of {} are at the target, and the provider does not say whether they work; they can go back \
@@ -323,6 +321,19 @@ impl<O: Outside> Engine<O> {
             None => Ok(()),
         }
     }
+}
+
+/// # Errors
+/// `Refused` when there are any.
+fn moved_back(triplets: &[String]) -> EngineResult<()> {
+    if triplets.is_empty() {
+        return Ok(());
+    }
+    Err(EngineError::Refused(format!(
+        "the reads of {} were moved back from the target: they are held until `cutover ctl go --triplet …`, then switch \
+         again",
+        triplets.join(", ")
+    )))
 }
 
 /// Why a wave cannot begin to move.
