@@ -19,6 +19,7 @@ use crate::domain::secret::Secret;
 use crate::domain::time::Timestamp;
 use crate::domain::token::{KvEntry, KvMetadata};
 use crate::domain::triplet::Triplet;
+use crate::domain::upstream::Upstream;
 
 /// The result of one call to an outside system.
 pub type ApiResult<T> = Result<T, ApiError>;
@@ -573,6 +574,17 @@ pub struct SmokeResult {
     /// The credential served was past its expiry or absent.
     pub stale: bool,
     pub upstream_status: u16,
+}
+
+impl SmokeResult {
+    /// What it says about the credential that was served. A provider may refuse one with 200.
+    pub fn upstream(&self) -> Upstream {
+        match Upstream::of(self.upstream_status) {
+            _ if self.stale => Upstream::Refused,
+            Upstream::Works if !self.ok => Upstream::Refused,
+            said => said,
+        }
+    }
 }
 
 /// The gateway's admin routes, reading.

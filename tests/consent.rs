@@ -5,6 +5,7 @@ mod support;
 #[path = "support/tools.rs"]
 mod tools;
 
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -184,6 +185,46 @@ fn whose_the_old_grant_is_is_known_before_anybody_consents() {
     assert_eq!(known(), 0);
     connect(&cutover, &page);
     assert_eq!(known(), 1);
+}
+
+#[test]
+fn presses_at_the_same_time_all_lead_to_a_link_that_works() {
+    let cutover = Cutover::start(SMALL, POLICY, Vec::new());
+    cutover.sandbox.lock().set_addresses(cutover.sandbox.urls.clone());
+    cutover.until_done(&["apply", &cutover.plan, "--yes"]);
+    cutover.live(60_000);
+    // Two shims, as on two machines; each is pressed three times.
+    let bases = [pages(&cutover), pages(&cutover)];
+    let csv = cutover.run(&["consent", "export", "--base-url", &bases[0], "--policy", &cutover.policy]).1;
+    let page = csv::Reader::from_reader(csv.as_bytes()).records().next().unwrap().unwrap()[5].to_owned();
+    let client = reqwest::Client::builder().no_proxy().tls_certs_only([]);
+    let client = client.redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    let links: Vec<String> = cutover.runtime.block_on(async {
+        let presses = (0..6).map(|n| {
+            let press = client.post(page.replace(&bases[0], &bases[n % 2])).send();
+            tokio::spawn(async move {
+                let answer = press.await.unwrap();
+                assert_eq!(answer.status(), 303);
+                answer.headers()["location"].to_str().unwrap().to_owned()
+            })
+        });
+        let mut links = Vec::new();
+        for press in presses.collect::<Vec<_>>() {
+            links.push(press.await.unwrap());
+        }
+        links
+    });
+    // A link is good for one consent; presses share it.
+    for link in links.iter().collect::<BTreeSet<_>>() {
+        assert_eq!(ask(&cutover, "GET", link).status, 200, "{link}");
+    }
+
+    // A single link has a dry run like everything that writes.
+    let triplet = "kahuna:slack:default";
+    let link = ["consent", "link", triplet, "--policy", &cutover.policy, "--dry-run"];
+    let (code, out, error) = cutover.run(&link);
+    assert!(code == 0 && out.contains("link") && out.contains("nothing was written"), "{code}: {out}{error}");
+    assert_eq!(row(&status(&cutover), triplet)["state"], "waiting");
 }
 
 #[test]

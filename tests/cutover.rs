@@ -62,7 +62,10 @@ fn a_whole_cutover_from_the_command_line() {
     assert_eq!(code, 0);
     let events: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let names: Vec<&str> = events.iter().filter_map(|e| e["event"]["event"].as_str()).collect();
-    assert!(names.ends_with(&["switch_begun", "switched", "settled", "retire_begun", "retired"]), "{names:?}");
+    assert!(
+        names.ends_with(&["switch_begun", "switched", "tested", "settled", "retire_begun", "retired"]),
+        "{names:?}"
+    );
     says_who(&cutover);
 }
 
@@ -75,7 +78,8 @@ fn says_who(cutover: &Cutover) {
         let named = lines.iter().filter(|line| line["event"]["event"] == name);
         named.map(|line| line["actor"].as_str().unwrap()).collect()
     };
-    for name in ["switch_begun", "switched", "settled", "retire_begun", "retired", "nango connection deleted"] {
+    for name in ["switch_begun", "switched", "tested", "settled", "retire_begun", "retired", "nango connection deleted"]
+    {
         assert_eq!(of(name), BTreeSet::from(["alice"]), "{name}");
     }
     assert!(of("reversed").contains("bob"), "{:?}", of("reversed"));
@@ -304,10 +308,15 @@ fn hooks_are_told_where_things_stand_and_one_that_fails_stops_the_operation() {
     let told = cutover.path("told");
     let folder = hooks.display().to_string();
     write("before-switch", &format!("env | grep ^CUTOVER_ | sort > {told}"));
-    write("canary-switch", "exit 3");
+    let asked = cutover.path("asked");
+    write("canary-switch", &format!("echo \"$CUTOVER_STAGES\" > {asked}\nexit 3"));
+    write("failed-switch", "exit 9");
     let args = ["switch", "--wave", "1", "--yes", "--no-wait", "--policy", &cutover.policy, "--hooks", &folder];
     let (code, _, error) = cutover.run(&args);
     assert!(code == 7 && error.contains("`canary-switch` said no"), "{error}");
+    assert!(error.contains("warning: the hook `failed-switch`") && error.contains("done before it stopped"), "{error}");
+    let stages = std::fs::read_to_string(asked).unwrap();
+    assert!(stages.contains("\"switched\":1"), "it is told what is so now: {stages}");
     let told = std::fs::read_to_string(told).unwrap();
     assert!(told.contains("CUTOVER_WAVE=1") && told.contains("CUTOVER_OPERATION=switch"), "{told}");
     assert!(!told.contains("KEY") && !told.contains("TOKEN"), "no key reaches a hook: {told}");
@@ -317,6 +326,18 @@ fn hooks_are_told_where_things_stand_and_one_that_fails_stops_the_operation() {
         1,
         "the canary and nothing else: {stages:?}"
     );
+
+    // Asked again, it says no again; without it nobody can agree.
+    cutover.live(180_000);
+    let (code, _, error) = cutover.run(&args);
+    assert!(code == 7 && error.contains("`canary-switch` said no"), "{error}");
+    let switch = ["switch", "--wave", "1", "--yes"];
+    let (code, reason) = cutover.until_ended(&switch);
+    assert!(code == 7 && reason.contains("has not agreed to the rest"), "{reason}");
+    assert_eq!(cutover.stages().iter().filter(|stage| *stage == "switched").count(), 1);
+    write("canary-switch", "exit 0");
+    cutover.until_done(&[&switch[..], &["--hooks", &folder]].concat());
+    assert_eq!(cutover.stages().iter().filter(|stage| *stage == "switched").count(), 2);
 }
 
 #[test]
@@ -433,9 +454,10 @@ fn is_back(cutover: &Cutover, triplet: &str, reason: &str, actor: &str) {
     let (_, out, _) = cutover.run(&["audit", "--format", "json", "--subject", triplet]);
     let events: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let names: Vec<&str> = events.iter().filter_map(|e| e["event"]["event"].as_str()).collect();
-    let record = ["switch_begun", "switched", "reverse_begun", "reversed", "held"];
-    assert!(names.ends_with(&record), "{triplet}: {names:?}");
-    assert!(events[events.len() - 4..events.len() - 1].iter().all(|event| event["actor"] == actor), "{events:#?}");
+    // Held first: what is stopped half way is not switched again.
+    let record = ["held", "reverse_begun", "reversed"];
+    assert!(names.contains(&"switched") && names.ends_with(&record), "{triplet}: {names:?}");
+    assert!(events[events.len() - 3..].iter().all(|event| event["actor"] == actor), "{events:#?}");
     cutover.advance(cutover.now().plus_ms(90_000));
     assert_eq!(cutover.served(triplet), (200, "source".to_owned()), "{triplet} is not served");
 }

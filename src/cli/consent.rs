@@ -230,7 +230,7 @@ async fn link(args: &Link, ui: &Ui) -> CommandResult {
     let session = Session::open(&args.operate, ui).await?;
     let triplet = &args.triplet;
     if args.operate.dry_run {
-        return Err(CommandError::usage("a single link has no dry run").hint("see `cutover consent all --dry-run`"));
+        return carry_out(session, &Job::Link(triplet.clone()), json!({"triplet": triplet}), ui).await;
     }
     match session.engine.start_consent(triplet, session.now()).await.map_err(explain)? {
         // Whoever asked for it is about to open it: this is the one place where it may be shown.

@@ -11,10 +11,10 @@ use crate::hooks::{HookError, Hooks};
 /// How often a running hook is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Runs the hook of that name, if there is one.
+/// Runs the hook of that name, if there is one. Until the operation is over it gives way to what goes back.
 ///
 /// # Errors
-/// Exit code 7 when it says no, 1 when it cannot be run or does not end.
+/// Exit code 7 when it says no or gives way, 1 when it cannot be run or does not end.
 pub async fn run(
     hooks: &Hooks,
     name: &str,
@@ -23,7 +23,15 @@ pub async fn run(
     ui: &Ui,
 ) -> Result<(), CommandError> {
     let Some(mut running) = hooks.start(name, facts).map_err(explain)? else { return Ok(()) };
+    let over = name.starts_with("after-") || name.starts_with("failed-");
     while !running.has_agreed(LOOK_EVERY).map_err(explain)? {
+        if !over {
+            session
+                .engine
+                .demand_way(&format!("the hook `{name}`"), session.now())
+                .await
+                .map_err(super::apply::explain)?;
+        }
         session.round().await?;
         tokio::time::sleep(LOOK_EVERY).await;
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -19,8 +19,11 @@ use super::{CommandError, CommandResult, Ui};
 use crate::clients::{Clock, HttpOutside};
 use crate::domain::custody::ReadAuthority;
 use crate::domain::time::{HOUR_MS, Timestamp};
+use crate::domain::triplet::Triplet;
 use crate::engine::steps::{Dry, Step, Traced};
-use crate::engine::{Engine, EngineConfig, EngineError, EngineResult, Progress, Reversal, by};
+use crate::engine::{
+    ConsentStart, Engine, EngineConfig, EngineError, EngineResult, Progress, Reversal, SwitchTerms, by,
+};
 use crate::exit;
 use crate::hooks::Hooks;
 use crate::plan::saved::digest_of;
@@ -30,6 +33,13 @@ use crate::store::{Durability, Place, Scope, Store, Vault};
 
 /// How often an operation that waits asks whether somebody said no.
 const ASK_EVERY: Duration = Duration::from_secs(2);
+
+/// How long what goes back waits for another operation to give way, and how often it looks.
+const GIVE_WAY_WITHIN: Duration = Duration::from_secs(60);
+const LOOK_FOR_WAY_EVERY: Duration = Duration::from_millis(500);
+
+/// Called when the canary of a wave has moved; the rest waits for it.
+const CANARY_HOOK: &str = "canary-switch";
 
 /// A dry run follows the waits of an operation as far as this: a gate pass is no older then.
 const DRY_HORIZON_MS: i64 = 20 * HOUR_MS;
@@ -113,8 +123,13 @@ pub enum Job {
     Apply(Box<Plan>),
     Consent,
     FollowConsents,
+    /// Makes a link for one person; a real one is shown and not driven.
+    Link(Triplet),
     Drill(u32),
-    Switch(u32),
+    Switch {
+        wave: u32,
+        reverse_window_ms: Option<i64>,
+    },
     Reverse(Reversal),
     Settle,
     RetireDoAlarm(Elsewhere),
@@ -129,9 +144,9 @@ impl Job {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Apply(_) => "apply",
-            Self::Consent | Self::FollowConsents => "consent",
+            Self::Consent | Self::FollowConsents | Self::Link(_) => "consent",
             Self::Drill(_) => "drill",
-            Self::Switch(_) => "switch",
+            Self::Switch { .. } => "switch",
             Self::Reverse(_) => "reverse",
             Self::Settle => "settle",
             Self::RetireDoAlarm(_) => "retire-do-alarm",
@@ -144,7 +159,7 @@ impl Job {
 
     fn wave(&self) -> Option<u32> {
         match self {
-            Self::Drill(n) | Self::Switch(n) | Self::Reverse(Reversal::Wave(n)) => Some(*n),
+            Self::Drill(n) | Self::Switch { wave: n, .. } | Self::Reverse(Reversal::Wave(n)) => Some(*n),
             _ => None,
         }
     }
@@ -173,13 +188,24 @@ impl Job {
         Ok(())
     }
 
-    async fn step<O: Outside>(&self, engine: &Engine<O>, now: Timestamp) -> EngineResult<Progress> {
+    /// `asks`: somebody is asked when a canary has moved.
+    async fn step<O: Outside>(&self, engine: &Engine<O>, asks: bool, now: Timestamp) -> EngineResult<Progress> {
         match self {
             Self::Apply(plan) => engine.apply(plan, now).await,
             Self::Consent => engine.consent(now).await,
             Self::FollowConsents => engine.follow_consents(now).await,
+            Self::Link(triplet) => match engine.start_consent(triplet, now).await? {
+                ConsentStart::Link { .. } | ConsentStart::Done(_) => Ok(Progress::Done),
+                ConsentStart::Later(at) => Ok(Progress::Wait(at)),
+                ConsentStart::Refused(reason) => {
+                    Err(EngineError::Refused(format!("no link for `{triplet}`: {reason}")))
+                }
+            },
             Self::Drill(wave) => engine.drill(*wave, now).await,
-            Self::Switch(wave) => engine.switch(*wave, now).await,
+            Self::Switch { wave, reverse_window_ms } => {
+                let terms = SwitchTerms { reverse_window_ms: *reverse_window_ms, ask_after_canary: asks };
+                engine.switch_on(*wave, terms, now).await
+            }
             Self::Reverse(what) => engine.reverse(what, now).await,
             Self::Settle => engine.settle(now).await,
             Self::RetireDoAlarm(elsewhere) => engine.retire_do_alarms(async || elsewhere.look(now).await, now).await,
@@ -301,7 +327,7 @@ impl Session {
             return self.dry_run(job).await;
         }
         let actor = speaker(self.args.by.as_deref())?;
-        self.args.state.lock_operation(self.engine.store()).await?;
+        self.lock(job, ui).await?;
         self.trail(job, &actor, json!({"event": "operation begun", "operation": job.name()})).await?;
         let result = self.carried_out(job, &actor, ui).await;
         let (code, said) = match &result {
@@ -321,9 +347,8 @@ impl Session {
     }
 
     async fn carried_out(&self, job: &Job, actor: &str, ui: &Ui) -> Result<Outcome, CommandError> {
-        let facts = self.facts(job).await?;
-        hooks::run(&self.hooks, &format!("before-{}", job.name()), &facts, self, ui).await?;
-        let result = self.drive(job, actor, &facts, ui).await;
+        hooks::run(&self.hooks, &format!("before-{}", job.name()), &self.facts(job).await?, self, ui).await?;
+        let result = self.drive(job, actor, ui).await;
         let steps = self.engine.outside().take_steps();
         match result {
             Ok(Progress::Done) => {
@@ -336,10 +361,10 @@ impl Session {
                 Ok(Outcome { code: exit::INCONCLUSIVE, reason, steps, next_at: Some(at) })
             }
             Err(error) => {
-                let mut facts = self.facts(job).await?;
-                facts.insert("CUTOVER_EXIT_CODE", error.code().to_string());
-                facts.insert("CUTOVER_REASON", error.to_string());
-                hooks::run(&self.hooks, &format!("failed-{}", job.name()), &facts, self, ui).await?;
+                // Whatever this hook says, the operation ended with its own reason.
+                if let Err(hook) = self.tell_failure(job, &error, ui).await {
+                    ui.note(&format!("warning: {hook}"));
+                }
                 Err(match told(&steps) {
                     steps if steps.is_empty() => error,
                     steps => error.hint(format!("done before it stopped:\n  {steps}")),
@@ -348,23 +373,47 @@ impl Session {
         }
     }
 
-    async fn drive(
-        &self,
-        job: &Job,
-        actor: &str,
-        facts: &BTreeMap<&'static str, String>,
-        ui: &Ui,
-    ) -> Result<Progress, CommandError> {
-        let (mut told, mut canary_seen) = (None, false);
+    /// Makes this the one operation on the state. What goes back asks the one that runs to give way.
+    async fn lock(&self, job: &Job, ui: &Ui) -> Result<(), CommandError> {
+        let (state, store) = (&self.args.state, self.engine.store());
+        let asked_since = Instant::now();
+        let mut told = false;
         loop {
-            let progress = by(actor, job.step(&self.engine, self.now())).await.map_err(explain)?;
-            if let Job::Switch(wave) = job
-                && !canary_seen
-                && self.phase(&format!("switch:{wave}")).await?.starts_with("canary")
-            {
-                canary_seen = true;
-                hooks::run(&self.hooks, "canary-switch", facts, self, ui).await?;
+            match state.lock_operation(store).await {
+                Err(error)
+                    if error.code() == exit::REFUSED
+                        && !job.goes_forward()
+                        && asked_since.elapsed() < GIVE_WAY_WITHIN =>
+                {
+                    self.engine.ask_way(self.now()).await.map_err(explain)?;
+                    if !told {
+                        ui.note("another operation runs: it is asked to give way");
+                        told = true;
+                    }
+                    tokio::time::sleep(LOOK_FOR_WAY_EVERY).await;
+                }
+                locked => {
+                    self.engine.take_way().await.map_err(explain)?;
+                    return locked;
+                }
             }
+        }
+    }
+
+    async fn tell_failure(&self, job: &Job, error: &CommandError, ui: &Ui) -> Result<(), CommandError> {
+        let mut facts = self.facts(job).await?;
+        facts.insert("CUTOVER_EXIT_CODE", error.code().to_string());
+        facts.insert("CUTOVER_REASON", error.to_string());
+        hooks::run(&self.hooks, &format!("failed-{}", job.name()), &facts, self, ui).await
+    }
+
+    async fn drive(&self, job: &Job, actor: &str, ui: &Ui) -> Result<Progress, CommandError> {
+        let asks = self.hooks.has(CANARY_HOOK);
+        let mut told = None;
+        self.ask_about_canary(job, actor, ui).await?;
+        loop {
+            let progress = by(actor, job.step(&self.engine, asks, self.now())).await.map_err(explain)?;
+            self.ask_about_canary(job, actor, ui).await?;
             let Progress::Wait(until) = progress else { return Ok(Progress::Done) };
             if self.args.no_wait {
                 self.round().await?;
@@ -377,12 +426,35 @@ impl Session {
                 told = Some(why);
             }
             while self.now() < until {
-                job.demand_go(&self.engine, self.now()).await.map_err(explain)?;
+                match self.heed(job).await {
+                    // It comes back before it ends, which its next step does.
+                    Err(_) if matches!(job, Job::Drill(_)) => break,
+                    heeded => heeded?,
+                }
                 let due = self.round().await?;
                 let wait_ms = due.map_or(until, |due| due.min(until)).since(self.now()).max(0);
                 tokio::time::sleep(Duration::from_millis(wait_ms.unsigned_abs()).min(ASK_EVERY)).await;
             }
         }
+    }
+
+    /// Whether an operation that waits may go on waiting.
+    async fn heed(&self, job: &Job) -> Result<(), CommandError> {
+        let heeded = match job.goes_forward() {
+            true => job.demand_go(&self.engine, self.now()).await,
+            false => self.engine.demand_way(job.name(), self.now()).await,
+        };
+        heeded.map_err(explain)
+    }
+
+    /// Asks the hook about a canary that has moved, until it agreed: the rest waits for that.
+    async fn ask_about_canary(&self, job: &Job, actor: &str, ui: &Ui) -> Result<(), CommandError> {
+        let Job::Switch { wave, .. } = job else { return Ok(()) };
+        if !self.hooks.has(CANARY_HOOK) || !self.engine.awaits_agreement(*wave).await.map_err(explain)? {
+            return Ok(());
+        }
+        hooks::run(&self.hooks, CANARY_HOOK, &self.facts(job).await?, self, ui).await?;
+        by(actor, self.engine.agree_to_canary(*wave, self.now())).await.map_err(explain)
     }
 
     /// One round of the duties, when they are ours.
@@ -394,11 +466,6 @@ impl Session {
             return Ok(None);
         }
         self.engine.run_due(self.now()).await.map_err(explain)
-    }
-
-    async fn phase(&self, key: &str) -> Result<String, CommandError> {
-        let phase = self.engine.store().load_meta(key).await.map_err(|error| explain(error.into()))?;
-        Ok(phase.unwrap_or_default())
     }
 
     async fn why_wait(&self) -> Result<String, CommandError> {
@@ -466,13 +533,13 @@ pub async fn dry_run_on(
     let clock: Clock = Arc::new(move || Timestamp::from_millis(shown.load(Ordering::Relaxed)));
     let outside = Traced::new(Dry::new(connect(settings, &clock)?, reads, start), Arc::clone(&clock));
     let engine = Engine::new(store, outside, catalogue, config).await.map_err(explain)?;
-    if matches!(job, Job::Consent) {
+    if matches!(job, Job::Consent | Job::Link(_)) {
         // Who the old grants belong to is asked at the providers, which a dry run leaves alone.
         engine.skip_old_identities().await.map_err(explain)?;
     }
     let mut next_at = None;
     for _ in 0..DRY_CALLS_MAX {
-        let progress = job.step(&engine, clock()).await.map_err(|error| {
+        let progress = job.step(&engine, false, clock()).await.map_err(|error| {
             let error = explain(error);
             match told(&engine.outside().take_steps()) {
                 steps if steps.is_empty() => error,
@@ -481,7 +548,7 @@ pub async fn dry_run_on(
         })?;
         let Progress::Wait(at) = progress else { break };
         // After the links it is the people's turn.
-        let people = matches!(job, Job::Consent | Job::FollowConsents);
+        let people = matches!(job, Job::Consent | Job::FollowConsents | Job::Link(_));
         if people || at.since(start) > DRY_HORIZON_MS {
             next_at = Some(at);
             break;

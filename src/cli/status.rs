@@ -112,6 +112,9 @@ fn way_back(custody: &Custody, now: Timestamp) -> (Option<Timestamp>, String) {
                     ),
                 )
             }
+            _ if custody.untested => {
+                (None, "not tested at the target yet: `cutover reverse` until `cutover switch` has".to_owned())
+            }
             _ => (None, "the reverse window is over".to_owned()),
         },
         Stage::Settled if custody.retiring => {

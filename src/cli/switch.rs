@@ -99,20 +99,31 @@ pub fn run(args: &SwitchArgs, ui: &Ui) -> CommandResult {
             agree(&question, args.operate.yes || args.operate.dry_run, ui)?;
             return carry_out(session, &Job::Drill(wave), json!({"wave": wave}), ui).await;
         }
+        if let Some(window) = args.reverse_window {
+            refuse_short(window.0, session.engine.reverse_window_min_ms())?;
+        }
         let mut preview = session.engine.preview_switch(wave, session.now()).await.map_err(explain)?;
         if let Some(window) = args.reverse_window {
             preview.reverse_until = session.now().plus_ms(window.0);
         }
         if !args.operate.dry_run {
             agree(&preview_text(&preview, session.now().millis()), args.operate.yes, ui)?;
-            if let Some(window) = args.reverse_window {
-                session.engine.set_reverse_window(wave, window.0).await.map_err(explain)?;
-            }
         }
         ui.note(&preview_text(&preview, session.now().millis()));
         let more = json!({"wave": wave, "preview": preview, "irreversible_after_window": preview.irreversible()});
-        carry_out(session, &Job::Switch(wave), more, ui).await
+        let job = Job::Switch { wave, reverse_window_ms: args.reverse_window.map(|window| window.0) };
+        carry_out(session, &job, more, ui).await
     })
+}
+
+/// A window that may be over before anybody has seen the move work is no promise.
+fn refuse_short(window_ms: i64, min_ms: i64) -> Result<(), CommandError> {
+    if window_ms >= min_ms {
+        return Ok(());
+    }
+    let (given, min) = (format_duration_ms(window_ms), format_duration_ms(min_ms));
+    Err(CommandError::usage(format!("a reverse window of {given} may end before a move is seen to work"))
+        .hint(format!("give at least {min} as `--reverse-window`")))
 }
 
 fn preview_text(preview: &SwitchPreview, now_ms: i64) -> String {

@@ -177,6 +177,12 @@ pub struct Custody {
     /// Its retirement was begun: the connection at Nango may be gone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub retiring: bool,
+    /// When reads arrived where they are; `None` before the first move.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arrived_at: Option<Timestamp>,
+    /// Reads are at the target, and nobody has seen yet that they work there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub untested: bool,
 }
 
 /// Something that happened, or that somebody wants to happen, to one triplet.
@@ -203,6 +209,10 @@ pub enum Event {
     },
     /// Reads are known to be at the target.
     Switched {
+        at: Timestamp,
+    },
+    /// The gateway was seen to read from the target, and well.
+    Tested {
         at: Timestamp,
     },
     /// Reads are about to move back to the source, or a begun switch is called off.
@@ -268,6 +278,8 @@ pub enum Refusal {
     StalePass { passed_at: Timestamp },
     #[error("its reads are at the target for a drill only, and must come back first")]
     OnlyADrill,
+    #[error("nobody has seen yet that its reads work at the target")]
+    Untested,
 }
 
 impl Event {
@@ -279,6 +291,7 @@ impl Event {
             Self::IdentityProven => "identity_proven",
             Self::SwitchBegun { .. } => "switch_begun",
             Self::Switched { .. } => "switched",
+            Self::Tested { .. } => "tested",
             Self::ReverseBegun { .. } => "reverse_begun",
             Self::Reversed { .. } => "reversed",
             Self::Settled { .. } => "settled",
@@ -305,6 +318,8 @@ impl Custody {
             moving: None,
             drill: false,
             retiring: false,
+            arrived_at: None,
+            untested: false,
         }
     }
 
@@ -337,13 +352,18 @@ impl Custody {
             // A "no" stops everything forward; going back is always allowed, and so is recording
             // what happened.
             (_, Event::ReverseBegun { at }) => effects.push(next.begin_reverse(*at)?),
-            (_, Event::Switched { .. }) if self.on_the_way_to(ReadAuthority::Target) => next.arrive(Stage::Switched),
-            (_, Event::Reversed { .. }) if self.on_the_way_to(ReadAuthority::Source) => next.arrive(Stage::Verified),
             (Stage::Settled, Event::Retired { .. }) if self.retiring => {
                 next.stage = Stage::Retired;
                 next.retiring = false;
             }
             (Stage::Settled, Event::RetireCalledOff { .. }) if self.retiring => next.retiring = false,
+            (_, Event::Switched { at }) if self.on_the_way_to(ReadAuthority::Target) => {
+                next.arrive(Stage::Switched, *at);
+            }
+            (_, Event::Reversed { at }) if self.on_the_way_to(ReadAuthority::Source) => {
+                next.arrive(Stage::Verified, *at);
+            }
+            (Stage::Switched, Event::Tested { .. }) if self.untested => next.untested = false,
             _ if self.moving.is_some() => {
                 let (to, epoch) = self.record();
                 return Err(Refusal::OnTheWay { to, epoch });
@@ -372,6 +392,9 @@ impl Custody {
             (Stage::Switched, Event::Settled { at, passed_at }) => {
                 if self.drill {
                     return Err(Refusal::OnlyADrill);
+                }
+                if self.untested && guards.holds(Guard::Tested) {
+                    return Err(Refusal::Untested);
                 }
                 let open_until = self.reverse_until.unwrap_or(*at);
                 if *at < open_until && guards.holds(Guard::Window) {
@@ -417,8 +440,9 @@ impl Custody {
             (Stage::Verified, Some(_)) => {}
             (Stage::Switched, None) => {
                 let closed_at = self.reverse_until.unwrap_or(at);
-                // A drill must come back whenever that is: it can go nowhere else.
-                if at > closed_at && !self.drill {
+                // A drill must come back whenever that is, and so may what nobody saw work yet: neither
+                // can settle.
+                if at > closed_at && !self.drill && !self.untested {
                     return Err(Refusal::WindowClosed { closed_at });
                 }
             }
@@ -427,12 +451,14 @@ impl Custody {
         Ok(self.begin_move(ReadAuthority::Source, None, false))
     }
 
-    fn arrive(&mut self, stage: Stage) {
+    fn arrive(&mut self, stage: Stage, at: Timestamp) {
         if let Some(Move { to, reverse_until, drill, .. }) = self.moving.take() {
             self.stage = stage;
             self.read = to;
             self.reverse_until = reverse_until;
             self.drill = drill;
+            self.arrived_at = Some(at);
+            self.untested = to == ReadAuthority::Target;
         }
     }
 }
@@ -464,6 +490,7 @@ mod tests {
             Event::IdentityProven,
             Event::SwitchBegun { at: at(9), reverse_until: at(100), permit: Permit::Pass { at: at(0) } },
             Event::Switched { at: at(10) },
+            Event::Tested { at: at(20) },
         ]
     }
 
@@ -501,6 +528,17 @@ mod tests {
         let (held, _) = switched.step(&Event::Held { reason: "closing week".into() }).unwrap();
         assert!(matches!(held.step(&settled(200)), Err(Refusal::Held { .. })));
         assert!(held.step(&Event::ReverseBegun { at: at(50) }).is_ok());
+    }
+
+    #[test]
+    fn what_nobody_saw_work_can_always_go_back_and_never_settles() {
+        let untested = after(&to_switched()[..5]);
+        assert_eq!(untested.step(&settled(200)).unwrap_err(), Refusal::Untested);
+        let (going, _) = untested.step(&Event::ReverseBegun { at: at(200) }).unwrap();
+        let (back, _) = going.step(&Event::Reversed { at: at(201) }).unwrap();
+        assert!(!back.untested && back.arrived_at == Some(at(201)));
+        let (held, _) = untested.step(&Event::Held { reason: "wait".into() }).unwrap();
+        assert!(!held.step(&Event::Tested { at: at(20) }).unwrap().0.untested, "what was seen can be recorded");
     }
 
     #[test]
@@ -560,6 +598,7 @@ mod tests {
                 permit: if drill { Permit::Drill } else { Permit::Pass { at: t } },
             }),
             t.clone().prop_map(|at| Event::Switched { at }),
+            t.clone().prop_map(|at| Event::Tested { at }),
             t.clone().prop_map(|at| Event::ReverseBegun { at }),
             t.clone().prop_map(|at| Event::Reversed { at }),
             t.clone().prop_map(|at| Event::Settled { at, passed_at: at }),

@@ -16,4 +16,5 @@ pub mod secret;
 pub mod time;
 pub mod token;
 pub mod triplet;
+pub mod upstream;
 pub mod webhook;

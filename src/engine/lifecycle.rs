@@ -8,9 +8,12 @@ mod apply;
 mod campaign;
 mod consent;
 mod control;
+mod drill;
+mod moves;
 mod retire;
 mod retire_nango;
 mod reverse;
+mod settle;
 mod sweep;
 mod switch;
 
@@ -34,6 +37,7 @@ pub use control::Control;
 pub use retire::RetireStage;
 pub use reverse::{Reversal, SwitchPreview};
 pub use sweep::{Zombie, ZombieKind};
+pub use switch::SwitchTerms;
 
 /// Who acts in the audit trail when no person does: the duties.
 const ITSELF: &str = "cutover";

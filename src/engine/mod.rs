@@ -40,7 +40,8 @@ pub use evidence::{collect, lag_p99};
 pub use gate::{GateReport, NoFreshPass, fresh_pass, judge_state, record};
 pub use intake::Reported;
 pub use lifecycle::{
-    ConsentRow, ConsentStart, Control, Progress, RetireStage, Reversal, SwitchPreview, Zombie, ZombieKind, by,
+    ConsentRow, ConsentStart, Control, Progress, RetireStage, Reversal, SwitchPreview, SwitchTerms, Zombie, ZombieKind,
+    by,
 };
 pub use onboard::{Newcomer, Onboarding, TargetLink};
 pub(crate) use poll::whoami_call;

@@ -11,6 +11,7 @@ use crate::domain::custody::Stage;
 use crate::domain::time::{MINUTE_MS, SECOND_MS, Timestamp};
 use crate::domain::token::{KvEntry, KvMetadata, scope_set};
 use crate::domain::triplet::{KV_PREFIX, Triplet};
+use crate::domain::upstream::Upstream;
 use crate::ports::{ApiError, ApiResult, GatewayRead, KvRead, Namespace, Outside, SourceRead, TargetRead};
 use crate::store::{Sink, SinkState, TripletRow, Verification};
 
@@ -173,7 +174,7 @@ impl<O: Outside> Engine<O> {
             tested += results.len() as u64;
             self.guard_reads(&results, &moving, now).await?;
             for result in results {
-                if result.ok && !result.stale {
+                if result.upstream() != Upstream::Refused {
                     continue;
                 }
                 let detail = if result.stale {

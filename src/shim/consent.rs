@@ -5,18 +5,40 @@
 //! nothing else is told. What is opened is the vendor's own page; no token passes through here.
 //! Whatever happens, a person gets a page and no JSON.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::{Path, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use tokio::sync::OnceCell;
 
 use super::{Refusal, Shim};
 use crate::domain::custody::Stage;
+use crate::domain::triplet::Triplet;
 use crate::engine::ConsentStart;
 use crate::ports::Outside;
 use crate::store::TripletRow;
+
+/// What the presses of one button at the same time come to, together.
+type Started = Arc<OnceCell<Result<ConsentStart, Refusal>>>;
+
+/// The links that are being made: a double click makes one.
+#[derive(Default)]
+pub(super) struct Links(Mutex<BTreeMap<Triplet, Started>>);
+
+impl Links {
+    /// Where all who ask for a link of this triplet at this moment find it.
+    fn join(&self, triplet: &Triplet) -> Started {
+        Arc::clone(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(triplet.clone()).or_default())
+    }
+
+    /// It is made: whoever comes later gets another one.
+    fn leave(&self, started: &Started) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, other| !Arc::ptr_eq(other, started));
+    }
+}
 
 const ROBOTS: HeaderName = HeaderName::from_static("x-robots-tag");
 
@@ -131,8 +153,14 @@ pub(super) async fn start<O: Outside>(State(shim): State<Arc<Shim<O>>>, Path(tic
 async fn begin<O: Outside>(shim: &Shim<O>, ticket: &str) -> Result<Response, Refusal> {
     let row = find(shim, ticket).await?;
     let engine = shim.ready_engine()?;
-    let started = engine.start_consent(&row.triplet, shim.now()).await;
-    Ok(match started.map_err(|error| Refusal::of_engine(&error, "making a consent link"))? {
+    let started = shim.links.join(&row.triplet);
+    let made = started.get_or_init(|| async {
+        let made = engine.start_consent(&row.triplet, shim.now()).await;
+        made.map_err(|error| Refusal::of_engine(&error, "making a consent link"))
+    });
+    let made = made.await;
+    shim.links.leave(&started);
+    Ok(match made.as_ref().map_err(Refusal::clone)? {
         ConsentStart::Link { url, .. } => {
             let Ok(location) = HeaderValue::from_str(url.expose()) else {
                 return Err(Refusal::new(StatusCode::BAD_GATEWAY, "upstream_refused", "the link cannot be opened"));

@@ -98,6 +98,7 @@ pub struct Shim<O> {
     snapshot: Mutex<Option<Arc<Snapshot>>>,
     /// When the journal last took what it was given to see whether it does.
     ready_at: Mutex<Option<Timestamp>>,
+    links: consent::Links,
 }
 
 impl<O: Outside> Shim<O> {
@@ -111,6 +112,7 @@ impl<O: Outside> Shim<O> {
             ids,
             snapshot: Mutex::new(None),
             ready_at: Mutex::new(None),
+            links: consent::Links::default(),
         }
     }
 

@@ -21,6 +21,11 @@ pub(super) fn new_holder() -> Result<String, VaultError> {
     Ok(hex(&bytes))
 }
 
+/// What a claim is called among the leases.
+fn claimed(name: &str) -> String {
+    format!("claim:{name}")
+}
+
 impl Store {
     /// Takes a lease, or renews it, until `until`. One that ran out goes to whoever asks first. A
     /// state that no other machine can open is always led by the one that has it.
@@ -28,6 +33,16 @@ impl Store {
         if !self.is_shared() {
             return Ok(Lead::Ours { epoch: 0 });
         }
+        self.take_lease(name, now, until).await
+    }
+
+    /// Takes, or renews, what one process at a time may do, wherever the state is. It is given back
+    /// by name, or runs out: what its holder sent may be on its way when the holder has ended.
+    pub async fn claim(&self, name: &str, now: Timestamp, until: Timestamp) -> StoreResult<Lead> {
+        self.take_lease(&claimed(name), now, until).await
+    }
+
+    async fn take_lease(&self, name: &str, now: Timestamp, until: Timestamp) -> StoreResult<Lead> {
         let row = query(
             "INSERT INTO lease (name, holder, epoch, until) VALUES ($1, $2, 1, $4)
              ON CONFLICT (name) DO UPDATE SET
@@ -48,6 +63,29 @@ impl Store {
         } else {
             Lead::Theirs { until: Timestamp::from_millis(row.get(2)) }
         })
+    }
+
+    /// Gives back what [`Store::claim`] took.
+    pub async fn release(&self, name: &str) -> StoreResult<()> {
+        query("DELETE FROM lease WHERE name = $1 AND holder = $2")
+            .bind(claimed(name))
+            .bind(&self.holder)
+            .execute(&mut self.lock().await)
+            .await
+            .during("give a lease back")?;
+        Ok(())
+    }
+
+    /// Whether another process has claimed it.
+    pub async fn is_claimed_elsewhere(&self, name: &str, now: Timestamp) -> StoreResult<bool> {
+        let row = query("SELECT COUNT(*) FROM lease WHERE name = $1 AND holder <> $2 AND until > $3")
+            .bind(claimed(name))
+            .bind(&self.holder)
+            .bind(now.millis())
+            .fetch_one(&mut self.lock().await)
+            .await
+            .during("look at a lease")?;
+        Ok(row.get::<i64>(0) > 0)
     }
 
     /// Makes this the one process that carries out operations on the plan, until it ends or is
@@ -71,9 +109,9 @@ impl Store {
         Ok(locked)
     }
 
-    /// Gives back every lease of this opening, so that nobody has to wait for its end.
+    /// Gives back every lead of this opening, so that nobody has to wait for its end.
     pub async fn release_leases(&self) -> StoreResult<()> {
-        query("UPDATE lease SET until = 0 WHERE holder = $1")
+        query("UPDATE lease SET until = 0 WHERE holder = $1 AND substr(name, 1, 6) <> 'claim:'")
             .bind(&self.holder)
             .execute(&mut self.lock().await)
             .await

@@ -157,6 +157,16 @@ impl Store {
         rows.iter().map(row).collect()
     }
 
+    /// One triplet, as it is now.
+    pub async fn load_triplet(&self, triplet: &Triplet) -> StoreResult<Option<TripletRow>> {
+        let found = query(select!("WHERE key = $1"))
+            .bind(triplet.to_string())
+            .fetch_optional(&mut self.lock().await)
+            .await
+            .during("load a triplet")?;
+        found.as_ref().map(row).transpose()
+    }
+
     /// The `limit` triplets that want attention first: held ones, then those whose token ends soonest.
     pub async fn load_urgent_triplets(&self, limit: u32) -> StoreResult<Vec<TripletRow>> {
         let rows = query(select!(

@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use cutover::catalogue::Catalogue;
 use cutover::clients::{Endpoints, HttpOutside};
+use cutover::domain::criteria::Verdict;
 use cutover::domain::time::{DAY_MS, HOUR_MS, SECOND_MS, Timestamp};
-use cutover::engine::{Engine, EngineConfig};
+use cutover::engine::{Engine, EngineConfig, GateReport};
 use cutover::inventory::{self, Source};
 use cutover::plan::{self, Policy};
 use cutover::sandbox::{Fault, LedgerSummary, Sandbox, TokenLife, World, WorldConfig, WorldOptions};
@@ -163,6 +164,54 @@ impl Cutover {
             self.live_until(next.unwrap().max(self.now().plus_ms(SECOND_MS)));
         }
         panic!("{args:?} does not end");
+    }
+
+    /// Runs an operation as [`Cutover::until_done`] does, however it ends; its exit code and reason.
+    pub fn until_ended(&self, args: &[&str]) -> (i32, String) {
+        for _ in 0..200 {
+            let args = [args, &["--no-wait", "--format", "json", "--policy", &self.policy]].concat();
+            let (code, out, error) = self.run(&args);
+            let report: Value =
+                serde_json::from_str(&out).unwrap_or_else(|_| panic!("{args:?}: {code}\n{out}\n{error}"));
+            if code != 4 {
+                return (code, report["reason"].as_str().unwrap_or_default().to_owned());
+            }
+            self.live_until(time(report["next_at"].as_str().unwrap()).max(self.now().plus_ms(SECOND_MS)));
+        }
+        panic!("{args:?} does not end");
+    }
+
+    /// Applied and consented, with a gate pass that nobody soaked for.
+    pub fn up_to_verified(&self) {
+        self.until_done(&["apply", &self.plan, "--yes"]);
+        self.live(60_000);
+        self.until_done(&["consent", "all", "--yes"]);
+        self.pass_gate();
+    }
+
+    /// Lets the gate pass now, as far as the state knows.
+    pub fn pass_gate(&self) {
+        let engine = self.engine();
+        self.runtime.block_on(async {
+            let judged = engine.gate(self.now()).await.unwrap();
+            let (criteria, open_until) = (Vec::new(), self.now().plus_ms(DAY_MS));
+            let report = GateReport { verdict: Verdict::Pass, criteria, open_until, ..judged };
+            engine.record_gate(&report).await.unwrap();
+            engine.into_store().close().await.unwrap();
+        });
+    }
+
+    /// The row of a triplet in `cutover status`.
+    pub fn row(&self, triplet: &str) -> Value {
+        let status = self.status();
+        status["rows"].as_array().unwrap().iter().find(|row| row["triplet"] == triplet).unwrap().clone()
+    }
+
+    /// Switches the account that serves a triplet at the target on or off.
+    pub fn enable_account(&self, triplet: &str, enabled: bool) {
+        let account = self.row(triplet)["account"].as_str().unwrap().to_owned();
+        let body = serde_json::json!({"enabled": enabled}).to_string();
+        self.composio("PATCH", &format!("/connected_accounts/{account}/status"), &body);
     }
 
     pub fn store(&self) -> Store {
@@ -325,6 +374,18 @@ impl Cutover {
         let namespace = self.sandbox.lock().keys().kv_source;
         let key = key.replace(':', "%3A");
         self.cloudflare("PUT", &format!("/storage/kv/namespaces/{namespace}/values/{key}"), entry);
+    }
+
+    /// The read-authority record of a triplet, as it stands in KV.
+    pub fn authority(&self, triplet: &str) -> Value {
+        let keys = self.sandbox.lock().keys();
+        let (base, account) = (&self.sandbox.urls.cloudflare, &keys.cloudflare_account_id);
+        let key = format!("authority:{triplet}").replace(':', "%3A");
+        let url = format!("{base}/client/v4/accounts/{account}/storage/kv/namespaces/{}/values/{key}", keys.kv_source);
+        let bearer = format!("Bearer {}", keys.cloudflare_token);
+        let (status, text) = self.send("GET", &url, &[("authorization", &bearer)], "");
+        assert_eq!(status, 200, "{text}");
+        serde_json::from_str(&text).unwrap()
     }
 
     /// Runs a statement on the D1 database.

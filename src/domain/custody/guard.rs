@@ -10,6 +10,8 @@ pub(super) enum Guard {
     Window,
     /// Nothing becomes final without a gate that passed a short time ago.
     FreshPass,
+    /// Nothing settles before it was seen to work at the target.
+    Tested,
 }
 
 /// The guards that hold: all of them, outside the model check.

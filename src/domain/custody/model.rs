@@ -34,6 +34,7 @@ struct Broken {
     forward_while_held: bool,
     settled_in_the_window: bool,
     final_without_a_fresh_pass: bool,
+    settled_untested: bool,
     fact_refused: bool,
     reverse_refused_in_the_window: bool,
     epoch_with_two_meanings: bool,
@@ -102,6 +103,8 @@ enum Deed {
     PutUnheard,
     Land,
     Arrive,
+    /// The gateway is seen to read from the target.
+    Test,
     /// The duty that puts the record right when it is not what custody says.
     Mend,
     Settle,
@@ -113,7 +116,7 @@ enum Deed {
     SeeRetired,
 }
 
-const DEEDS: [Deed; 23] = [
+const DEEDS: [Deed; 24] = [
     Deed::SayNo,
     Deed::SayGo,
     Deed::StandBy,
@@ -129,6 +132,7 @@ const DEEDS: [Deed; 23] = [
     Deed::PutUnheard,
     Deed::Land,
     Deed::Arrive,
+    Deed::Test,
     Deed::Mend,
     Deed::Settle,
     Deed::Disarm,
@@ -172,11 +176,14 @@ impl Row {
                 | Event::Switched { .. }
                 | Event::RetireCalledOff { .. }
                 | Event::Retired { .. }
+                | Event::Tested { .. }
         );
         let held = self.custody.held.is_some();
         let (next, _) = self.custody.step_guarded(event, guards)?;
         self.broken.forward_while_held |= forward && held;
         self.custody = next;
+        // No rule asks for it.
+        self.custody.arrived_at = None;
         Ok(())
     }
 
@@ -270,7 +277,7 @@ impl Cutover {
             Deed::Reverse => {
                 let promised = row.custody.stage == Stage::Switched
                     && row.custody.moving.is_none()
-                    && row.promised.is_some_and(|until| until >= 0);
+                    && (row.custody.untested || row.promised.is_some_and(|until| until >= 0));
                 let taken = take(row, Event::ReverseBegun { at: NOW });
                 row.broken.reverse_refused_in_the_window |= promised && taken.is_none();
                 if taken.is_none() && !promised {
@@ -303,11 +310,16 @@ impl Cutover {
                     row.promised = None;
                 }
             }
+            Deed::Test => {
+                row.broken.fact_refused |= row.custody.untested && take(row, Event::Tested { at: NOW }).is_none()
+            }
             Deed::Mend if row.custody.moving.is_none() && row.record.0 != row.custody.read => {
                 row.record = (row.custody.read, row.custody.epoch);
             }
             Deed::Settle => {
+                let untested = row.custody.untested;
                 take(row, Event::Settled { at: NOW, passed_at })?;
+                row.broken.settled_untested |= untested;
                 row.broken.settled_in_the_window |= row.promised.is_some_and(|until| until > 0);
                 row.broken.final_without_a_fresh_pass |= !fresh;
                 row.mirrored = false;
@@ -418,6 +430,7 @@ impl Model for Cutover {
             Property::always("the reverse window is honoured", |_, world: &World| {
                 never(world, |broken| broken.settled_in_the_window || broken.reverse_refused_in_the_window)
             }),
+            Property::always("nothing settles untested", |_, world| never(world, |broken| broken.settled_untested)),
             Property::always("a no stops what goes forward", |_, world| never(world, |b| b.forward_while_held)),
             Property::always("a connection goes last", |_, world: &World| {
                 !world.deleted
@@ -535,6 +548,7 @@ fn the_loss_of_any_guard_is_noticed() {
         (Guard::Held, "a no stops what goes forward"),
         (Guard::Window, "the reverse window is honoured"),
         (Guard::FreshPass, "nothing final without a fresh pass"),
+        (Guard::Tested, "nothing settles untested"),
     ] {
         let checker = Cutover { guards: Guards::without(guard), ..ONE }.checker().spawn_bfs().join();
         let path = checker.discovery(property).unwrap_or_else(|| panic!("nobody noticed that {guard:?} is gone"));

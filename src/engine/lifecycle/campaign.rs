@@ -10,13 +10,16 @@ use crate::domain::api::Api;
 use crate::domain::criteria::Note;
 use crate::domain::custody::{Event, Route, Stage};
 use crate::domain::secret::Secret;
-use crate::domain::time::Timestamp;
+use crate::domain::time::{SECOND_MS, Timestamp};
 use crate::domain::triplet::Triplet;
 use crate::ports::{AccountStatus, Outside, TargetRead};
 use crate::store::TripletRow;
 
 /// Links that one triplet may use up: whoever needs more needs help.
 const LINKS_MAX: u32 = 30;
+
+/// Links in a row that somebody else may have made just before ours.
+const OVERTAKEN_MAX: u32 = 5;
 
 /// What a person who wants to connect gets.
 #[derive(Debug)]
@@ -180,7 +183,7 @@ impl<O: Outside> Engine<O> {
         if let Some(reason) = row.custody.held {
             return Ok(ConsentStart::Refused(reason));
         }
-        match self.demand_go(row.wave, "consent", now).await {
+        match self.demand_leave(row.wave, "consent", now).await {
             Ok(None) => {}
             Ok(Some(at)) => return Ok(ConsentStart::Later(at)),
             Err(EngineError::Refused(reason)) => return Ok(ConsentStart::Refused(reason)),
@@ -196,9 +199,6 @@ impl<O: Outside> Engine<O> {
                 return Ok(ConsentStart::Later(at));
             }
         }
-        if row.consent_attempts >= LINKS_MAX {
-            return Ok(ConsentStart::Refused(format!("{LINKS_MAX} links were made for it already")));
-        }
         if let Some(account) = &row.consent_account {
             let found = self.outside.target().get_account(account).await;
             self.observe(Api::Composio, now, &found).await?;
@@ -210,16 +210,30 @@ impl<O: Outside> Engine<O> {
                 return Ok(ConsentStart::Done(Stage::Consented));
             }
         }
-        match self.open_link(&row, now).await? {
-            Opened::Open(Some(url)) => {
-                let until = self.store.load_triplets().await?;
-                let until = until.iter().find(|r| &r.triplet == triplet).and_then(|r| r.consent_until);
-                Ok(ConsentStart::Link { url, until: until.unwrap_or(now) })
+        self.make_link(row, now).await
+    }
+
+    /// Makes a link whose address is known. One that was made before a crash, or by somebody else at
+    /// this moment, is passed by: the next one has another name.
+    async fn make_link(&self, mut row: TripletRow, now: Timestamp) -> EngineResult<ConsentStart> {
+        for _ in 0..OVERTAKEN_MAX {
+            if row.consent_attempts >= LINKS_MAX {
+                return Ok(ConsentStart::Refused(format!("{LINKS_MAX} links were made for it already")));
             }
-            // Made before a crash, address lost: the next try makes another.
-            Opened::Open(None) => Ok(ConsentStart::Later(now)),
-            Opened::Later(at) => Ok(ConsentStart::Later(at)),
-            Opened::Nothing => Ok(ConsentStart::Refused("there is no toolkit to connect it to".to_owned())),
+            let opened = self.open_link(&row, now).await?;
+            let Some(newest) = self.store.load_triplet(&row.triplet).await? else { break };
+            row = newest;
+            match opened {
+                Opened::Open(Some(url)) => {
+                    return Ok(ConsentStart::Link { url, until: row.consent_until.unwrap_or(now) });
+                }
+                Opened::Open(None) | Opened::Taken => {}
+                Opened::Later(at) => return Ok(ConsentStart::Later(at)),
+                Opened::Nothing => {
+                    return Ok(ConsentStart::Refused("there is no toolkit to connect it to".to_owned()));
+                }
+            }
         }
+        Ok(ConsentStart::Later(now.plus_ms(SECOND_MS)))
     }
 }

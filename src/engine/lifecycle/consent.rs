@@ -10,6 +10,7 @@ use crate::domain::custody::{Event, Stage};
 use crate::domain::secret::Secret;
 use crate::domain::time::{SECOND_MS, Timestamp};
 use crate::domain::token::scope_set;
+use crate::domain::upstream::Upstream;
 use crate::engine::poll::whoami_call;
 use crate::plan::Route;
 use crate::ports::{
@@ -34,6 +35,8 @@ pub(super) enum Opened {
     /// It is open. Its address is not known when a crash came between making and noting it.
     Open(Option<Secret>),
     Later(Timestamp),
+    /// Somebody else makes one under the same name at this moment.
+    Taken,
     /// The triplet has no toolkit to connect to.
     Nothing,
 }
@@ -142,6 +145,7 @@ impl<O: Outside> Engine<O> {
                 Links::Make => Ok(match self.open_link(row, now).await? {
                     Opened::Open(_) => Some(now.plus_ms(LOOK_EVERY_MS)),
                     Opened::Later(at) => Some(at),
+                    Opened::Taken => Some(now.plus_ms(SECOND_MS)),
                     Opened::Nothing => None,
                 }),
                 Links::Await => Ok(Some(now.plus_ms(LOOK_EVERY_MS))),
@@ -204,6 +208,7 @@ impl<O: Outside> Engine<O> {
                         url = Some(link.url);
                         (link.account_id, link.expires_at)
                     }
+                    Err(ApiError { kind: ApiErrorKind::Conflict { .. }, .. }) => return Ok(Opened::Taken),
                     Err(error) if error.is_transient() => return Ok(Opened::Later(retry_at(now, &error))),
                     Err(error) => return Err(super::apply::refused("make a consent link for", row, &error)),
                 }
@@ -291,9 +296,10 @@ impl<O: Outside> Engine<O> {
         let answer = self.outside.target().proxy(account, &call).await;
         self.observe(Api::Composio, now, &answer).await?;
         Ok(match answer {
-            // Limits and failures of the provider say nothing about the account.
-            Ok(answer) if answer.status < 300 || matches!(answer.status, 429 | 500..) => Served::Yes,
-            Ok(answer) => Served::No(format!("the provider answered {} through it", answer.status)),
+            Ok(answer) => match Upstream::of(answer.status) {
+                Upstream::Works | Upstream::Busy => Served::Yes,
+                Upstream::Refused => Served::No(format!("the provider answered {} through it", answer.status)),
+            },
             Err(error) if error.is_transient() => Served::Later(retry_at(now, &error), error),
             Err(error) => Served::No(error.to_string()),
         })
@@ -315,13 +321,13 @@ impl<O: Outside> Engine<O> {
         let answer = target.proxy(account, &call).await;
         self.observe(Api::Composio, now, &answer).await?;
         let answer = match answer {
-            Ok(answer) if answer.status < 300 => answer.data,
-            Ok(answer) if matches!(answer.status, 429 | 500..) => {
-                return Ok(Compared::Later(now.plus_ms(super::RETRY_MS)));
-            }
-            Ok(answer) => {
-                return Ok(Compared::Rejected(format!("the provider answered {} through Composio", answer.status)));
-            }
+            Ok(answer) => match Upstream::of(answer.status) {
+                Upstream::Works => answer.data,
+                Upstream::Busy => return Ok(Compared::Later(now.plus_ms(super::RETRY_MS))),
+                Upstream::Refused => {
+                    return Ok(Compared::Rejected(format!("the provider answered {} through Composio", answer.status)));
+                }
+            },
             Err(error) => return Ok(Compared::Later(retry_at(now, &error))),
         };
         let found = target.get_account(account).await;

@@ -13,6 +13,12 @@ use crate::store::{ControlRow, Decision, Scope, Store, TripletRow};
 /// How soon a paused operation looks whether it may go on.
 const PAUSE_LOOK_MS: i64 = 2 * SECOND_MS;
 
+/// Claimed by a command that goes back, while another operation runs.
+const GIVE_WAY: &str = "give-way";
+
+/// How long it is asked for at a time: who asks and dies stands in nobody's way for longer.
+const GIVE_WAY_MS: i64 = 20 * SECOND_MS;
+
 /// Where the pace of operations is kept, in milliseconds.
 const THROTTLE: &str = "throttle_ms";
 
@@ -26,11 +32,55 @@ impl<O: Outside> Engine<O> {
         Ok(controls.into_iter().find(|row| row.decision == Decision::No && row.scope.covers(wave)))
     }
 
-    /// Whether work on `wave` may go forward. `Some`: it is paused; look again then.
+    /// Whether an operation on `wave` may go forward. `Some`: it is paused; look again then.
+    ///
+    /// # Errors
+    /// `Refused` when somebody said no, or goes back.
+    pub async fn demand_go(&self, wave: Option<u32>, what: &str, now: Timestamp) -> EngineResult<Option<Timestamp>> {
+        self.demand_way(what, now).await?;
+        self.demand_leave(wave, what, now).await
+    }
+
+    /// Whether nobody waits to go back: whatever runs gives way to that.
+    ///
+    /// # Errors
+    /// `Refused` when somebody does.
+    pub async fn demand_way(&self, what: &str, now: Timestamp) -> EngineResult<()> {
+        if self.store.is_claimed_elsewhere(GIVE_WAY, now).await? {
+            return Err(EngineError::Refused(format!(
+                "{what} gives way to a command that goes back: look at `cutover status`, then run it again"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Asks the operation that runs in another process to give way, for a short time.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn ask_way(&self, now: Timestamp) -> EngineResult<()> {
+        self.store.claim(GIVE_WAY, now, now.plus_ms(GIVE_WAY_MS)).await?;
+        Ok(())
+    }
+
+    /// The way is free, or is not asked for any more.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn take_way(&self) -> EngineResult<()> {
+        Ok(self.store.release(GIVE_WAY).await?)
+    }
+
+    /// Whether nobody stopped work on `wave`. `Some`: it is paused; look again then.
     ///
     /// # Errors
     /// `Refused` when somebody said no.
-    pub async fn demand_go(&self, wave: Option<u32>, what: &str, now: Timestamp) -> EngineResult<Option<Timestamp>> {
+    pub(super) async fn demand_leave(
+        &self,
+        wave: Option<u32>,
+        what: &str,
+        now: Timestamp,
+    ) -> EngineResult<Option<Timestamp>> {
         let controls = self.store.load_controls().await?;
         let found = |decision| controls.iter().find(|row| row.decision == decision && row.scope.covers(wave));
         if let Some(ControlRow { scope, reason, actor, at, .. }) = found(Decision::No) {

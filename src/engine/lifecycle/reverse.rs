@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use super::super::{Engine, EngineError, EngineResult};
 use super::Progress;
-use super::switch::ready;
+use super::moves::{Seen, ready};
 use crate::catalogue::Reconsent;
-use crate::domain::custody::{Event, ReadAuthority, Stage};
+use crate::domain::custody::{Custody, Event, ReadAuthority, Stage};
 use crate::domain::time::Timestamp;
 use crate::domain::triplet::Triplet;
+use crate::domain::upstream::Upstream;
 use crate::plan::policy::Client;
 use crate::ports::{Namespace, Outside, SmokeResult};
 use crate::store::TripletRow;
@@ -53,10 +54,6 @@ impl<O: Outside> Engine<O> {
     /// `Refused` when there is no such wave.
     pub async fn preview_switch(&self, wave: u32, now: Timestamp) -> EngineResult<SwitchPreview> {
         let rows = self.wave(wave).await?;
-        if rows.is_empty() {
-            let known: Vec<String> = self.waves().await?.iter().map(u32::to_string).collect();
-            return Err(EngineError::Refused(format!("there is no wave {wave}; the plan has {}", known.join(", "))));
-        }
         let named = |test: &dyn Fn(&TripletRow) -> bool| -> Vec<Triplet> {
             rows.iter().filter(|row| test(row)).map(|row| row.triplet.clone()).collect()
         };
@@ -85,11 +82,12 @@ impl<O: Outside> Engine<O> {
         })
     }
 
-    /// Moves reads back to the source. A switch of the wave that was under way ends with it.
+    /// Moves reads back to the source. A switch or a drill that was under way ends with it.
     /// Needs no gate, and no "no" stops it.
     ///
     /// # Errors
-    /// `Refused` when nothing is at the target, or a reverse window is over.
+    /// `Refused` when nothing is at the target, when a reverse window is over, and when the gateway
+    /// does not read from the source afterwards.
     pub async fn reverse(&self, what: &Reversal, now: Timestamp) -> EngineResult<Progress> {
         super::switch::waiting(self.reverse_step(what, now).await)
     }
@@ -102,21 +100,24 @@ impl<O: Outside> Engine<O> {
             }
         };
         if rows.is_empty() {
-            return Err(EngineError::Refused("the plan has no such triplet or wave that moves".to_owned()));
+            return Err(EngineError::Refused("the plan has no such triplet that moves".to_owned()));
         }
         if let Reversal::Wave(n) = what {
-            // The switch must not go on from where it was.
-            self.store.delete_meta(&format!("switch:{n}")).await?;
+            // The switch must not go on from where it was, wherever that is.
+            self.forget_round(Some(*n)).await?;
         }
-        let (mut closed, mut back) = (Vec::new(), Vec::new());
+        self.forget_drills(&rows).await?;
+        let (mut closed, mut back, mut wait) = (Vec::new(), 0, None::<Timestamp>);
         for row in &rows {
             let going_back = row.custody.moving.is_some_and(|m| m.to == ReadAuthority::Source);
             let there = row.custody.stage == Stage::Switched || row.custody.moving.is_some();
             let event = Event::ReverseBegun { at: now };
             match (there, going_back || row.custody.step(&event).is_ok()) {
                 (true, true) => {
-                    self.reverse_one(&row.triplet, now).await?;
-                    back.push(row.triplet.clone());
+                    // One that cannot go now keeps no other one.
+                    let later = self.reverse_one(&row.triplet, now).await?;
+                    wait = wait.into_iter().chain(later).min();
+                    back += 1;
                 }
                 (true, false) => closed.push(row.triplet.to_string()),
                 (false, _) if row.custody.stage >= Stage::Settled => closed.push(row.triplet.to_string()),
@@ -125,23 +126,46 @@ impl<O: Outside> Engine<O> {
         }
         if !closed.is_empty() {
             return Err(EngineError::Refused(format!(
-                "the reverse window of {} is over; {} others are back at the source",
-                closed.join(", "),
-                back.len()
+                "the reverse window of {} is over; {back} others are back at the source, or on the way",
+                closed.join(", ")
             )));
         }
-        let triplets: Vec<Triplet> = rows.into_iter().map(|row| row.triplet).collect();
-        self.see_back(&triplets, &back, now).await
+        if let Some(at) = wait {
+            return Ok(Progress::Wait(at));
+        }
+        if back > 0 {
+            return Ok(Progress::Wait(now.plus_ms(self.config.settle_ms)));
+        }
+        self.see_back(&rows, now).await
     }
 
     /// What the gateway serves after a reverse, until it follows the record again.
-    async fn see_back(&self, all: &[Triplet], back: &[Triplet], now: Timestamp) -> EngineResult<Progress> {
-        if !back.is_empty() {
-            return Ok(Progress::Wait(now.plus_ms(self.config.settle_ms)));
+    async fn see_back(&self, rows: &[TripletRow], now: Timestamp) -> EngineResult<Progress> {
+        let rows: Vec<&TripletRow> = rows.iter().collect();
+        if let Some(at) = self.visible_at(&rows, now) {
+            return Ok(Progress::Wait(at));
         }
-        match self.reads_of(all, Namespace::Source, now).await? {
-            None => Ok(Progress::Done),
-            Some(at) => Ok(Progress::Wait(at)),
+        let seen = match self.look(&rows, Namespace::Source, now).await? {
+            Ok(seen) => seen,
+            Err(at) => return Ok(Progress::Wait(at)),
+        };
+        let mut late = false;
+        let mut wrong = Vec::new();
+        for (triplet, seen) in seen {
+            match seen {
+                Seen::NotYet => late = true,
+                Seen::Wrong(why) => wrong.push(format!("`{triplet}`: {why}")),
+                // It reads from the source, and that is what was asked for.
+                Seen::Works | Seen::Busy(_) => {}
+            }
+        }
+        match (wrong.is_empty(), late) {
+            (true, false) => Ok(Progress::Done),
+            (true, true) => Ok(Progress::Wait(now.plus_ms(super::RETRY_MS))),
+            (false, _) => Err(EngineError::Refused(format!(
+                "the records say source, and reads go wrong: {}; look at the record in KV, at the Worker's cache and at                  which deployment answers, then run the same command again",
+                wrong.join("; ")
+            ))),
         }
     }
 
@@ -154,42 +178,49 @@ impl<O: Outside> Engine<O> {
         now: Timestamp,
     ) -> EngineResult<()> {
         for result in results {
-            let Some(row) = rows.get(&result.triplet) else { continue };
-            let custody = &row.custody;
+            let Some(custody) = rows.get(&result.triplet).map(|row| &row.custody) else { continue };
             // A move that is under way is the operation's to end.
             if custody.moving.is_some() {
                 continue;
             }
             let at_target = custody.read == ReadAuthority::Target;
             if at_target != (result.read_authority == Namespace::Target) {
-                // Late at the gateway, or overtaken by a put that was long on its way.
-                if let Err(EngineError::Store(error)) = self.put_record(row, custody, now).await {
+                // Late at the gateway, or overtaken by a put that was long on its way. What moved since
+                // the rows were read is left alone; what cannot be put now is seen again.
+                if let Err(EngineError::Store(error)) = self.carry_out(&result.triplet, custody.epoch, now).await {
                     return Err(error.into());
                 }
                 continue;
             }
+            if custody.stage != Stage::Switched {
+                continue;
+            }
             let key = format!("trips:{}", result.triplet);
-            // Limits and failures of the provider itself are no fault of the target.
-            let wrong = result.stale || matches!(result.upstream_status, 401 | 403);
-            if custody.stage != Stage::Switched || !wrong {
-                if custody.stage == Stage::Switched {
-                    self.store.delete_meta(&key).await?;
-                }
-                continue;
+            match result.upstream() {
+                Upstream::Works => self.store.delete_meta(&key).await?,
+                Upstream::Busy => {}
+                Upstream::Refused => self.trip(result, custody, &key, now).await?,
             }
-            let trips = self.store.load_meta(&key).await?.and_then(|n| n.parse().ok()).unwrap_or(0) + 1;
-            if trips < TRIPS_AT || custody.step(&Event::ReverseBegun { at: now }).is_err() {
-                self.store.save_meta(&key, &trips.to_string()).await?;
-                continue;
-            }
-            let reason = format!("went back by itself: the upstream answered {} at the target", result.upstream_status);
-            tracing::error!(triplet = %result.triplet, "{reason}");
-            match self.send_back(&result.triplet, reason, now).await {
-                // The next smoke test tries again.
-                Err(EngineError::Later { .. }) | Ok(()) => {}
-                Err(error) => return Err(error),
-            }
-            self.store.delete_meta(&key).await?;
+        }
+        Ok(())
+    }
+
+    /// Counts a smoke test that went wrong at the target; the second one moves the triplet back.
+    async fn trip(&self, result: &SmokeResult, custody: &Custody, key: &str, now: Timestamp) -> EngineResult<()> {
+        let trips = self.store.load_meta(key).await?.and_then(|n| n.parse().ok()).unwrap_or(0) + 1;
+        if trips < TRIPS_AT || custody.step(&Event::ReverseBegun { at: now }).is_err() {
+            return Ok(self.store.save_meta(key, &trips.to_string()).await?);
+        }
+        let row = self.store.load_triplet(&result.triplet).await?;
+        if row.is_none_or(|row| row.custody.epoch != custody.epoch) {
+            // Somebody moved it since.
+            return Ok(self.store.delete_meta(key).await?);
+        }
+        let reason = format!("went back by itself: the upstream answered {} at the target", result.upstream_status);
+        tracing::error!(triplet = %result.triplet, "{reason}");
+        // What is not done yet the next smoke test tries again.
+        if self.send_back(&result.triplet, reason, now).await?.is_none() {
+            self.store.delete_meta(key).await?;
         }
         Ok(())
     }

@@ -1,28 +1,36 @@
-//! Moving reads: the drill that exercises a reverse before anything depends on it, the switch of
-//! a wave with its canary first, reverse, and settling when the reverse window is over.
+//! The switch of a wave: what has begun is ended and tested first; then one canary, then the rest.
+//! Where a wave stands is read from custody; only who its canary is, and on which terms, is kept.
+
+use serde::{Deserialize, Serialize};
 
 use super::super::{Engine, EngineError, EngineResult};
 use super::consent::Served;
-use super::{Progress, retry_at, seen};
-use crate::domain::api::Api;
-use crate::domain::criteria::Note;
-use crate::domain::custody::{Custody, Event, Permit, ReadAuthority, Route, Stage};
-use crate::domain::secret::Secret;
-use crate::domain::time::{MINUTE_MS, SECOND_MS, Timestamp};
+use super::moves::{Seen, VISIBLE_WITHIN_MS, is_new, ready};
+use super::{Progress, actor};
+use crate::domain::custody::{Event, Permit, Stage};
+use crate::domain::time::Timestamp;
 use crate::domain::triplet::Triplet;
-use crate::ports::{AccountStatus, GatewayRead, KvPut, KvWrite, Namespace, Outside, TargetCustody, TargetRead};
+use crate::ports::{Namespace, Outside};
 use crate::store::{StoreError, TripletRow};
 
-/// How long a read-authority record may take to reach the gateway before that is a failure.
-const VISIBLE_WITHIN_MS: i64 = 10 * MINUTE_MS;
+/// What whoever switches a wave says beside its number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SwitchTerms {
+    /// For how long the moves that are still to come can be reversed, in milliseconds. `None`: as
+    /// was said before, else the policy's.
+    pub reverse_window_ms: Option<i64>,
+    /// Somebody is asked when the canary has moved, and tells [`Engine::agree_to_canary`].
+    pub ask_after_canary: bool,
+}
 
-/// What the gateway serves for a set of triplets.
-enum Reads {
-    Good,
-    /// The record is not visible everywhere yet.
-    NotYet,
-    Bad(Vec<(Triplet, String)>),
-    Later(Timestamp),
+/// A switch of a wave that is under way, from its canary until nothing is left to move.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Round {
+    canary: Triplet,
+    reverse_window_ms: Option<i64>,
+    /// The rest moves only when somebody agreed.
+    asks: bool,
+    agreed: bool,
 }
 
 impl<O: Outside> Engine<O> {
@@ -37,194 +45,203 @@ impl<O: Outside> Engine<O> {
         Ok(waves)
     }
 
+    /// The triplets of a wave; there are some.
     pub(super) async fn wave(&self, n: u32) -> EngineResult<Vec<TripletRow>> {
-        Ok(self.moving().await?.into_iter().filter(|t| t.wave == Some(n)).collect())
+        let rows: Vec<TripletRow> = self.moving().await?.into_iter().filter(|t| t.wave == Some(n)).collect();
+        if rows.is_empty() {
+            let known: Vec<String> = self.waves().await?.iter().map(u32::to_string).collect();
+            return Err(EngineError::Refused(format!("there is no wave {n}; the plan has {}", known.join(", "))));
+        }
+        Ok(rows)
     }
 
-    /// Moves the reads of one verified triplet of the wave to the target and back again, with a
-    /// smoke test at each end.
+    /// The shortest reverse window that is worth a promise: until a move is seen to work, at the latest.
+    pub fn reverse_window_min_ms(&self) -> i64 {
+        VISIBLE_WITHIN_MS + self.config.settle_ms
+    }
+
+    /// Moves the reads of a wave to the target on the terms that were said before, if any.
     ///
     /// # Errors
-    /// When the store fails.
-    pub async fn drill(&self, wave: u32, now: Timestamp) -> EngineResult<Progress> {
-        waiting(self.drill_step(wave, now).await)
-    }
-
-    async fn drill_step(&self, wave: u32, now: Timestamp) -> EngineResult<Progress> {
-        let key = format!("drill:{wave}");
-        let state = self.store.load_meta(&key).await?.unwrap_or_default();
-        let mut words = state.split(' ');
-        match (words.next().unwrap_or_default(), words.next(), words.next()) {
-            ("done" | "failed", ..) => Ok(Progress::Done),
-            ("there", Some(name), Some(since)) => {
-                let (triplet, since) = (parse(name)?, at(since));
-                let rows = self.wave(wave).await?;
-                if self.end_moves(&rows, now).await? {
-                    return Ok(Progress::Wait(now.plus_ms(self.config.settle_ms)));
-                }
-                let row = rows.into_iter().find(|t| t.triplet == triplet);
-                if let Some(row) = row.as_ref().filter(|row| ready(row)) {
-                    // A crash came between the note and the move.
-                    self.switch_one(row, Permit::Drill, now).await?;
-                    return Ok(Progress::Wait(now.plus_ms(self.config.settle_ms)));
-                }
-                if row.is_none_or(|row| row.custody.stage != Stage::Switched) {
-                    let bad = vec![(triplet, "was stopped before it was at the target".to_owned())];
-                    return self.fail_drill(&key, bad, now).await;
-                }
-                let stopped = self.said_no(Some(wave)).await?.is_some();
-                let reads = match stopped {
-                    // What was seen does not matter any more: back.
-                    true => Reads::Good,
-                    false => self.reads(std::slice::from_ref(&triplet), Namespace::Target, since, now).await?,
-                };
-                match reads {
-                    Reads::Good => {
-                        self.reverse_one(&triplet, now).await?;
-                        self.store.save_meta(&key, &format!("back {triplet} {}", now.millis())).await?;
-                        Ok(Progress::Wait(now.plus_ms(self.config.settle_ms)))
-                    }
-                    Reads::NotYet => Ok(Progress::Wait(now.plus_ms(super::RETRY_MS))),
-                    Reads::Later(at) => Ok(Progress::Wait(at)),
-                    Reads::Bad(bad) => {
-                        self.reverse_one(&triplet, now).await?;
-                        self.fail_drill(&key, bad, now).await
-                    }
-                }
-            }
-            ("back", Some(name), Some(since)) => {
-                let (triplet, since) = (parse(name)?, at(since));
-                self.end_moves(&self.wave(wave).await?, now).await?;
-                match self.reads(std::slice::from_ref(&triplet), Namespace::Source, since, now).await? {
-                    Reads::Good => {
-                        self.store.save_meta(&key, "done").await?;
-                        Ok(Progress::Done)
-                    }
-                    Reads::NotYet => Ok(Progress::Wait(now.plus_ms(super::RETRY_MS))),
-                    Reads::Later(at) => Ok(Progress::Wait(at)),
-                    Reads::Bad(bad) => self.fail_drill(&key, bad, now).await,
-                }
-            }
-            _ => {
-                if let Some(at) = self.demand_go(Some(wave), "drill", now).await? {
-                    return Ok(Progress::Wait(at));
-                }
-                let rows = self.wave(wave).await?;
-                let Some(canary) = rows.iter().find(|t| ready(t)) else { return Ok(Progress::Done) };
-                self.store.save_meta(&key, &format!("there {} {}", canary.triplet, now.millis())).await?;
-                self.switch_one(canary, Permit::Drill, now).await?;
-                Ok(Progress::Wait(now.plus_ms(self.config.settle_ms)))
-            }
-        }
-    }
-
-    async fn fail_drill(&self, key: &str, bad: Vec<(Triplet, String)>, now: Timestamp) -> EngineResult<Progress> {
-        for (triplet, detail) in bad {
-            let note = Note { at: now, subject: triplet.to_string(), detail };
-            self.store.add_note("drill-failed", &note).await?;
-        }
-        self.store.save_meta(key, "failed").await?;
-        Ok(Progress::Done)
+    /// As [`Engine::switch_on`].
+    pub async fn switch(&self, wave: u32, now: Timestamp) -> EngineResult<Progress> {
+        self.switch_on(wave, SwitchTerms::default(), now).await
     }
 
     /// Moves the reads of a wave to the target: one canary first, then the rest, each followed by
     /// a smoke test. A triplet whose reads go wrong goes back and is held.
     ///
     /// # Errors
-    /// `Refused` without a fresh gate pass, or when the canary failed.
-    pub async fn switch(&self, wave: u32, now: Timestamp) -> EngineResult<Progress> {
-        waiting(self.switch_step(wave, now).await)
+    /// `Refused` without a fresh gate pass when something is to move, while a drill of the wave is
+    /// under way, and when reads went wrong.
+    pub async fn switch_on(&self, wave: u32, terms: SwitchTerms, now: Timestamp) -> EngineResult<Progress> {
+        waiting(self.switch_step(wave, terms, now).await)
     }
 
-    async fn switch_step(&self, wave: u32, now: Timestamp) -> EngineResult<Progress> {
-        let passed_at = self.demand_gate(now, "switch").await?;
-        let permit = Permit::Pass { at: passed_at };
-        let key = format!("switch:{wave}");
-        let state = self.store.load_meta(&key).await?.unwrap_or_default();
-        let (phase, since) = state.split_once(' ').unwrap_or((state.as_str(), "0"));
+    async fn switch_step(&self, wave: u32, terms: SwitchTerms, now: Timestamp) -> EngineResult<Progress> {
         let rows = self.wave(wave).await?;
-        if self.end_moves(&rows, now).await? {
-            return Ok(Progress::Wait(now.plus_ms(self.config.settle_ms)));
+        self.refuse_open_drill(wave, &rows).await?;
+        // What has begun is ended and tested, whatever the gate says by now.
+        if let Some(at) = self.end_moves(&rows, now).await? {
+            return Ok(Progress::Wait(at));
         }
+        // Held and on its way: whoever stopped it could not say so, or was cut off.
+        let stopped = rows.iter().filter(|row| row.custody.moving.is_some());
+        let stopped = stopped.filter_map(|row| Some(format!("`{}` ({})", row.triplet, row.custody.held.as_ref()?)));
+        moved_back(&stopped.collect::<Vec<_>>())?;
+        let tested_at = self.test_moves(&self.wave(wave).await?, now).await?;
         if let Some(at) = self.demand_go(Some(wave), "switch", now).await? {
             return Ok(Progress::Wait(at));
         }
-        match phase {
-            "done" => Ok(Progress::Done),
-            "canary" | "rest" => {
-                let switched: Vec<Triplet> =
-                    rows.iter().filter(|t| t.custody.stage == Stage::Switched).map(|t| t.triplet.clone()).collect();
-                match self.reads(&switched, Namespace::Target, at(since), now).await? {
-                    Reads::NotYet => return Ok(Progress::Wait(now.plus_ms(super::RETRY_MS))),
-                    Reads::Later(at) => return Ok(Progress::Wait(at)),
-                    Reads::Good => {}
-                    Reads::Bad(bad) => {
-                        let names: Vec<String> = bad.iter().map(|b| b.0.to_string()).collect();
-                        for (triplet, reason) in bad {
-                            self.send_back(&triplet, reason, now).await?;
-                        }
-                        return Err(EngineError::Refused(format!(
-                            "the reads of {} went wrong at the target and were moved back",
-                            names.join(", ")
-                        )));
-                    }
-                }
-                if phase == "rest" {
-                    self.store.save_meta(&key, "done").await?;
-                    return Ok(Progress::Done);
-                }
-                if let Some(at) = self.switch_rest(wave, &rows, permit, now).await? {
-                    return Ok(Progress::Wait(at));
-                }
-                self.store.save_meta(&key, &format!("rest {}", now.millis())).await?;
-                Ok(Progress::Wait(now.plus_ms(self.config.settle_ms)))
+        let rows = self.wave(wave).await?;
+        let there = |row: &TripletRow| row.custody.stage >= Stage::Switched;
+        let mut round = self.load_round(wave).await?;
+        if let Some(canary) = round.as_ref().and_then(|r| rows.iter().find(|row| row.triplet == r.canary)) {
+            if canary.custody.untested {
+                return Ok(Progress::Wait(tested_at.unwrap_or(now.plus_ms(self.config.settle_ms))));
             }
-            _ => {
-                if !rows.iter().any(|t| t.custody.stage == Stage::Switched)
-                    && !self.switch_canary(&rows, permit, now).await?
-                {
-                    return Err(EngineError::Refused(format!("wave {wave} has no verified triplet that can move")));
-                }
-                self.store.save_meta(&key, &format!("canary {}", now.millis())).await?;
-                Ok(Progress::Wait(now.plus_ms(self.config.settle_ms)))
+            if !there(canary) && !ready(canary) {
+                self.forget_round(Some(wave)).await?;
+                round = None;
             }
         }
+        if !rows.iter().any(ready) && round.as_ref().is_none_or(|round| !round.asks || round.agreed) {
+            if let Some(at) = tested_at {
+                return Ok(Progress::Wait(at));
+            }
+            self.forget_round(Some(wave)).await?;
+            return match rows.iter().any(there) {
+                true => Ok(Progress::Done),
+                false => Err(nothing_moves(wave, &rows)),
+            };
+        }
+        let permit = Permit::Pass { at: self.demand_gate(now, "switch").await? };
+        let round = match round {
+            Some(round) => self.take_terms(wave, round, terms, now).await?,
+            None => return self.move_canary(wave, &rows, permit, terms, now).await,
+        };
+        if rows.iter().any(|row| row.triplet == round.canary && ready(row)) {
+            // A crash came between the note and the move.
+            return self.move_canary(wave, &rows, permit, terms, now).await;
+        }
+        if round.asks && !round.agreed {
+            return match terms.ask_after_canary {
+                true => Ok(Progress::Wait(now)),
+                false => Err(EngineError::Refused(format!(
+                    "the canary of wave {wave}, `{}`, is at the target, and the hook `canary-switch` has not agreed to \
+                     the rest: name its folder as `--hooks`, or reverse the wave",
+                    round.canary
+                ))),
+            };
+        }
+        self.move_rest(wave, &rows, permit, now).await
     }
 
-    /// Moves the first triplet that the target can serve; `false` when there is none.
-    async fn switch_canary(&self, rows: &[TripletRow], permit: Permit, now: Timestamp) -> EngineResult<bool> {
+    /// Moves the first of these triplets that the target can serve.
+    async fn move_canary(
+        &self,
+        wave: u32,
+        rows: &[TripletRow],
+        permit: Permit,
+        terms: SwitchTerms,
+        now: Timestamp,
+    ) -> EngineResult<Progress> {
         for row in rows.iter().filter(|row| ready(row)) {
-            if self.target_serves(row, now).await? {
-                self.switch_one(row, permit, now).await?;
-                return Ok(true);
+            if !self.target_serves(row, now).await? {
+                continue;
             }
+            let canary = row.triplet.clone();
+            let round = match self.load_round(wave).await? {
+                Some(before) => Round { canary, ..before },
+                None => Round { canary, reverse_window_ms: None, asks: false, agreed: false },
+            };
+            self.save_round(wave, &round).await?;
+            self.take_terms(wave, round, terms, now).await?;
+            let later = self.switch_one(row, permit, now).await?;
+            return Ok(Progress::Wait(later.unwrap_or(now.plus_ms(self.config.settle_ms))));
         }
-        Ok(false)
+        self.forget_round(Some(wave)).await?;
+        Err(nothing_moves(wave, &self.wave(wave).await?))
     }
 
-    /// Moves what is left of a wave. `Some`: a person slowed it down or stopped it on the way.
-    async fn switch_rest(
+    /// Moves what is left of a wave, at the pace that a person set.
+    async fn move_rest(
         &self,
         wave: u32,
         rows: &[TripletRow],
         permit: Permit,
         now: Timestamp,
-    ) -> EngineResult<Option<Timestamp>> {
+    ) -> EngineResult<Progress> {
         let pace_ms = self.throttle_ms().await?;
-        let mut ready = rows.iter().filter(|row| ready(row)).peekable();
-        while let Some(row) = ready.next() {
+        let mut left = rows.iter().filter(|row| ready(row)).peekable();
+        while let Some(row) = left.next() {
             if let Some(at) = self.demand_go(Some(wave), "switch", now).await? {
-                return Ok(Some(at));
+                return Ok(Progress::Wait(at));
             }
             if !self.target_serves(row, now).await? {
                 continue;
             }
-            self.switch_one(row, permit, now).await?;
-            if pace_ms > 0 && ready.peek().is_some() {
-                return Ok(Some(now.plus_ms(pace_ms)));
+            if let Some(at) = self.switch_one(row, permit, now).await? {
+                return Ok(Progress::Wait(at));
+            }
+            if pace_ms > 0 && left.peek().is_some() {
+                return Ok(Progress::Wait(now.plus_ms(pace_ms)));
             }
         }
-        Ok(None)
+        Ok(Progress::Wait(now.plus_ms(self.config.settle_ms)))
+    }
+
+    /// The smoke test after a move, of all whose moves are visible everywhere by now. What does not
+    /// work goes back. `Some`: not everything is tested; look again then.
+    ///
+    /// # Errors
+    /// `Refused` when something went back, or cannot be told for too long.
+    async fn test_moves(&self, rows: &[TripletRow], now: Timestamp) -> EngineResult<Option<Timestamp>> {
+        let untested = rows.iter().filter(|row| row.custody.untested && !row.custody.drill);
+        let (mut due, mut wait) = (Vec::new(), None::<Timestamp>);
+        for row in untested {
+            match self.visible_at(&[row], now) {
+                Some(at) => wait = Some(wait.map_or(at, |w| w.min(at))),
+                None => due.push(row),
+            }
+        }
+        let seen = match self.look(&due, Namespace::Target, now).await? {
+            Ok(seen) => seen,
+            Err(at) => return Ok(Some(at)),
+        };
+        let (mut wrong, mut untold) = (Vec::new(), Vec::new());
+        for (triplet, seen) in seen {
+            match seen {
+                Seen::Works => {
+                    match self.store.record_custody(&triplet, &Event::Tested { at: now }, &actor(), now).await {
+                        // It went back meanwhile.
+                        Ok(_) | Err(StoreError::Refused { .. }) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                Seen::Busy(status) if !due.iter().any(|row| row.triplet == triplet && is_new(row, now)) => {
+                    untold.push(format!("`{triplet}` ({status})"));
+                }
+                Seen::NotYet | Seen::Busy(_) => {
+                    let at = now.plus_ms(super::RETRY_MS);
+                    wait = Some(wait.map_or(at, |w| w.min(at)));
+                }
+                Seen::Wrong(reason) => {
+                    let later = self.send_back(&triplet, reason.clone(), now).await?;
+                    wait = wait.into_iter().chain(later).min();
+                    wrong.push(format!("`{triplet}` ({reason})"));
+                }
+            }
+        }
+        moved_back(&wrong)?;
+        if !untold.is_empty() {
+            return Err(EngineError::Refused(format!(
+                "the reads of {} are at the target, and the provider does not say whether they work; they can go back \
+                 until they were tested: run the same command again when the provider answers, or reverse them",
+                untold.join(", ")
+            )));
+        }
+        Ok(wait)
     }
 
     /// The smoke test before a move: the account is active and the provider answers through it.
@@ -240,224 +257,91 @@ impl<O: Outside> Engine<O> {
         Ok(false)
     }
 
-    /// Moves a triplet back whose reads went wrong, and holds it for a person to look at.
-    pub(super) async fn send_back(&self, triplet: &Triplet, reason: String, now: Timestamp) -> EngineResult<()> {
-        self.reverse_one(triplet, now).await?;
-        let note = Note { at: now, subject: triplet.to_string(), detail: reason.clone() };
-        self.store.add_note("sent-back", &note).await?;
-        self.record(triplet, &Event::Held { reason }, now).await?;
-        Ok(())
-    }
-
     /// How long a move of this wave can be reversed: what was said at the switch, else the policy.
     pub(super) async fn reverse_window_ms(&self, wave: Option<u32>) -> EngineResult<i64> {
-        let said = match wave {
-            Some(n) => self.store.load_meta(&format!("reverse-window:{n}")).await?,
+        let round = match wave {
+            Some(n) => self.load_round(n).await?,
             None => None,
         };
-        Ok(said.and_then(|ms| ms.parse().ok()).unwrap_or(self.config.policy.reverse_window.0))
+        Ok(round.and_then(|round| round.reverse_window_ms).unwrap_or(self.config.policy.reverse_window.0))
     }
 
-    /// Sets for how long the moves of a wave can be reversed, for the moves that are still to come.
+    /// Whether the rest of a wave waits for somebody who looks at its canary.
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn set_reverse_window(&self, wave: u32, window_ms: i64) -> EngineResult<()> {
-        Ok(self.store.save_meta(&format!("reverse-window:{wave}"), &window_ms.to_string()).await?)
-    }
-
-    /// Moves one triplet's reads to the target.
-    async fn switch_one(&self, row: &TripletRow, permit: Permit, now: Timestamp) -> EngineResult<()> {
-        let reverse_until = now.plus_ms(self.reverse_window_ms(row.wave).await?);
-        self.move_reads(row, &Event::SwitchBegun { at: now, reverse_until, permit }, now).await
-    }
-
-    /// Moves one triplet's reads back to the source, if they are at the target or on the way there.
-    pub(super) async fn reverse_one(&self, triplet: &Triplet, now: Timestamp) -> EngineResult<()> {
-        let rows = self.moving().await?;
-        let Some(row) = rows.iter().find(|t| &t.triplet == triplet) else { return Ok(()) };
-        match (row.custody.stage, row.custody.moving.map(|m| m.to)) {
-            (_, Some(ReadAuthority::Source)) => self.finish_move(row, &row.custody, now).await,
-            (Stage::Switched, _) | (_, Some(ReadAuthority::Target)) => {
-                self.move_reads(row, &Event::ReverseBegun { at: now }, now).await
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Begins a move, which is the intent, and carries it out.
-    async fn move_reads(&self, row: &TripletRow, begun: &Event, now: Timestamp) -> EngineResult<()> {
-        let custody = self.record(&row.triplet, begun, now).await?;
-        self.finish_move(row, &custody, now).await
-    }
-
-    /// Puts the record of the move that was begun, and records that it is there. The put is
-    /// idempotent: after a crash between it and the event it is simply made again.
-    async fn finish_move(&self, row: &TripletRow, custody: &Custody, now: Timestamp) -> EngineResult<()> {
-        let Some(moving) = custody.moving else { return Ok(()) };
-        self.put_record(row, custody, now).await?;
-        let event = match moving.to {
-            ReadAuthority::Target => Event::Switched { at: now },
-            ReadAuthority::Source => Event::Reversed { at: now },
+    pub async fn awaits_agreement(&self, wave: u32) -> EngineResult<bool> {
+        let Some(round) = self.load_round(wave).await?.filter(|round| round.asks && !round.agreed) else {
+            return Ok(false);
         };
-        self.record(&row.triplet, &event, now).await?;
-        Ok(())
+        let canary = self.store.load_triplet(&round.canary).await?;
+        Ok(canary.is_some_and(|row| row.custody.stage == Stage::Switched))
     }
 
-    /// Writes the read-authority record that custody calls for.
-    pub(super) async fn put_record(&self, row: &TripletRow, custody: &Custody, now: Timestamp) -> EngineResult<()> {
-        let (triplet, (read, epoch)) = (&row.triplet, custody.record());
-        let record = serde_json::json!({"read": read, "epoch": epoch, "connected_account_id": row.final_account()});
-        let put = KvPut { key: format!("authority:{triplet}"), value: Secret::new(record.to_string()), metadata: None };
-        let answer = self.outside.cloudflare().put(Namespace::Source, &put).await;
-        self.observe(Api::Cloudflare, now, &answer).await?;
-        match answer {
-            Ok(()) => Ok(()),
-            Err(error) if error.is_transient() => Err(EngineError::Later { at: retry_at(now, &error), error }),
-            Err(error) => Err(EngineError::Refused(format!("the reads of `{triplet}` did not move: {error}"))),
-        }
-    }
-
-    /// Ends the moves of these triplets that a crash or an outage left half way: forward ones are
-    /// carried out, unless somebody said no meanwhile; then they go back.
-    async fn end_moves(&self, rows: &[TripletRow], now: Timestamp) -> EngineResult<bool> {
-        let mut any = false;
-        for row in rows.iter().filter(|row| row.custody.moving.is_some()) {
-            let stopped = row.custody.held.is_some() || self.said_no(row.wave).await?.is_some();
-            if stopped {
-                self.reverse_one(&row.triplet, now).await?;
-            } else {
-                self.finish_move(row, &row.custody, now).await?;
-            }
-            any = true;
-        }
-        Ok(any)
-    }
-
-    /// What the gateway serves for these triplets, against where it should read from.
-    async fn reads(
-        &self,
-        triplets: &[Triplet],
-        expected: Namespace,
-        since: Timestamp,
-        now: Timestamp,
-    ) -> EngineResult<Reads> {
-        let (mut bad, mut waiting) = (Vec::new(), false);
-        for chunk in triplets.chunks(100) {
-            let answer = self.outside.gateway().smoke(chunk).await;
-            self.observe(Api::Gateway, now, &answer).await?;
-            let results = match answer {
-                Ok(results) => results,
-                Err(error) => return Ok(Reads::Later(retry_at(now, &error))),
-            };
-            for result in results {
-                if result.read_authority != expected {
-                    if now.since(since) > VISIBLE_WITHIN_MS {
-                        bad.push((result.triplet, "the gateway does not follow its read-authority record".to_owned()));
-                    } else {
-                        waiting = true;
-                    }
-                } else if result.stale || !result.ok {
-                    bad.push((result.triplet, format!("the upstream answered {}", result.upstream_status)));
-                }
-            }
-        }
-        Ok(if !bad.is_empty() {
-            Reads::Bad(bad)
-        } else if waiting {
-            Reads::NotYet
-        } else {
-            Reads::Good
-        })
-    }
-
-    /// Whether the gateway reads these triplets where it should and well. `Some`: look again then.
+    /// Somebody looked at the canary of a wave and agrees that the rest moves.
     ///
     /// # Errors
-    /// `Refused` when reads go wrong.
-    pub(super) async fn reads_of(
-        &self,
-        triplets: &[Triplet],
-        expected: Namespace,
-        now: Timestamp,
-    ) -> EngineResult<Option<Timestamp>> {
-        match self.reads(triplets, expected, now, now).await? {
-            Reads::Good => Ok(None),
-            Reads::NotYet => Ok(Some(now.plus_ms(super::RETRY_MS))),
-            Reads::Later(at) => Ok(Some(at)),
-            Reads::Bad(bad) => {
-                let bad: Vec<String> = bad.iter().map(|(triplet, why)| format!("`{triplet}`: {why}")).collect();
-                Err(EngineError::Refused(format!("reads go wrong: {}", bad.join("; "))))
-            }
-        }
+    /// When the store fails.
+    pub async fn agree_to_canary(&self, wave: u32, now: Timestamp) -> EngineResult<()> {
+        let Some(round) = self.load_round(wave).await? else { return Ok(()) };
+        let agreed = serde_json::json!({"event": "canary_agreed", "canary": round.canary});
+        self.record_action(&format!("wave:{wave}"), agreed, now).await?;
+        self.save_round(wave, &Round { agreed: true, ..round }).await
     }
 
-    /// Ends the bearer mirror of every switched triplet whose reverse window is over. The old
-    /// grant is no longer refreshed once all triplets that it feeds are settled.
-    ///
-    /// # Errors
-    /// `Refused` without a fresh gate pass or against a no.
-    pub async fn settle(&self, now: Timestamp) -> EngineResult<Progress> {
-        waiting(self.settle_step(now).await)
+    /// Takes what was said with this call into the round.
+    async fn take_terms(&self, wave: u32, round: Round, terms: SwitchTerms, now: Timestamp) -> EngineResult<Round> {
+        let reverse_window_ms = terms.reverse_window_ms.or(round.reverse_window_ms);
+        let new = Round { reverse_window_ms, asks: round.asks || terms.ask_after_canary, ..round.clone() };
+        if let Some(ms) = new.reverse_window_ms.filter(|ms| round.reverse_window_ms != Some(*ms)) {
+            let said = serde_json::json!({"event": "reverse_window", "ms": ms});
+            self.record_action(&format!("wave:{wave}"), said, now).await?;
+        }
+        if new != round {
+            self.save_round(wave, &new).await?;
+        }
+        Ok(new)
     }
 
-    async fn settle_step(&self, now: Timestamp) -> EngineResult<Progress> {
-        let passed_at = self.demand_gate(now, "settle").await?;
-        let mut wait: Option<Timestamp> = None;
-        self.end_moves(&self.moving().await?, now).await?;
-        for row in self.moving().await? {
-            if row.custody.stage != Stage::Switched || row.custody.held.is_some() || row.custody.drill {
-                continue;
-            }
-            if let Some(at) = self.demand_go(row.wave, "settle", now).await? {
-                return Ok(Progress::Wait(at));
-            }
-            let open_until = row.custody.reverse_until.unwrap_or(now);
-            if now < open_until {
-                wait = Some(wait.map_or(open_until, |w| w.min(open_until)));
-                continue;
-            }
-            if let Some(account) = &row.mirror_account
-                && row.custody.route == Route::Reconsent
-                && let Some(at) = self.disable_mirror(&row, account, now).await?
-            {
-                wait = Some(wait.map_or(at, |w| w.min(at)));
-                continue;
-            }
-            self.record(&row.triplet, &Event::Settled { at: now, passed_at }, now).await?;
-            self.store.end_deliveries(&row.triplet).await?;
-        }
-        let rows = self.moving().await?;
-        for connection in self.store.load_connections().await? {
-            let mut fed = rows.iter().filter(|t| t.connection == connection.id).peekable();
-            if fed.peek().is_some() && fed.all(|t| t.custody.stage >= Stage::Settled) && connection.poll_at.is_some() {
-                self.store.schedule_poll(connection.id, None).await?;
-            }
-        }
-        Ok(wait.map_or(Progress::Done, |at| Progress::Wait(at.max(now.plus_ms(SECOND_MS)))))
+    async fn load_round(&self, wave: u32) -> EngineResult<Option<Round>> {
+        let text = self.store.load_meta(&format!("switch:{wave}")).await?;
+        // What an earlier version noted says nothing that custody does not: the round begins anew.
+        Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
     }
 
-    async fn disable_mirror(&self, row: &TripletRow, account: &str, now: Timestamp) -> EngineResult<Option<Timestamp>> {
-        let target = self.outside.target();
-        let done = self
-            .once(
-                &format!("mirror-end:{}", row.triplet),
-                "disable the bearer account",
-                Api::Composio,
-                now,
-                async || {
-                    let found = target.get_account(account).await?;
-                    Ok(seen(found.status == AccountStatus::Inactive))
-                },
-                async || target.set_account_enabled(account, false).await.map(|()| String::new()),
-            )
-            .await?;
-        match done {
-            super::Effected::Yes(_) => Ok(None),
-            super::Effected::Later(error) => Ok(Some(retry_at(now, &error))),
-            super::Effected::Never(error) => Err(super::apply::refused("disable the bearer account of", row, &error)),
+    async fn save_round(&self, wave: u32, round: &Round) -> EngineResult<()> {
+        let text = serde_json::json!(round).to_string();
+        Ok(self.store.save_meta(&format!("switch:{wave}"), &text).await?)
+    }
+
+    /// Ends a round: a new one begins with a canary, on terms of its own.
+    pub(super) async fn forget_round(&self, wave: Option<u32>) -> EngineResult<()> {
+        match wave {
+            Some(n) => Ok(self.store.delete_meta(&format!("switch:{n}")).await?),
+            None => Ok(()),
         }
     }
+}
+
+/// # Errors
+/// `Refused` when there are any.
+fn moved_back(triplets: &[String]) -> EngineResult<()> {
+    if triplets.is_empty() {
+        return Ok(());
+    }
+    Err(EngineError::Refused(format!(
+        "the reads of {} were moved back from the target: they are held until `cutover ctl go --triplet …`, then switch \
+         again",
+        triplets.join(", ")
+    )))
+}
+
+/// Why a wave cannot begin to move.
+fn nothing_moves(wave: u32, rows: &[TripletRow]) -> EngineError {
+    let held = rows.iter().filter_map(|row| Some(format!("`{}` is held: {}", row.triplet, row.custody.held.as_ref()?)));
+    let held: Vec<String> = held.collect();
+    let why = if held.is_empty() { String::new() } else { format!(": {}", held.join("; ")) };
+    EngineError::Refused(format!("wave {wave} has no verified triplet that can move{why}"))
 }
 
 /// A call that must simply be made again later is a wait, not an error.
@@ -466,17 +350,4 @@ pub(super) fn waiting(step: EngineResult<Progress>) -> EngineResult<Progress> {
         Err(EngineError::Later { at, .. }) => Ok(Progress::Wait(at)),
         other => other,
     }
-}
-
-/// Whether a triplet's reads may move now.
-pub(super) fn ready(row: &TripletRow) -> bool {
-    row.custody.stage == Stage::Verified && row.custody.held.is_none() && row.custody.moving.is_none()
-}
-
-fn at(text: &str) -> Timestamp {
-    Timestamp::from_millis(text.parse().unwrap_or(0))
-}
-
-fn parse(name: &str) -> EngineResult<Triplet> {
-    Triplet::parse(name).map_err(|e| StoreError::Corrupt { what: "drill", detail: e.to_string() }.into())
 }

@@ -55,10 +55,17 @@ impl Driver {
 
         self.enter("drill");
         let waves = self.step(async |engine, _| engine.waves().await).await?;
+        let mut failed = Vec::new();
         for &wave in &waves {
-            self.operate("drill", Some(wave), progress, async |engine, now| engine.drill(wave, now).await).await?;
+            let drill = async |engine: &RehearsedEngine, now| engine.drill(wave, now).await;
+            match self.operate("drill", Some(wave), progress, drill).await {
+                // What that means is the gate's to say.
+                Err(RehearsalError::Engine(EngineError::Refused(reason))) => failed.push(reason),
+                ended => ended?,
+            }
         }
-        self.end_phase(format!("a switch and its reverse exercised in {} waves", waves.len()));
+        let drilled = format!("a switch and its reverse exercised in {} waves", waves.len() - failed.len());
+        self.end_phase([drilled].into_iter().chain(failed).collect::<Vec<_>>().join("; "));
 
         self.enter("gate");
         let gate = self.gate().await?;
