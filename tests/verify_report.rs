@@ -88,6 +88,31 @@ fn planted_differences_are_found_exactly_whatever_the_order_and_the_format() {
     assert_eq!(findings(&stdout(&piped.output().unwrap())), findings(&reports[0]));
 }
 
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_read_wherever_a_file_may_stand() {
+    let folder = folder_with(&[
+        ("a", &[entry("a", "token-0001", ""), entry("b", "token-0001", "")].concat()),
+        ("b", &[entry("a", "token-0001", ""), entry("b", "token-0002", "")].concat()),
+    ]);
+    let run = |script: &str| {
+        let mut command = Command::new("bash");
+        command.arg("-c").arg(script).env("cutover", env!("CARGO_BIN_EXE_cutover")).current_dir(folder.path());
+        let output = command.output().expect("bash starts");
+        (code(&output), stdout(&output).lines().filter(|line| line.contains("tokens:")).count())
+    };
+    for (script, expected) in [
+        ("$cutover verify <(cat a) <(cat b)", (3, 1)),
+        ("$cutover verify <(gzip -c a) <(cat a)", (0, 0)),
+        ("$cutover verify a /dev/stdin < b", (3, 1)),
+        ("cat a | $cutover verify a /dev/stdin", (0, 0)),
+        ("mkfifo pipe && (cat b > pipe &) && $cutover verify pipe a", (3, 1)),
+        ("$cutover verify a <(cat b) --checkpoint run", (2, 0)),
+    ] {
+        assert_eq!(run(script), expected, "{script}");
+    }
+}
+
 #[test]
 fn differences_that_do_not_matter_are_none() {
     let folder = tempfile::tempdir().unwrap();
