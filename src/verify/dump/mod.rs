@@ -298,12 +298,14 @@ mod tests {
     #[test]
     fn blanks_in_front_of_a_dump_are_no_end_however_many_they_are() {
         let entry = r#"{"key":"a","value":"1"}"#;
-        for (mark, blanks) in ["", "\u{FEFF}"].into_iter().flat_map(|mark| [1, 4_095, 4_096, 40_000].map(|n| (mark, n))) {
+        for (mark, blanks) in ["", "\u{FEFF}"].into_iter().flat_map(|mark| [1, 4_095, 4_096, 40_000].map(|n| (mark, n)))
+        {
             for text in [format!("{entry}\n"), format!("[{entry}]"), "key,value\na,1\n".to_owned()] {
                 for blank in [" ", "\n", "\r\n"] {
                     let whole = format!("{mark}{}\n{text}", blank.repeat(blanks));
                     let (all, halt) = read_all(whole.as_bytes(), Mark::default());
-                    let found: Vec<&str> = all.iter().map(|(_, line)| line.as_str()).filter(|l| l.contains("key")).collect();
+                    let found: Vec<&str> =
+                        all.iter().map(|(_, line)| line.as_str()).filter(|l| l.contains("key")).collect();
                     assert_eq!((found, halt), (vec![entry], None), "{blanks} times {blank:?} before {text}");
                 }
             }
