@@ -5,9 +5,15 @@ use super::json::{Cursor, Escapes, Parsed, Str, plain_end, unescape_into};
 use super::rules::{Place, Rules};
 use super::shape::{Kind, Nested, Part, number_end};
 
+/// The longest entry that is learnt, in bytes: to learn takes many times its room.
+const LINE_BYTES_MAX: usize = 64 * 1024;
+
 /// The slots in their order, and the fields that have some inside. `None` when the entry has parts
 /// that are too unusual to expect again.
 pub(super) fn find_slots(line: &[u8], facts: &Facts<'_>, rules: &Rules) -> Option<(Vec<Found>, Vec<Nested>)> {
+    if line.len() > LINE_BYTES_MAX {
+        return None;
+    }
     let mut learner = Learner { facts, rules, found: Vec::new(), nested: Vec::new() };
     learner.entry(line)?;
     let Learner { mut found, mut nested, .. } = learner;
