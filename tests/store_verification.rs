@@ -104,6 +104,11 @@ async fn a_watermark_moves_with_clean_comparisons_only_and_never_back() {
         store.note_settled("a|b", &[("k2", "match", "fingerprint")], at(13)).await.unwrap();
         assert_eq!(store.load_watermark("a|b").await.unwrap(), Some(at(11)));
 
+        // By a clock that is behind.
+        store.note_checked("a|b", &[checked("k1", print("1"), "match", 5)]).await.unwrap();
+        store.note_settled("a|b", &[("k1", "match", "fingerprint")], at(4)).await.unwrap();
+        assert_eq!(store.load_watermark("a|b").await.unwrap(), Some(at(11)), "it never moves back");
+
         // k2 says something else, and differs.
         store.note_listed("a|b", &listed("1", "2"), at(20)).await.unwrap();
         assert_eq!(due(DueKeys::Changed, 20).await, ["k2"]);

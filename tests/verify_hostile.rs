@@ -14,6 +14,7 @@ struct Seen {
     findings: Vec<String>,
     diagnostics: Vec<String>,
     matches: u64,
+    repeated: u64,
     code: u8,
 }
 
@@ -39,6 +40,7 @@ fn compare_in(folder: &Path, left: &[u8], right: &[u8], order: Order, all: bool)
         findings: findings.iter().map(|f| format!("{} {}", f.outcome.symbol(), f.key)).collect(),
         diagnostics: report.diagnostics.shown.iter().map(|d| name(d.to_string())).collect(),
         matches: report.counts.of(Outcome::Match),
+        repeated: report.counts.repeated,
         code: report.verdict().0,
     }
 }
@@ -49,7 +51,7 @@ fn compare(left: &[u8], right: &[u8]) -> Seen {
     let sorted = compare_in(folder.path(), left, right, Order::Auto, false);
     let unsorted = compare_in(folder.path(), left, right, Order::Unsorted, false);
     assert_eq!((&sorted.findings, sorted.matches, sorted.code), (&unsorted.findings, unsorted.matches, unsorted.code));
-    assert_eq!(sorted.diagnostics.len(), unsorted.diagnostics.len());
+    assert_eq!((sorted.diagnostics.len(), sorted.repeated), (unsorted.diagnostics.len(), unsorted.repeated));
     // Listing matches needs the long form of the partitions.
     let mut listed = compare_in(folder.path(), left, right, Order::Unsorted, true);
     listed.findings.retain(|finding| !finding.starts_with('='));
@@ -84,6 +86,124 @@ fn a_truncated_dump_says_where_and_the_rest_is_not_called_missing() {
     let seen = compare(whole.as_bytes(), cut.as_bytes());
     assert_eq!((seen.code, seen.matches, seen.findings.len()), (1, 2, 0), "{seen:?}");
     assert!(seen.diagnostics[0].contains("the file was cut short"), "{seen:?}");
+}
+
+/// Entries of every kind of part: their lines, the same as an array, and as CSV.
+fn every_format() -> (Vec<String>, Vec<(&'static str, Vec<u8>)>) {
+    let value = r#"{\"access_token\":\"t\u006f\u00e9é\",\"n\":[1.5,true,null]}"#;
+    let lines = vec![
+        format!("{{\"key\":\"tokens:a\",\"value\":\"{value}\",\"metadata\":{{\"v\":1}}}}\n"),
+        "{\"value\":\"x\\\\y\",\"key\":\"b\",\"expiration\":1790000000}\n".to_owned(),
+        "{\"key\":\"c\",\"value\":\"plain é\",\"base64\":false}\n".to_owned(),
+        "{\"key\":\"d\",\"value\":\"plain text\"}\n".to_owned(),
+    ];
+    let array = format!("[{}]", lines.concat().trim_end().replace('\n', ",\n"));
+    let mut csv = "key,metadata,value,expiration\n".to_owned();
+    csv.push_str("tokens:a,\"{\"\"v\"\":1}\",\"{\"\"access_token\"\":\"\"toéé\"\",\"\"n\"\":[1.5,true,null]}\",\n");
+    csv.push_str("b,,x\\y,1790000000\r\nc,,plain é,\nd,,\"plain text\",\n");
+    let formats =
+        vec![("lines", lines.concat().into_bytes()), ("array", array.into_bytes()), ("CSV", csv.into_bytes())];
+    (lines, formats)
+}
+
+#[test]
+fn no_cut_makes_a_match_or_calls_missing_what_was_cut_off() {
+    let (lines, formats) = every_format();
+    let keys = ["tokens:a", "b", "c", "d"];
+    // In CSV nothing says `"base64":false`, which says nothing.
+    let lines = lines.concat();
+    let without_flag = lines.replace(",\"base64\":false", "");
+    let folder = tempfile::tempdir().unwrap();
+    for (format, bytes) in formats {
+        let left = if format == "CSV" { without_flag.as_bytes() } else { lines.as_bytes() };
+        let seen = compare_in(folder.path(), left, &bytes, Order::Auto, false);
+        assert_eq!((seen.code, seen.matches), (0, 4), "{format} {seen:?}");
+        for cut in 1..bytes.len() {
+            let (rest, next) = (&bytes[..cut], bytes[cut]);
+            // A dump that ends between two entries, or before the last line feed, shows nothing of a cut.
+            let between = match format {
+                "lines" => rest.ends_with(b"}\n") || (rest.ends_with(b"}") && next == b'\n'),
+                "CSV" => rest.ends_with(b"\n") || rest.ends_with(b"\r"),
+                _ => false,
+            };
+            for order in [Order::Auto, Order::Unsorted] {
+                let seen = compare_in(folder.path(), left, rest, order, false);
+                let told = || format!("{format} cut to {:?} {order:?}: {seen:?}", String::from_utf8_lossy(rest));
+                let before = keys.iter().filter(|key| seen_whole(rest, key, format)).count() as u64;
+                assert!(seen.matches <= before, "{}", told());
+                if !between {
+                    assert_eq!(seen.code, 1, "{}", told());
+                    assert!(seen.findings.iter().all(|finding| finding.starts_with('!')), "{}", told());
+                    assert!(!seen.diagnostics.is_empty(), "{}", told());
+                }
+            }
+        }
+    }
+}
+
+/// Whether the entry of a key stands in a cut dump to its end.
+fn seen_whole(rest: &[u8], key: &str, format: &str) -> bool {
+    let text = String::from_utf8_lossy(rest);
+    let start = match format {
+        "CSV" => text.find(&format!("\n{key},")).map(|at| at + 1),
+        _ => text.find(&format!("\"key\":\"{key}\"")),
+    };
+    start.is_some_and(|at| text[at..].contains(if format == "CSV" { &['\n', '\r'][..] } else { &['}'] }))
+}
+
+/// All orders of a few lines.
+fn orders(lines: &[String]) -> Vec<String> {
+    match lines {
+        [] => vec![String::new()],
+        _ => (0..lines.len())
+            .flat_map(|n| {
+                let mut others = lines.to_vec();
+                let first = others.remove(n);
+                orders(&others).into_iter().map(move |rest| format!("{first}{rest}"))
+            })
+            .collect(),
+    }
+}
+
+#[test]
+fn the_order_of_damaged_and_repeated_entries_does_not_show() {
+    let whole = dump(&["a", "b", "c"]);
+    let (good, other) = (entry("b", "token-0001"), entry("b", "token-0002"));
+    let damaged = "{\"key\":\"tokens:b\",\"value\":7}\n".to_owned();
+    let unusable = "{\"key\":\"tokens:b\",\"value\":\"{}\"}\n".to_owned();
+    for given in [
+        vec![&damaged],
+        vec![&unusable],
+        vec![&good, &good],
+        vec![&good, &other],
+        vec![&good, &other, &good],
+        vec![&good, &other, &other],
+        vec![&good, &damaged],
+        vec![&good, &unusable],
+        vec![&unusable, &unusable],
+        vec![&damaged, &damaged],
+    ] {
+        let lines: Vec<String> =
+            given.into_iter().cloned().chain([entry("a", "token-0001"), entry("c", "token-0001")]).collect();
+        let seen: BTreeSet<_> = orders(&lines)
+            .iter()
+            .map(|right| {
+                let seen = compare(whole.as_bytes(), right.as_bytes());
+                assert_eq!(seen.matches + seen.findings.len() as u64, 3, "{right}: {seen:?}");
+                (seen.findings, seen.matches, seen.code)
+            })
+            .collect();
+        assert_eq!(seen.len(), 1, "{lines:?}: {seen:?}");
+    }
+}
+
+#[test]
+fn a_good_key_before_a_bad_byte_is_not_missing() {
+    let whole = dump(&["a", "b", "c"]);
+    let bad = whole.replace("tokens:b\",\"value\":\"", "tokens:b\",\"value\":\"@");
+    let bad: Vec<u8> = bad.bytes().map(|b| if b == b'@' { 0xE4 } else { b }).collect();
+    let seen = compare(whole.as_bytes(), &bad);
+    assert_eq!((seen.code, seen.matches, seen.findings.as_slice()), (1, 2, &["! tokens:b".to_owned()][..]));
 }
 
 #[test]

@@ -88,10 +88,61 @@ fn planted_differences_are_found_exactly_whatever_the_order_and_the_format() {
     assert_eq!(findings(&stdout(&piped.output().unwrap())), findings(&reports[0]));
 }
 
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_read_wherever_a_file_may_stand() {
+    let folder = folder_with(&[
+        ("a", &[entry("a", "token-0001", ""), entry("b", "token-0001", "")].concat()),
+        ("b", &[entry("a", "token-0001", ""), entry("b", "token-0002", "")].concat()),
+    ]);
+    let run = |script: &str| {
+        let mut command = Command::new("bash");
+        command.arg("-c").arg(script).env("cutover", env!("CARGO_BIN_EXE_cutover")).current_dir(folder.path());
+        let output = command.output().expect("bash starts");
+        (code(&output), stdout(&output).lines().filter(|line| line.contains("tokens:")).count())
+    };
+    for (script, expected) in [
+        ("$cutover verify <(cat a) <(cat b)", (3, 1)),
+        ("$cutover verify <(gzip -c a) <(cat a)", (0, 0)),
+        ("$cutover verify a /dev/stdin < b", (3, 1)),
+        ("cat a | $cutover verify a /dev/stdin", (0, 0)),
+        ("mkfifo pipe && (cat b > pipe &) && $cutover verify pipe a", (3, 1)),
+        ("$cutover verify a <(cat b) --checkpoint run", (2, 0)),
+    ] {
+        assert_eq!(run(script), expected, "{script}");
+    }
+}
+
+/// With all of a key's entries in memory this would take a gigabyte.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_key_that_is_given_a_hundred_thousand_times_takes_no_memory() {
+    let repeated = entry("b", "token-0001", "").repeat(100_000);
+    let differing: String = (0..20_000).map(|n| entry("b", &format!("token-000{}", n % 2), "")).collect();
+    let folder = folder_with(&[
+        ("same", &[entry("z", "token-0001", ""), repeated].concat()),
+        ("differing", &[entry("z", "token-0001", ""), differing].concat()),
+    ]);
+    let run = |script: &str| {
+        let mut command = Command::new("bash");
+        command.arg("-c").arg(format!("ulimit -v 250000 && {script} --memory 64M")).current_dir(folder.path());
+        command.env("cutover", env!("CARGO_BIN_EXE_cutover")).env("MALLOC_ARENA_MAX", "1");
+        let output = command.output().expect("bash starts");
+        assert!(output.status.code().is_some(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+        (code(&output), stdout(&output))
+    };
+    for more in ["", "--expect-ours"] {
+        let (_, report) = run(&format!("$cutover verify same same --order unsorted {more}"));
+        assert!(report.contains("199,998 "), "{report}");
+        let (code, report) = run(&format!("$cutover verify same differing --order unsorted {more}"));
+        assert!(code == 1 && report.contains("10000 problems"), "{report}");
+    }
+}
+
 #[test]
 fn differences_that_do_not_matter_are_none() {
     let folder = tempfile::tempdir().unwrap();
-    for kind in [Kind::Noise] {
+    for kind in [Kind::Noise, Kind::Mixed] {
         dumps::generate(folder.path(), ENTRIES, kind);
         for order in ["sorted", "unsorted"] {
             let args = ["left.jsonl", "right.jsonl", "--order", order, "--combined", "report.txt", "--memory", "64M"];

@@ -8,7 +8,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use dumps::Kind;
+use cutover::failpoint::VERIFY_FILES;
+use dumps::{Kind, mix};
 
 const ENTRIES: u64 = 60_000;
 /// How often the program is killed at most before it may finish.
@@ -21,21 +22,26 @@ fn command(folder: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// Runs with a run file, killing the program each time it has come further, and resuming it.
+/// Begins a run, or goes on where there is a run file.
+fn begin_or_resume(folder: &Path, args: &[&str]) -> Command {
+    match folder.join("run.json").exists() {
+        true => command(folder, &["--resume", "run.json"]),
+        false => command(folder, &[args, &["--checkpoint", "run.json"]].concat()),
+    }
+}
+
+/// Runs with a run file, killing the program at any moment from its very start on, and resuming it.
 fn killed_and_resumed(folder: &Path, args: &[&str]) -> (usize, Output) {
-    let run = folder.join("run.json");
-    let (mut kills, mut seen) = (0, Vec::new());
+    let mut kills = 0;
     loop {
-        let mut child = match kills {
-            0 => command(folder, &[args, &["--checkpoint", "run.json"]].concat()).spawn().unwrap(),
-            _ => command(folder, &["--resume", "run.json"]).spawn().unwrap(),
-        };
+        let mut child = begin_or_resume(folder, args).spawn().unwrap();
+        // Sooner at first, so that it does not come to its end before.
+        let mut looks = 1u64 << (mix(kills as u64) % (kills as u64 + 1).min(20));
         while kills < KILLS && child.try_wait().unwrap().is_none() {
-            let now = fs::read(&run).unwrap_or_default();
-            if now != seen && !now.is_empty() {
+            looks = looks.saturating_sub(1);
+            if looks == 0 {
                 // SIGKILL: nothing of the program runs any more.
                 child.kill().unwrap();
-                seen = now;
             }
             std::thread::yield_now();
         }
@@ -81,6 +87,39 @@ fn a_comparison_by_partitions_survives_being_killed() {
 #[test]
 fn so_does_one_in_which_every_key_is_listed() {
     check(Kind::Noise, &["--all", "--diff"]);
+}
+
+/// Two sides that are sorted but for the last entry of one.
+fn nearly_sorted(folder: &Path) {
+    dumps::generate(folder, 1_000, Kind::Sorted);
+    let path = folder.join("left.jsonl");
+    let text = fs::read_to_string(&path).unwrap();
+    let (first, rest) = text.split_at(text.find('\n').unwrap() + 1);
+    fs::write(path, [rest, first].concat()).unwrap();
+}
+
+#[test]
+fn a_comparison_that_dies_before_any_change_to_its_files_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    nearly_sorted(folder.path());
+    let args = ["left.jsonl", "right.jsonl", "--memory", "64M"];
+    let whole = command(folder.path(), &args).output().unwrap();
+    let mut deaths = 0;
+    // All changes at first, then one of a few, since partition after partition makes the same ones.
+    for change in (1..24).chain((24..).step_by(7)) {
+        for name in ["run.json", "run.json.findings"] {
+            let _ = fs::remove_file(folder.path().join(name));
+        }
+        let failpoint = format!("{VERIFY_FILES}:{change}");
+        let first = begin_or_resume(folder.path(), &args).env("CUTOVER_FAILPOINT", failpoint).output().unwrap();
+        if first.status.code().is_some() {
+            break;
+        }
+        deaths += 1;
+        let resumed = begin_or_resume(folder.path(), &args).output().unwrap();
+        assert!(resumed.stdout == whole.stdout, "change {change}: {}", String::from_utf8_lossy(&resumed.stderr));
+    }
+    assert!(deaths > 20, "{deaths}");
 }
 
 #[test]

@@ -97,7 +97,7 @@ impl Store {
         for Checked { key, listed, outcome, rung, at } in checked {
             query(
                 "UPDATE watermark SET checked = $3, checked_at = $4, outcome = $5, rung = $6,
-                   clean_at = CASE WHEN $5 = 'match' THEN $4 ELSE clean_at END
+                   clean_at = CASE WHEN $5 = 'match' AND (clean_at IS NULL OR clean_at < $4) THEN $4 ELSE clean_at END
                  WHERE pair = $1 AND key = $2",
             )
             .bind(pair)
@@ -121,7 +121,7 @@ impl Store {
         for (key, outcome, rung) in settled {
             query(
                 "UPDATE watermark SET outcome = $3, rung = $4,
-                   clean_at = CASE WHEN $3 = 'match' THEN $5 ELSE clean_at END
+                   clean_at = CASE WHEN $3 = 'match' AND (clean_at IS NULL OR clean_at < $5) THEN $5 ELSE clean_at END
                  WHERE pair = $1 AND key = $2",
             )
             .bind(pair)

@@ -3,7 +3,7 @@
 //! with the same digest are a match; the few others are read again and compared in full. Such
 //! records take a tenth of the room, so that millions of them fit into memory.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 
@@ -74,6 +74,25 @@ impl Record {
         };
         Some(Self { hash, digest, offset, number: number >> 2, state })
     }
+
+    /// Whether both are sealed, and say the same of the same key.
+    fn is_sealed_as(&self, other: &Self) -> bool {
+        (self.state, other.state) == (State::Sealed, State::Sealed) && self.digest == other.digest
+    }
+}
+
+/// The record of this number among those that are kept.
+fn record_at(kept: &[u8], at: u32) -> io::Result<Record> {
+    kept.get(at as usize * RECORD_BYTES..).and_then(Record::read).ok_or_else(changed)
+}
+
+/// Hands out the records of a partition.
+fn each_record(side: &Partitions, partition: usize, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    let mut room = Vec::new();
+    for piece in 0..side.pieces(partition) {
+        side.piece(partition, piece, &mut room)?.chunks_exact(RECORD_BYTES).try_for_each(&mut each)?;
+    }
+    Ok(())
 }
 
 /// Digests entries of a known shape. HMAC over a few hundred bytes would be the dearest step by
@@ -148,7 +167,9 @@ pub(super) fn partition(
             let read = reader.scan().and_then(|scanned| {
                 record.hash = hash(&scanned.key(line));
                 let facts = Facts::read(line, &scanned, rules, &mut scratch)?;
-                shapes.learn(line, &scanned, &facts, rules);
+                if shapes.wants(&facts) {
+                    shapes.learn(line, &scanned, &facts, rules);
+                }
                 Ok(())
             });
             if let Err(error) = read {
@@ -174,59 +195,88 @@ pub(super) struct Resolver<'a> {
     pub lookups: [Box<dyn Lookup>; 2],
 }
 
-/// The records of one hash, which is nearly always one key.
+/// The records of one hash, which is nearly always one key: where the first one of each side
+/// stands among those that are kept.
 #[derive(Default)]
 struct Slot {
     first: [Option<u32>; 2],
-    /// A side has more than one.
+    /// Others that are sealed as the first one of their side.
+    repeated: u32,
+    /// A side has more than these.
     crowded: bool,
 }
 
+/// The first entry of a key on one side, and whether the others there say the same.
+struct First {
+    record: Record,
+    /// Of all that it says; `None` when it cannot be used.
+    digest: Option<[u8; 16]>,
+    conflict: bool,
+}
+
+/// A key whose hash a side has several times.
+struct Repeated {
+    key: Vec<u8>,
+    first: [Option<First>; 2],
+}
+
 impl Resolver<'_> {
-    pub fn compare(&mut self, sides: [&[u8]; 2]) -> io::Result<Part> {
-        let record = |n: usize, at: u32| Record::read(&sides[n][at as usize * RECORD_BYTES..]).ok_or_else(changed);
-        let mut table = Table::new(sides[0].len().max(sides[1].len()) / RECORD_BYTES);
-        for (n, bytes) in sides.into_iter().enumerate() {
-            for (at, bytes) in bytes.chunks_exact(RECORD_BYTES).enumerate() {
+    /// Compares a partition of which about so many bytes are expected to be kept.
+    pub fn compare(&mut self, sides: [&Partitions; 2], partition: usize, expected: usize) -> io::Result<Part> {
+        let mut table = Table::new(expected / 2 / RECORD_BYTES);
+        // The first record of each hash.
+        let mut kept = sides.map(|side| Vec::with_capacity(expected.min(side.bytes(partition) as usize)));
+        for (n, side) in sides.into_iter().enumerate() {
+            each_record(side, partition, |bytes| {
                 let slot = table.slot(u64::from_le_bytes(*bytes.first_chunk().ok_or_else(changed)?));
-                if slot.first[n].is_some() {
-                    slot.crowded = true;
-                } else {
-                    slot.first[n] = Some(at as u32);
+                match slot.first[n] {
+                    None => {
+                        slot.first[n] = Some((kept[n].len() / RECORD_BYTES) as u32);
+                        kept[n].extend_from_slice(bytes);
+                    }
+                    Some(at) if record_at(&kept[n], at)?.is_sealed_as(&Record::read(bytes).ok_or_else(changed)?) => {
+                        slot.repeated += 1
+                    }
+                    Some(_) => slot.crowded = true,
                 }
-            }
+                Ok(())
+            })?;
         }
         let (mut part, mut findings, mut matches) = (Part::default(), Vec::new(), 0);
-        let mut crowds: HashMap<u64, [Vec<Record>; 2]> = HashMap::new();
+        let mut crowds: HashMap<u64, Vec<Repeated>> = HashMap::new();
         for (hash, slot) in table.used() {
             if slot.crowded {
-                crowds.entry(hash).or_default();
+                crowds.insert(hash, Vec::new());
                 continue;
             }
-            let pair = [0, 1].map(|n| slot.first[n].map(|at| record(n, at)).transpose());
-            let [left, right] = pair;
-            let (left, right) = (left?, right?);
-            if let (Some(left), Some(right)) = (&left, &right)
-                && (left.state, right.state) == (State::Sealed, State::Sealed)
-                && left.digest == right.digest
-            {
-                matches += 1;
-            } else {
-                self.resolve([left.as_slice(), right.as_slice()], &mut part, &mut findings)?;
+            part.counts.repeated += u64::from(slot.repeated);
+            let record = |n: usize| slot.first[n].map(|at| record_at(&kept[n], at)).transpose();
+            let pair = [record(0)?, record(1)?];
+            match &pair {
+                [Some(left), Some(right)] if left.is_sealed_as(right) => matches += 1,
+                _ => self.resolve(pair, &mut part, &mut findings)?,
             }
         }
+        drop((table, kept));
         if !crowds.is_empty() {
-            for (n, bytes) in sides.into_iter().enumerate() {
-                for at in 0..bytes.len() / RECORD_BYTES {
-                    let record = record(n, at as u32)?;
-                    if let Some(crowd) = crowds.get_mut(&record.hash) {
-                        crowd[n].push(record);
-                    }
-                }
+            for (n, side) in sides.into_iter().enumerate() {
+                each_record(side, partition, |bytes| {
+                    let record = Record::read(bytes).ok_or_else(changed)?;
+                    crowds.get_mut(&record.hash).map_or(Ok(()), |crowd| self.enter(n, record, crowd, &mut part))
+                })?;
             }
         }
-        for crowd in crowds.values() {
-            self.resolve([&crowd[0], &crowd[1]], &mut part, &mut findings)?;
+        for Repeated { key, first } in crowds.into_values().flatten() {
+            if let Some(n) = (0..2).find(|n| first[*n].as_ref().is_some_and(|first| first.conflict)) {
+                add(conflicting(&key, Hand::BOTH[n]), &mut part.counts, &mut findings);
+                continue;
+            }
+            let mut found = [None, None];
+            for (n, first) in first.iter().enumerate() {
+                found[n] =
+                    first.as_ref().map(|first| self.look_up(n, &first.record)).transpose()?.map(|(found, _)| found);
+            }
+            self.judge(&key, &found, &mut part, &mut findings)?;
         }
         part.counts.add(Outcome::Match, Rung::Fingerprint, matches);
         findings.sort_unstable_by(|a, b| a.key.cmp(&b.key));
@@ -234,19 +284,59 @@ impl Resolver<'_> {
         Ok(part)
     }
 
-    /// Looks up entries that share a hash, and judges each of their keys.
-    fn resolve(&mut self, records: [&[Record]; 2], part: &mut Part, findings: &mut Vec<Finding>) -> io::Result<()> {
-        let mut by_key: BTreeMap<Vec<u8>, [Vec<Found>; 2]> = BTreeMap::new();
-        for (n, records) in records.into_iter().enumerate() {
-            let mut records = records.to_vec();
-            records.sort_unstable_by_key(|record| record.number);
-            for record in records {
-                let (found, key) = self.look_up(n, &record)?;
-                by_key.entry(key).or_default()[n].push(found);
+    /// Looks up the entries of a hash of which each side has one at most, and judges them.
+    fn resolve(
+        &mut self,
+        records: [Option<Record>; 2],
+        part: &mut Part,
+        findings: &mut Vec<Finding>,
+    ) -> io::Result<()> {
+        let mut found = [None, None];
+        for (n, record) in records.iter().enumerate() {
+            found[n] = record.as_ref().map(|record| self.look_up(n, record)).transpose()?;
+        }
+        match found {
+            [Some((left, key)), Some((right, same))] if key == same => {
+                self.judge(&key, &[Some(left), Some(right)], part, findings)
+            }
+            [left, right] => {
+                // Two keys may share a hash.
+                left.map_or(Ok(()), |(left, key)| self.judge(&key, &[Some(left), None], part, findings))?;
+                right.map_or(Ok(()), |(right, key)| self.judge(&key, &[None, Some(right)], part, findings))
             }
         }
-        for (key, sides) in &by_key {
-            self.judge(key, sides, part, findings)?;
+    }
+
+    /// Holds an entry against the first one of its key. Only one of them is in memory at a time.
+    fn enter(&mut self, n: usize, record: Record, crowd: &mut Vec<Repeated>, part: &mut Part) -> io::Result<()> {
+        let mut firsts = crowd.iter().filter_map(|repeated| repeated.first[n].as_ref());
+        if firsts.any(|first| first.record.is_sealed_as(&record)) {
+            part.counts.repeated += 1;
+            return Ok(());
+        }
+        let (found, key) = self.look_up(n, &record)?;
+        let digest = self.digest(&found);
+        let known = crowd.iter_mut().find(|repeated| repeated.key == key);
+        let place = match known {
+            Some(repeated) => &mut repeated.first[n],
+            None => {
+                let mut first = [None, None];
+                first[n] = Some(First { record, digest, conflict: false });
+                crowd.push(Repeated { key, first });
+                return Ok(());
+            }
+        };
+        match place {
+            None => *place = Some(First { record, digest, conflict: false }),
+            Some(first) if digest.is_some() && first.digest == digest => part.counts.repeated += 1,
+            Some(first) => {
+                first.conflict = true;
+                if first.digest.is_some() && digest.is_some() {
+                    let key = String::from_utf8_lossy(&key).into_owned();
+                    let (first, second) = (first.record.number, record.number);
+                    part.conflicts.add(Conflict { hand: Hand::BOTH[n], key, first, second });
+                }
+            }
         }
         Ok(())
     }
@@ -257,63 +347,39 @@ impl Resolver<'_> {
             Ok(scanned) if record.state != State::Broken => scanned,
             Ok(scanned) => {
                 let key = scanned.key(&line).into_owned();
-                return Ok((Found { number: record.number, line, scanned: None }, key));
+                return Ok((Found { line, scanned: None }, key));
             }
             Err(error) => {
                 let key = error.key.filter(|_| record.state == State::Broken).ok_or_else(changed)?;
-                return Ok((Found { number: record.number, line, scanned: None }, key));
+                return Ok((Found { line, scanned: None }, key));
             }
         };
         let key = scanned.key(&line).into_owned();
-        Ok((Found { number: record.number, line, scanned: Some(scanned) }, key))
+        Ok((Found { line, scanned: Some(scanned) }, key))
     }
 
     fn judge(
         &self,
         key: &[u8],
-        sides: &[Vec<Found>; 2],
+        found: &[Option<Found>; 2],
         part: &mut Part,
         findings: &mut Vec<Finding>,
     ) -> io::Result<()> {
-        let mut conflict = None;
-        for (n, found) in sides.iter().enumerate() {
-            let Some((first, more)) = found.split_first() else { continue };
-            let packed = if more.is_empty() { None } else { self.packed(first) };
-            for other in more {
-                let both = (&packed, self.packed(other));
-                if let (Some(first), Some(other)) = &both
-                    && first == other
-                {
-                    part.counts.repeated += 1;
-                    continue;
-                }
-                conflict.get_or_insert(Hand::BOTH[n]);
-                if both.0.is_some() && both.1.is_some() {
-                    let key = String::from_utf8_lossy(key).into_owned();
-                    let (first, second) = (first.number, other.number);
-                    part.conflicts.push(Conflict { hand: Hand::BOTH[n], key, first, second });
-                }
-            }
-        }
-        if let Some(hand) = conflict {
-            add(conflicting(key, hand), &mut part.counts, findings);
-            return Ok(());
-        }
-        if (0..2).any(|n| sides[n].is_empty() && self.broke_off[n]) {
+        if (0..2).any(|n| found[n].is_none() && self.broke_off[n]) {
             part.counts.not_compared += 1;
             return Ok(());
         }
         let (mut first, mut second) = (Vec::new(), Vec::new());
         let mut facts = [None, None];
         for (n, scratch) in [&mut first, &mut second].into_iter().enumerate() {
-            if let Some(Found { line, scanned: Some(scanned), .. }) = sides[n].first() {
+            if let Some(Found { line, scanned: Some(scanned) }) = &found[n] {
                 facts[n] = Some(Facts::read(line, scanned, self.rules, scratch).map_err(|_| changed())?);
             }
         }
-        let said = |n: usize| match (sides[n].is_empty(), &facts[n]) {
-            (true, _) => Said::Nothing,
-            (false, None) => Said::Broken,
-            (false, Some(facts)) => Said::Entry(facts),
+        let said = |n: usize| match (&found[n], &facts[n]) {
+            (None, _) => Said::Nothing,
+            (Some(_), None) => Said::Broken,
+            (Some(_), Some(facts)) => Said::Entry(facts),
         };
         match judge(key, &said(0), &said(1), self.rules, self.keys) {
             Judged::Match(rung) => part.counts.add(Outcome::Match, rung, 1),
@@ -322,12 +388,13 @@ impl Resolver<'_> {
         Ok(())
     }
 
-    fn packed(&self, found: &Found) -> Option<Vec<u8>> {
+    /// Digest of all that an entry says; `None` when it cannot be used.
+    fn digest(&self, found: &Found) -> Option<[u8; 16]> {
         let mut scratch = Vec::new();
         let facts = Facts::read(&found.line, found.scanned.as_ref()?, self.rules, &mut scratch).ok()?;
         let mut out = Vec::new();
         pack(&facts, self.keys, &mut out);
-        Some(out)
+        Some(self.keys.digest(&out))
     }
 }
 
@@ -338,7 +405,6 @@ fn add(finding: Finding, counts: &mut Counts, findings: &mut Vec<Finding>) {
 
 /// An entry that was looked up; one that cannot be used has no parts.
 struct Found {
-    number: u64,
     line: Vec<u8>,
     scanned: Option<Scanned>,
 }

@@ -14,6 +14,7 @@
 //! one for each key there is none.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -50,6 +51,8 @@ pub struct Continuous<'a> {
     pub every_ms: i64,
     /// Within this every key is compared, in milliseconds.
     pub period_ms: i64,
+    /// Where temporary files lie; the system's folder for them if none.
+    pub folder: Option<&'a Path>,
 }
 
 /// What a round has shown.
@@ -92,7 +95,7 @@ impl Continuous<'_> {
         let pair = format!("{}|{}", self.sides[0].name(), self.sides[1].name());
         let (keys, entries) = self.list(&pair, began_at)?;
         let mut work = Work {
-            spool: Spool::unnamed()?,
+            spool: Spool::unnamed(self.folder)?,
             segments: Vec::new(),
             counts: Counts::of_entries(entries),
             diagnostics: Diagnostics::default(),
@@ -219,8 +222,14 @@ impl Continuous<'_> {
         // No look that ends a difference begins before the window is over.
         let at = self.clock.now().plus_ms(self.settle_ms);
         let rules = Rules { all: true, ..self.rules.clone() };
-        let settler =
-            Settler { sides: self.sides, rules: &rules, keys: self.keys, clock: self.clock, window_ms: self.settle_ms };
+        let settler = Settler {
+            sides: self.sides,
+            rules: &rules,
+            keys: self.keys,
+            clock: self.clock,
+            window_ms: self.settle_ms,
+            folder: self.folder,
+        };
         let mut ended: Vec<(String, Outcome, &'static str)> = Vec::new();
         let Settled { spool, segments, counts } =
             settler.settle(&mut work.spool, &work.segments, work.counts, &mut work.diagnostics, &mut |finding| {

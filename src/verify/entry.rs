@@ -91,12 +91,6 @@ impl Scanned {
 /// When the line is not UTF-8, not one JSON object, has no usable key, gives a member twice, or
 /// has a member of the wrong type. The error carries the key if that could be read.
 pub(super) fn scan(line: &[u8]) -> Result<Scanned, EntryError> {
-    if !line.is_ascii()
-        && let Err(error) = std::str::from_utf8(line)
-    {
-        let at = error.valid_up_to();
-        return Err(EntryError::new(at, format!("byte 0x{:02X}, which is not UTF-8", line[at]), "UTF-8 text"));
-    }
     let mut parts = Parts::default();
     let mut cursor = Cursor::new(line);
     let walked = cursor.object(|cursor, name| parts.member(cursor, name)).and_then(|()| {
@@ -104,12 +98,17 @@ pub(super) fn scan(line: &[u8]) -> Result<Scanned, EntryError> {
         if cursor.at < line.len() { cursor.error("nothing after the entry") } else { Ok(()) }
     });
     let key = match parts.key {
-        Some(key) => match checked_key(line, key) {
-            Ok(text) => Some((key, text)),
-            Err(error) => return Err(error),
-        },
+        Some(key) => Some((key, checked_key(line, key)?)),
         None => None,
     };
+    if !line.is_ascii()
+        && let Err(error) = std::str::from_utf8(line)
+    {
+        let at = error.valid_up_to();
+        let found = format!("byte 0x{:02X}, which is not UTF-8", line[at]);
+        let key = key.filter(|(_, text)| std::str::from_utf8(text).is_ok()).map(|(_, text)| text.into_owned());
+        return Err(EntryError { key, ..EntryError::new(at, found, "UTF-8 text") });
+    }
     let with_key = |mut error: EntryError| {
         error.key = key.as_ref().map(|(_, text)| text.clone().into_owned());
         error
@@ -263,6 +262,9 @@ mod tests {
     fn a_broken_entry_still_tells_its_key() {
         let error = scan(br#"{"key":"tokens:a:b:c","value":[]}"#).unwrap_err();
         assert_eq!(error.key.as_deref(), Some(&b"tokens:a:b:c"[..]));
+        let error = scan(b"{\"key\":\"tokens:a:b:c\",\"value\":\"\xE4\"}").unwrap_err();
+        assert_eq!((error.at, error.key.as_deref()), (31, Some(&b"tokens:a:b:c"[..])));
+        assert_eq!(scan(b"{\"key\":\"tokens:\xE4\",\"value\":\"\"}").unwrap_err().key, None);
     }
 
     proptest! {

@@ -347,7 +347,7 @@ impl fmt::Display for Diagnostic {
 
 /// How many diagnostics are kept in full. The first hundred tell what is wrong with a file; a
 /// million more would only fill the memory.
-const DIAGNOSTICS_MAX: usize = 100;
+pub(super) const DIAGNOSTICS_MAX: usize = 100;
 
 /// All that could not be used: the first ones in full, the rest counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

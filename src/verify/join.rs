@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::compact::{RECORD_BYTES, Resolver};
 use super::compare::Keys;
-use super::finding::{Counts, Finding, Hand, Outcome, Rung};
+use super::finding::{Counts, DIAGNOSTICS_MAX, Finding, Hand, Outcome, Rung};
 use super::judge::{Judged, Said, conflicting, judge};
 use super::merge::matched;
 use super::pack::unpack;
@@ -33,13 +33,39 @@ pub(super) struct Conflict {
     pub second: u64,
 }
 
+/// The first conflicts, as many as can be shown, and how many there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Conflicts {
+    pub first: BTreeSet<Conflict>,
+    pub total: u64,
+}
+
+impl Conflicts {
+    pub fn add(&mut self, conflict: Conflict) {
+        self.total += 1;
+        self.keep(conflict);
+    }
+
+    pub fn merge(&mut self, other: Self) {
+        self.total += other.total;
+        other.first.into_iter().for_each(|conflict| self.keep(conflict));
+    }
+
+    fn keep(&mut self, conflict: Conflict) {
+        self.first.insert(conflict);
+        if self.first.len() > DIAGNOSTICS_MAX {
+            self.first.pop_last();
+        }
+    }
+}
+
 /// What comparing a partition, or a part of one, gave.
 #[derive(Default)]
 pub(super) struct Part {
     /// Findings as lines, sorted by key.
     pub lines: Vec<u8>,
     pub counts: Counts,
-    pub conflicts: Vec<Conflict>,
+    pub conflicts: Conflicts,
 }
 
 /// What is needed to compare partitions.
@@ -115,7 +141,9 @@ impl Join<'_> {
         })
     }
 
-    /// Compares one partition; one that is too large for the memory is split further first.
+    /// Compares one partition; one that is too large for the memory is split further first, unless
+    /// it is large only because one key is in it again and again. Of a key that is repeated only the
+    /// first entry is kept, so that one takes no room.
     fn partition(
         &self,
         sides: [&Partitions; 2],
@@ -127,8 +155,10 @@ impl Join<'_> {
     ) -> io::Result<()> {
         let bytes = sides[0].bytes(n) + sides[1].bytes(n);
         // The index takes about as much again for short records.
-        if bytes * 2 > budget
+        let fits = bytes * 2 <= budget;
+        if !fits
             && let Some(finer) = layout.finer()
+            && self.has_several_hashes(sides, n)?
         {
             let split = [self.split(sides[0], n, finer)?, self.split(sides[1], n, finer)?];
             for part in 0..finer.partitions() {
@@ -136,12 +166,37 @@ impl Join<'_> {
             }
             return Ok(());
         }
-        let loaded = [sides[0].load(n)?, sides[1].load(n)?];
-        let loaded = [loaded[0].as_slice(), loaded[1].as_slice()];
+        let expected = if fits { bytes as usize } else { 0 };
         send(match resolver {
-            Some(resolver) => resolver.compare(loaded)?,
-            None => self.compare(loaded)?,
+            Some(resolver) => resolver.compare(sides, n, expected)?,
+            None => self.compare(sides, n, expected)?,
         })
+    }
+
+    /// The hash of the record at the start of the bytes, and how long it is.
+    fn head(&self, bytes: &[u8]) -> io::Result<(u64, usize)> {
+        match self.sources {
+            Some(_) => bytes.first_chunk().map(|hash| (u64::from_le_bytes(*hash), RECORD_BYTES)),
+            None => Record::read(bytes).map(|(record, length)| (record.hash, length)),
+        }
+        .ok_or_else(damaged)
+    }
+
+    fn has_several_hashes(&self, sides: [&Partitions; 2], n: usize) -> io::Result<bool> {
+        let (mut first, mut room) = (None, Vec::new());
+        for side in sides {
+            for piece in 0..side.pieces(n) {
+                let mut bytes = side.piece(n, piece, &mut room)?;
+                while !bytes.is_empty() {
+                    let (hash, length) = self.head(bytes)?;
+                    if *first.get_or_insert(hash) != hash {
+                        return Ok(true);
+                    }
+                    bytes = bytes.get(length..).ok_or_else(damaged)?;
+                }
+            }
+        }
+        Ok(false)
     }
 
     fn resolver(&self) -> io::Result<Option<Resolver<'_>>> {
@@ -154,50 +209,45 @@ impl Join<'_> {
     /// Cuts a partition into smaller ones.
     fn split(&self, from: &Partitions, n: usize, finer: Layout) -> io::Result<Partitions> {
         let mut writer = Writer::new(finer, self.folder, 0)?;
-        let mut bytes = Vec::new();
+        let mut room = Vec::new();
         for piece in 0..from.pieces(n) {
-            bytes.clear();
-            from.load_piece(n, piece, &mut bytes)?;
-            let mut at = 0;
-            while at < bytes.len() {
-                let (hash, length) = match self.sources {
-                    Some(_) => (u64::from_le_bytes(*bytes[at..].first_chunk().ok_or_else(damaged)?), RECORD_BYTES),
-                    None => Record::read(&bytes[at..]).map(|(r, length)| (r.hash, length)).ok_or_else(damaged)?,
-                };
-                writer.copy(hash, bytes.get(at..at + length).ok_or_else(damaged)?)?;
-                at += length;
+            let mut bytes = from.piece(n, piece, &mut room)?;
+            while !bytes.is_empty() {
+                let (hash, length) = self.head(bytes)?;
+                let (record, rest) = bytes.split_at_checked(length).ok_or_else(damaged)?;
+                writer.copy(hash, record)?;
+                bytes = rest;
             }
         }
         writer.finish()
     }
 
-    fn compare(&self, sides: [&[u8]; 2]) -> io::Result<Part> {
+    /// Compares a partition of which about so many bytes are expected to be kept.
+    fn compare(&self, sides: [&Partitions; 2], partition: usize, expected: usize) -> io::Result<Part> {
         let mut part = Part::default();
-        let mut table = Table::new(sides[0].len() + sides[1].len());
-        for (n, bytes) in sides.into_iter().enumerate() {
-            let mut at = 0;
-            while at < bytes.len() {
-                let (record, length) = Record::read(&bytes[at..]).ok_or_else(damaged)?;
-                let slot = table.slot(record.hash, |slot| {
-                    let (side, at) = slot.first();
-                    Record::read(&sides[side][at..]).is_some_and(|(other, _)| other.key == record.key)
-                });
-                if slot.at[n] == NONE {
-                    slot.at[n] = at;
-                } else {
-                    let (first, _) = Record::read(&bytes[slot.at[n]..]).ok_or_else(damaged)?;
-                    if first.facts == record.facts && !first.is_broken() && !record.is_broken() {
-                        part.counts.repeated += 1;
+        let mut table = Table::new(expected);
+        // The first record of each key.
+        let mut kept = sides.map(|side| Vec::with_capacity(expected.min(side.bytes(partition) as usize)));
+        let mut room = Vec::new();
+        for (n, side) in sides.into_iter().enumerate() {
+            for piece in 0..side.pieces(partition) {
+                let mut bytes = side.piece(partition, piece, &mut room)?;
+                while !bytes.is_empty() {
+                    let (record, length) = Record::read(bytes).ok_or_else(damaged)?;
+                    let slot = table.slot(record.hash, |slot| {
+                        let (side, at) = slot.first();
+                        Record::read(&kept[side][at..]).is_some_and(|(other, _)| other.key == record.key)
+                    });
+                    let (whole, rest) = bytes.split_at(length);
+                    if slot.at[n] == NONE {
+                        slot.at[n] = kept[n].len();
+                        kept[n].extend_from_slice(whole);
                     } else {
-                        slot.conflict[n] = true;
-                        if !first.is_broken() && !record.is_broken() {
-                            let (first, second) = (first.number.min(record.number), first.number.max(record.number));
-                            let key = String::from_utf8_lossy(record.key).into_owned();
-                            part.conflicts.push(Conflict { hand: Hand::BOTH[n], key, first, second });
-                        }
+                        let (first, _) = Record::read(&kept[n][slot.at[n]..]).ok_or_else(damaged)?;
+                        repeated(&first, &record, n, slot, &mut part);
                     }
+                    bytes = rest;
                 }
-                at += length;
             }
         }
         let mut findings: Vec<Finding> = Vec::new();
@@ -205,7 +255,7 @@ impl Join<'_> {
         for slot in &table.slots {
             let record = |n: usize| match slot.at[n] {
                 NONE => Ok(None),
-                at => Record::read(&sides[n][at..]).map(|(record, _)| Some(record)).ok_or_else(damaged),
+                at => Record::read(&kept[n][at..]).map(|(record, _)| Some(record)).ok_or_else(damaged),
             };
             let pair = [record(0)?, record(1)?];
             if let [Some(left), Some(right)] = &pair
@@ -272,13 +322,27 @@ impl Join<'_> {
     }
 }
 
+/// Another record of a key that the side has already.
+fn repeated(first: &Record<'_>, record: &Record<'_>, n: usize, slot: &mut Slot, part: &mut Part) {
+    let sound = !first.is_broken() && !record.is_broken();
+    if sound && first.facts == record.facts {
+        part.counts.repeated += 1;
+        return;
+    }
+    slot.conflict[n] = true;
+    if sound {
+        let key = String::from_utf8_lossy(record.key).into_owned();
+        part.conflicts.add(Conflict { hand: Hand::BOTH[n], key, first: first.number, second: record.number });
+    }
+}
+
 fn damaged() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "a partition on disk does not hold what was written to it")
 }
 
 const NONE: usize = usize::MAX;
 
-/// One key of a partition, and where its first record stands on each side.
+/// One key of a partition, and where its first record stands among those that are kept.
 struct Slot {
     hash: u64,
     at: [usize; 2],

@@ -9,7 +9,7 @@ use std::cmp::Ordering;
 use std::io;
 
 use super::compare::Keys;
-use super::entry::{EntryError, Scanned};
+use super::entry::{EntryError, Scanned, scan};
 use super::facts::Facts;
 use super::finding::{Counts, Finding, Hand, Outcome, Rung};
 use super::judge::{Judged, Said, conflicting, judge};
@@ -66,11 +66,15 @@ enum Pending {
     Nothing,
     Match(Rung),
     Finding(Box<Finding>),
+    /// The other side may well have had the key.
+    NotCompared,
+    /// This side has several entries with the key and different content.
+    Conflict(Hand),
 }
 
 pub(super) struct Merge<'r> {
     pub readers: [Reader; 2],
-    /// The last good key of each side.
+    /// The last key of each side.
     pub last: [Vec<u8>; 2],
     pub counts: Counts,
     rules: &'r Rules,
@@ -78,6 +82,8 @@ pub(super) struct Merge<'r> {
     heads: [Head; 2],
     pending: Pending,
     pending_key: Vec<u8>,
+    /// The first entry with the last key of each side can be used.
+    sound: [bool; 2],
     /// Matches at the strongest rung that are not in the counts yet.
     matches: u64,
     /// Room for a key and for two values, kept so that it is not allocated for each entry.
@@ -99,6 +105,7 @@ impl<'r> Merge<'r> {
             heads: [Head::Raw, Head::Raw],
             pending: Pending::Nothing,
             pending_key: Vec::new(),
+            sound: [false; 2],
             matches: 0,
             key: Vec::new(),
             scratch: [Vec::new(), Vec::new()],
@@ -181,6 +188,7 @@ impl<'r> Merge<'r> {
             self.counts.entries[n] += 1;
             self.advance(n, true);
         }
+        self.sound = [true; 2];
         self.pending = Pending::Match(Rung::Fingerprint);
         std::mem::swap(&mut self.pending_key, &mut self.key);
         Ok(true)
@@ -190,86 +198,96 @@ impl<'r> Merge<'r> {
     /// and what repeats the entry in front of it.
     fn look(&mut self, n: usize) -> Option<Pass> {
         let reader = &mut self.readers[n];
-        match reader.scan() {
+        let (scanned, key) = match reader.scan() {
             Ok(scanned) => {
                 let key = scanned.key(reader.line()).into_owned();
-                match key.as_slice().cmp(&self.last[n]) {
-                    Ordering::Greater => self.heads[n] = Head::Entry { scanned, key },
-                    Ordering::Less => return Some(Pass::Disorder { hand: reader.hand, entry: reader.number() }),
-                    Ordering::Equal => self.repeated(n, &scanned, &key),
-                }
+                (Ok(scanned), key)
             }
             Err(mut error) => match error.key.take() {
-                Some(key) if key > self.last[n] => self.heads[n] = Head::Broken { error, key },
-                key => {
-                    let again = key.as_deref().is_some_and(|key| *key == *self.last[n]);
-                    error.key = key;
+                Some(key) => (Err(error), key),
+                None => {
                     reader.report(&error);
-                    if again {
-                        self.conflict(n);
-                    }
                     self.counts.entries[n] += 1;
                     self.advance(n, false);
+                    return None;
                 }
             },
+        };
+        match (key.as_slice().cmp(&self.last[n]), scanned) {
+            (Ordering::Less, _) => return Some(Pass::Disorder { hand: reader.hand, entry: reader.number() }),
+            (Ordering::Equal, scanned) => self.repeated(n, scanned, key),
+            (Ordering::Greater, Ok(scanned)) => self.heads[n] = Head::Entry { scanned, key },
+            (Ordering::Greater, Err(error)) => self.heads[n] = Head::Broken { error, key },
         }
         None
     }
 
-    /// The same key again on the same side.
-    fn repeated(&mut self, n: usize, scanned: &Scanned, key: &[u8]) {
+    /// The same key again on the same side. It is held against the first entry with that key.
+    fn repeated(&mut self, n: usize, scanned: Result<Scanned, EntryError>, key: Vec<u8>) {
         let reader = &mut self.readers[n];
         let [first, second] = &mut self.scratch;
-        let same = reader.kept() == reader.line() || {
-            let before = super::entry::scan(reader.kept()).ok();
-            let packed = |line: &[u8], scanned: &Scanned, scratch: &mut Vec<u8>| {
-                let facts = Facts::read(line, scanned, self.rules, scratch).ok()?;
-                let mut out = Vec::new();
-                pack(&facts, self.keys, &mut out);
-                Some(out)
-            };
-            let before = before.and_then(|before| packed(reader.kept(), &before, first));
-            before.is_some() && before == packed(reader.line(), scanned, second)
+        let packed = |line: &[u8], scanned: &Scanned, scratch: &mut Vec<u8>| {
+            let facts = Facts::read(line, scanned, self.rules, scratch)?;
+            let mut out = Vec::new();
+            pack(&facts, self.keys, &mut out);
+            Ok::<_, EntryError>(out)
         };
-        self.counts.entries[n] += 1;
-        if same {
-            self.counts.repeated += 1;
-        } else {
-            let message =
-                "found another entry with the key of the one before and different content, expected each key once";
-            reader.report_at(reader.number(), Some(reader.mark().offset), Some(key), message.to_owned());
-            self.conflict(n);
+        let sound = self.sound[n];
+        let same = scanned.and_then(|scanned| {
+            if sound && reader.kept() == reader.line() {
+                return Ok(true);
+            }
+            let this = packed(reader.line(), &scanned, second)?;
+            Ok(sound && packed(reader.kept(), &scan(reader.kept())?, first)? == this)
+        });
+        match same {
+            Ok(true) => self.counts.repeated += 1,
+            Ok(false) => {
+                // A first entry that cannot be used was reported when it came.
+                if sound {
+                    let message = "found another entry with the key of the one before and different content, \
+                                   expected each key once";
+                    reader.report_at(reader.number(), Some(reader.mark().offset), Some(&key), message.to_owned());
+                }
+                self.conflict(n);
+            }
+            Err(error) => {
+                reader.report(&EntryError { key: Some(key), ..error });
+                self.conflict(n);
+            }
         }
-        self.advance(n, true);
+        self.counts.entries[n] += 1;
+        self.advance(n, false);
     }
 
     /// Whatever was found for the last key of a side does not hold any more.
     fn conflict(&mut self, n: usize) {
-        if self.pending_key == self.last[n] {
-            self.pending = Pending::Finding(Box::new(conflicting(&self.last[n], Hand::BOTH[n])));
+        if self.pending_key == self.last[n] && !matches!(self.pending, Pending::Conflict(_)) {
+            self.pending = Pending::Conflict(Hand::BOTH[n]);
         }
     }
 
     /// The outcome of the last key is final now.
     fn settle(&mut self, watcher: &mut impl Watcher) -> io::Result<()> {
-        match std::mem::replace(&mut self.pending, Pending::Nothing) {
-            Pending::Nothing => Ok(()),
+        let finding = match std::mem::replace(&mut self.pending, Pending::Nothing) {
+            Pending::Nothing => return Ok(()),
+            Pending::NotCompared => {
+                self.counts.not_compared += 1;
+                return Ok(());
+            }
             Pending::Match(rung) if !self.rules.all => {
                 match rung {
                     Rung::Fingerprint => self.matches += 1,
                     weaker => self.counts.add(Outcome::Match, weaker, 1),
                 }
-                Ok(())
+                return Ok(());
             }
-            Pending::Match(rung) => {
-                self.counts.add(Outcome::Match, rung, 1);
-                watcher.found(&matched(&self.pending_key, rung))
-            }
-            Pending::Finding(finding) => {
-                self.counts.add(finding.outcome, finding.rung, 1);
-                watcher.found(&finding)
-            }
-        }
+            Pending::Match(rung) => matched(&self.pending_key, rung),
+            Pending::Finding(finding) => *finding,
+            Pending::Conflict(hand) => conflicting(&self.pending_key, hand),
+        };
+        self.counts.add(finding.outcome, finding.rung, 1);
+        watcher.found(&finding)
     }
 
     /// Judges the next key: that of both heads, or of the one that comes first.
@@ -296,9 +314,7 @@ impl<'r> Merge<'r> {
         }
         let other_broke_off = |n: usize| !taken[n] && self.readers[n].ending == Some(Ending::BrokeOff);
         self.pending = if other_broke_off(0) || other_broke_off(1) {
-            // The other side may well have had the key.
-            self.counts.not_compared += 1;
-            Pending::Nothing
+            Pending::NotCompared
         } else {
             let said = facts.each_ref().map(|facts| match facts {
                 None => Said::Nothing,
@@ -313,7 +329,7 @@ impl<'r> Merge<'r> {
         for (n, facts) in facts.iter().enumerate() {
             if let (Some(Ok(facts)), Head::Entry { scanned, .. }) = (facts, &self.heads[n]) {
                 let line = self.readers[n].line();
-                if self.shapes.fit(line, &mut self.contents[n]).is_none() {
+                if self.shapes.wants(facts) && self.shapes.fit(line, &mut self.contents[n]).is_none() {
                     self.shapes.learn(line, scanned, facts, self.rules);
                 }
             }
@@ -321,6 +337,7 @@ impl<'r> Merge<'r> {
         let errors = facts.map(|facts| facts.and_then(Result::err));
         for (n, error) in errors.into_iter().enumerate() {
             if taken[n] {
+                self.sound[n] = error.is_none();
                 if let Some(error) = error {
                     self.readers[n].report(&error);
                 }

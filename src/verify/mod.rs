@@ -24,6 +24,7 @@ mod finding;
 mod join;
 mod json;
 mod judge;
+mod learn;
 pub mod live;
 mod mask;
 mod merge;

@@ -225,13 +225,17 @@ impl Reader {
         self.block.faults.is_empty()
     }
 
-    /// Reports what is wrong with the current entry. A last line that just stops is where a file
-    /// was cut.
+    /// Reports what is wrong with the current entry. In a last line without a line feed it is taken
+    /// for where the file was cut, wherever in the line it stands: a cut may fall into an escape, a
+    /// word or a character.
     pub fn report(&mut self, error: &EntryError) {
-        let cut = self.next == self.end && error.at >= self.line().len() && self.block.starts.is_empty();
+        let cut = self.next == self.end && self.block.starts.is_empty();
         let mut message = if error.expected.is_empty() { error.found.to_string() } else { error.to_string() };
         if cut {
-            message.push_str("; the file was cut short");
+            message.push_str(match error.at >= self.line().len() {
+                true => "; the file was cut short",
+                false => "; the last line has no line feed, so the file may be cut short",
+            });
             self.ending = Some(Ending::BrokeOff);
         }
         let within = if self.block.starts.is_empty() { error.at as u64 } else { 0 };

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::compact;
 use super::compare::Keys;
 use super::finding::{Counts, Diagnostic, Diagnostics, Finding, Hand, Outcome};
-use super::join::{Conflict, Join, Part};
+use super::join::{Conflict, Conflicts, Join, Part};
 use super::merge::{Merge, Pass, Watcher};
 use super::reader::Reader;
 use super::rules::Rules;
@@ -138,9 +138,13 @@ pub fn verify(
 ) -> Result<Report, VerifyError> {
     let mut start = None;
     let spool = match &mut run {
-        None => Spool::unnamed(),
+        None => Spool::unnamed(options.folder.as_deref()),
         Some(run) => {
             check_state(sides, &run.task)?;
+            if run.progress.is_none() {
+                // Before the findings of an earlier run go, of which a file of the same name may speak.
+                run.write().map_err(VerifyError::io("save the run file"))?;
+            }
             start = run.progress.clone();
             Spool::at(&run.findings_path(), start.as_ref().map_or(0, Progress::spooled))
         }
@@ -172,7 +176,6 @@ pub fn verify(
                 }
                 Err(_) => {
                     found(None);
-                    job.spool.clear().map_err(VerifyError::io("empty the file of findings"))?;
                     meter.entries.store(0, Ordering::Relaxed);
                     meter.findings.store(0, Ordering::Relaxed);
                     job.join(None, found)
@@ -272,7 +275,9 @@ impl<'a> Job<'a, '_> {
             layout.bits = bits;
             state = Joined { done, segments, counts, conflicts };
         } else {
-            self.save(&layout, &state)?;
+            // First the run file forgets what a sorted pass has found, then the findings go.
+            self.save(&layout, &state, 0)?;
+            self.spool.clear().map_err(VerifyError::io("empty the file of findings"))?;
         }
         let sources = self.short_form()?;
         let Partitioned { readers, partitions, entries } = self.partition(layout, sources.is_some(), &state.done)?;
@@ -290,37 +295,37 @@ impl<'a> Job<'a, '_> {
         let job = std::cell::RefCell::new((&mut *self, state, BTreeMap::<usize, (Vec<Segment>, Part)>::new()));
         let compared = join.run(
             &done,
-            |n, mut part| {
+            |n, part| {
                 let (job, _, open) = &mut *job.borrow_mut();
                 let segment = job.spool.add_segment(&part.lines)?;
-                part.lines = Vec::new();
                 let (segments, so_far) = open.entry(n).or_default();
                 if segment.end > segment.start {
                     segments.push(segment);
                 }
                 so_far.counts.merge(&part.counts);
-                so_far.conflicts.append(&mut part.conflicts);
+                so_far.conflicts.merge(part.conflicts);
                 Ok(())
             },
             |n| {
                 let (job, state, open) = &mut *job.borrow_mut();
-                if let Some((mut segments, mut part)) = open.remove(&n) {
+                if let Some((mut segments, part)) = open.remove(&n) {
                     state.segments.append(&mut segments);
                     state.counts.merge(&part.counts);
-                    state.conflicts.append(&mut part.conflicts);
+                    state.conflicts.merge(part.conflicts);
                 }
                 state.done.insert(n);
-                job.save(&layout, state).map_err(|error| io::Error::other(error.to_string()))
+                let spooled = job.spool.length();
+                job.save(&layout, state, spooled).map_err(|error| io::Error::other(error.to_string()))
             },
         );
         compared.map_err(VerifyError::io("compare the partitions on disk"))?;
-        let (_, Joined { segments, mut counts, mut conflicts, .. }, _) = job.into_inner();
+        let (_, Joined { segments, mut counts, conflicts, .. }, _) = job.into_inner();
         counts.entries = entries;
         let [left, right] = readers;
         let mut diagnostics = left.diagnostics;
         diagnostics.append(right.diagnostics);
-        conflicts.sort();
-        for conflict in conflicts {
+        diagnostics.total += conflicts.total - conflicts.first.len() as u64;
+        for conflict in conflicts.first {
             diagnostics.add(self.told(conflict));
         }
         self.finish(segments, counts, diagnostics, found)
@@ -344,7 +349,9 @@ impl<'a> Job<'a, '_> {
                 .map_err(VerifyError::io("save the run file"))?;
         }
         self.meter.settling.store(true, Ordering::Relaxed);
-        let settler = Settler { sides: self.sides, rules: &self.options.rules, keys: self.keys, clock, window_ms };
+        let Options { rules, folder, .. } = self.options;
+        let settler =
+            Settler { sides: self.sides, rules, keys: self.keys, clock, window_ms, folder: folder.as_deref() };
         let Settled { spool: mut finals, segments, counts } = settler
             .settle(&mut self.spool, &segments, counts, &mut diagnostics, &mut |finding| found(Some(finding)))
             .map_err(VerifyError::io(failed))?;
@@ -401,11 +408,10 @@ impl<'a> Job<'a, '_> {
         Ok(Partitioned { readers: [left.0, right.0], partitions: [left.1, right.1], entries: [left.2, right.2] })
     }
 
-    fn save(&mut self, layout: &Layout, state: &Joined) -> Result<(), VerifyError> {
+    fn save(&mut self, layout: &Layout, state: &Joined, spooled: u64) -> Result<(), VerifyError> {
         let Some(run) = &mut self.run else { return Ok(()) };
         self.spool.sync().map_err(VerifyError::io("keep the findings"))?;
         let Joined { done, segments, counts, conflicts } = state.clone();
-        let spooled = self.spool.length();
         let progress = Progress::Joining { bits: layout.bits, done, segments, counts, conflicts, spooled };
         run.save(progress).map_err(VerifyError::io("save the run file"))
     }
@@ -417,7 +423,10 @@ impl<'a> Job<'a, '_> {
         diagnostics: Diagnostics,
     ) -> Result<Report, VerifyError> {
         let spool = match &mut self.run {
-            None => std::mem::replace(&mut self.spool, Spool::unnamed().map_err(VerifyError::io("make a file"))?),
+            None => {
+                let empty = Spool::unnamed(self.options.folder.as_deref());
+                std::mem::replace(&mut self.spool, empty.map_err(VerifyError::io("use the file of findings"))?)
+            }
             Some(run) => {
                 self.spool.sync().map_err(VerifyError::io("keep the findings"))?;
                 let spooled = self.spool.length();
@@ -444,7 +453,7 @@ struct Joined {
     done: BTreeSet<usize>,
     segments: Vec<Segment>,
     counts: Counts,
-    conflicts: Vec<Conflict>,
+    conflicts: Conflicts,
 }
 
 /// Keeps the findings of a sorted pass, and from time to time how far it has come.

@@ -9,16 +9,17 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::finding::{Counts, Diagnostics};
-use super::join::Conflict;
+use super::join::Conflicts;
 use super::live::LiveTask;
 use super::reader::Ending;
 use super::rules::Rules;
 use super::run::Order;
 use super::side::Mark;
 use super::spool::Segment;
+use crate::failpoint;
 
 /// The version of the format; another one is refused by name.
-const RUN_VERSION: u32 = 1;
+const RUN_VERSION: u32 = 2;
 
 /// What was asked for. A run only goes on with the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,7 +59,7 @@ pub(super) enum Progress {
         done: BTreeSet<usize>,
         segments: Vec<Segment>,
         counts: Counts,
-        conflicts: Vec<Conflict>,
+        conflicts: Conflicts,
         spooled: u64,
     },
     /// Both sides were compared; what was found is not final yet.
@@ -87,11 +88,11 @@ impl Progress {
     }
 }
 
-#[derive(Deserialize, Serialize)]
-struct Content {
+#[derive(Serialize)]
+struct Content<'r> {
     run_version: u32,
-    task: Task,
-    progress: Option<Progress>,
+    task: &'r Task,
+    progress: Option<&'r Progress>,
 }
 
 /// A run file.
@@ -120,7 +121,7 @@ pub enum RunFileError {
 }
 
 impl RunFile {
-    /// A run that begins.
+    /// A run that begins. Nothing is written before the comparison starts.
     pub fn create(path: &Path, task: Task) -> Self {
         Self { path: path.to_owned(), task, progress: None, every_bytes: EVERY_BYTES }
     }
@@ -143,12 +144,17 @@ impl RunFile {
         struct Version {
             run_version: u32,
         }
+        #[derive(Deserialize)]
+        struct Loaded {
+            task: Task,
+            progress: Option<Progress>,
+        }
         let format = |source| RunFileError::Format { path: shown(), source };
         let Version { run_version } = serde_json::from_slice(&bytes).map_err(format)?;
         if run_version != RUN_VERSION {
             return Err(RunFileError::Version { path: shown(), found: run_version });
         }
-        let Content { run_version: _, task, progress } = serde_json::from_slice(&bytes).map_err(format)?;
+        let Loaded { task, progress } = serde_json::from_slice(&bytes).map_err(format)?;
         Ok(Self { path: path.to_owned(), task, progress, every_bytes: EVERY_BYTES })
     }
 
@@ -159,16 +165,22 @@ impl RunFile {
         path.into()
     }
 
-    /// Replaces the file, whole or not at all. The findings it speaks of must be on disk already.
+    /// Notes how far the run has come. The findings that are spoken of must be on disk already.
     pub(super) fn save(&mut self, progress: Progress) -> io::Result<()> {
-        let content = Content { run_version: RUN_VERSION, task: self.task.clone(), progress: Some(progress) };
+        self.progress = Some(progress);
+        self.write()
+    }
+
+    /// Replaces the file, whole or not at all.
+    pub(super) fn write(&self) -> io::Result<()> {
+        let content = Content { run_version: RUN_VERSION, task: &self.task, progress: self.progress.as_ref() };
         let mut partial = self.path.clone().into_os_string();
         partial.push(".partial");
+        failpoint::hit(failpoint::VERIFY_FILES);
         let mut file = File::create(&partial)?;
         file.write_all(&serde_json::to_vec(&content)?)?;
         file.sync_data()?;
-        fs::rename(&partial, &self.path)?;
-        self.progress = content.progress;
-        Ok(())
+        failpoint::hit(failpoint::VERIFY_FILES);
+        fs::rename(&partial, &self.path)
     }
 }

@@ -6,6 +6,7 @@
 //! to rest stays `settling`, which is neither a match nor a difference.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::compare::Keys;
@@ -43,6 +44,8 @@ pub(super) struct Settler<'a> {
     pub clock: &'a Arc<dyn Clock>,
     /// The propagation window, in milliseconds.
     pub window_ms: i64,
+    /// Where files without a name may lie.
+    pub folder: Option<&'a Path>,
 }
 
 /// What became of the findings.
@@ -66,8 +69,8 @@ impl Settler<'_> {
         diagnostics: &mut Diagnostics,
         found: &mut dyn FnMut(&Finding),
     ) -> io::Result<Settled> {
-        let mut finals = Finals { spool: Spool::unnamed()?, segments: Vec::new(), from: 0 };
-        let mut open = Spool::unnamed()?;
+        let mut finals = Finals { spool: Spool::unnamed(self.folder)?, segments: Vec::new(), from: 0 };
+        let mut open = Spool::unnamed(self.folder)?;
         let mut suspects = 0u64;
         spool.replay(segments, |finding| {
             if may_settle(finding.outcome) {
@@ -90,7 +93,7 @@ impl Settler<'_> {
                 self.clock.wait_until(self.clock.now().plus_ms(self.window_ms));
             }
             let mut looks = [self.sides[0].look_again(suspects), self.sides[1].look_again(suspects)];
-            let mut still = Spool::unnamed()?;
+            let mut still = Spool::unnamed(self.folder)?;
             let mut batch: Vec<Finding> = Vec::with_capacity(LOOK_KEYS_MAX);
             suspects = 0;
             let mut judge_batch = |batch: &mut Vec<Finding>| -> io::Result<()> {

@@ -13,28 +13,32 @@ use sha2::{Digest, Sha256};
 
 use super::entry::{KEY_BYTES_MAX, Scanned};
 use super::facts::{Facts, Field, Hidden, SecretFact, moment, print, seconds};
-use super::json::{Cursor, Escapes, Parsed, Str, plain_end, unescape_into};
+use super::json::plain_end;
+use super::learn::{Found, find_slots};
 use super::mask::is_masked;
 use super::rules::{Place, Rules};
 
 /// How many shapes are kept. Providers differ in the fields they give, and each set has its own.
-const SHAPES_MAX: usize = 8;
+const SHAPES_MAX: usize = 16;
 
 /// How many slots a shape may have.
-const SLOTS_MAX: usize = 32;
+const SLOTS_MAX: usize = 64;
+
+/// How many entries are let pass at most before another shape is learnt, while learning is no use.
+const WAIT_MAX: u32 = 1023;
 
 /// Where the contents of the slots stand in one entry.
 pub(super) type Contents = Vec<(u32, u32)>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Text,
     Number,
 }
 
 /// What a slot means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
+pub(super) enum Part {
     Key,
     Token,
     ExpiresAt,
@@ -43,6 +47,8 @@ enum Part {
     Expiration,
     /// A field that is compared: its number among those of the facts.
     Field(usize),
+    /// A part of a field that is an object or an array.
+    Within,
     Ignored {
         written_at: bool,
     },
@@ -55,9 +61,20 @@ struct Slot {
     part: Part,
 }
 
+/// A field that is an object or an array: what stands between the slots in its JSON.
+pub(super) struct Nested {
+    /// Its number among those of the facts.
+    pub field: usize,
+    /// Its first slot; the others follow.
+    pub first: usize,
+    /// One more than it has slots.
+    pub fixed: Vec<Box<[u8]>>,
+}
+
 /// What entries that look alike have in common.
 pub(super) struct Shape {
     slots: Vec<Slot>,
+    nested: Vec<Nested>,
     /// The fixed bytes after the last slot.
     after: Box<[u8]>,
     key: usize,
@@ -67,6 +84,8 @@ pub(super) struct Shape {
     facts: Facts<'static>,
     /// Tells it from other shapes.
     signature: [u8; 16],
+    /// When an entry fitted last, as a count of changes from one shape to another; 0: never.
+    used: u64,
 }
 
 impl Shape {
@@ -76,10 +95,7 @@ impl Shape {
         if scanned.base64 || !scanned.others.is_empty() {
             return None;
         }
-        let mut learner = Learner { facts, rules, found: Vec::new() };
-        learner.entry(line)?;
-        let mut found = learner.found;
-        found.sort_unstable_by_key(|slot| slot.start);
+        let (found, nested) = find_slots(line, facts, rules)?;
         if found.len() > SLOTS_MAX {
             return None;
         }
@@ -92,7 +108,7 @@ impl Shape {
         let (key, token, expires_at) = (place(Part::Key)?, place(Part::Token)?, place(Part::ExpiresAt));
         let after: Box<[u8]> = line.get(at..)?.into();
         let signature = signature(&slots, &after);
-        Some(Self { key, token, expires_at, after, facts: without_secret(facts), slots, signature })
+        Some(Self { key, token, expires_at, after, facts: without_secret(facts), slots, nested, signature, used: 0 })
     }
 
     /// Whether an entry has this shape and a token in clear; tells where its contents stand.
@@ -147,7 +163,7 @@ impl Shape {
                 Part::TokenType => facts.token_type = Some(Cow::Borrowed(text)),
                 Part::Scope => facts.scope = Some(Cow::Borrowed(text)),
                 Part::Expiration => facts.expiration = seconds(text),
-                Part::Ignored { written_at: false } => {}
+                Part::Within | Part::Ignored { written_at: false } => {}
                 Part::Ignored { written_at: true } => {
                     let at = if slot.kind == Kind::Text { super::facts::time(text) } else { moment(text) };
                     facts.written_at = facts.written_at.max(at);
@@ -165,6 +181,14 @@ impl Shape {
                     });
                 }
             }
+        }
+        for Nested { field, first, fixed } in &self.nested {
+            let mut json = fixed[0].to_vec();
+            for (n, fixed) in fixed[1..].iter().enumerate() {
+                json.extend_from_slice(content(line, contents, first + n));
+                json.extend_from_slice(fixed);
+            }
+            facts.fields[*field].content = Hidden::Clear(Cow::Owned(json));
         }
         if rules.expect_ours {
             facts.ours = self.is_ours(line, contents, &facts);
@@ -184,7 +208,8 @@ impl Shape {
             _ => false,
         };
         let writer = self.slots.iter().enumerate().any(|(n, slot)| {
-            slot.before.ends_with(b"\"src\":\"")
+            slot.part != Part::Within
+                && slot.before.ends_with(b"\"src\":\"")
                 && matches!(content(line, contents, n), b"nango" | b"composio" | b"do-alarm")
         });
         self.facts.ours && whole("v") && whole("ep") && fp && writer
@@ -229,7 +254,7 @@ fn content<'a>(line: &'a [u8], contents: &Contents, n: usize) -> &'a [u8] {
 }
 
 /// The end of a plain whole number, without leading zeros and small enough for any use.
-fn number_end(line: &[u8], start: usize) -> Option<usize> {
+pub(super) fn number_end(line: &[u8], start: usize) -> Option<usize> {
     let digits = start + usize::from(line.get(start) == Some(&b'-'));
     let length = line[digits..].iter().take(19).take_while(|b| b.is_ascii_digit()).count();
     let sound = match length {
@@ -253,119 +278,17 @@ fn without_secret(facts: &Facts<'_>) -> Facts<'static> {
     }
 }
 
-struct Found {
-    start: usize,
-    end: usize,
-    kind: Kind,
-    part: Part,
-}
-
-struct Learner<'l> {
-    facts: &'l Facts<'l>,
-    rules: &'l Rules,
-    found: Vec<Found>,
-}
-
-impl Learner<'_> {
-    fn entry(&mut self, line: &[u8]) -> Option<()> {
-        let (mut value, mut metadata) = (None, None);
-        let mut members: Vec<(Str, (usize, usize))> = Vec::new();
-        walk(line, |name, span| members.push((name, span)))?;
-        for (name, (start, end)) in members {
-            match name.raw(line) {
-                b"key" | b"name" => self.slot(line, start, end, Part::Key, |at| at),
-                b"expiration" => self.slot(line, start, end, Part::Expiration, |at| at),
-                b"value" if line[start] == b'"' => value = Some((start + 1, end - 1)),
-                b"metadata" if line[start] == b'{' => metadata = Some((start, end)),
-                _ => {}
-            }
-        }
-        if let Some((start, end)) = metadata {
-            self.object(&line[start..end], Place::Metadata, |at| start + at)?;
-        }
-        let (start, end) = value?;
-        let raw = &line[start..end];
-        // Where each byte of the value's text stands in the line: only a backslash more for each
-        // simple escape before it.
-        let (mut text, mut places) = (Vec::new(), Vec::new());
-        unescape_into(raw, &mut text)?;
-        let mut at = 0;
-        while at < raw.len() {
-            places.push(start + at);
-            at += match (raw[at], raw.get(at + 1)) {
-                (b'\\', Some(b'u')) => return None,
-                (b'\\', _) => 2,
-                _ => 1,
-            };
-        }
-        places.push(end);
-        if places.len() != text.len() + 1 {
-            return None;
-        }
-        self.object(&text, Place::Value, |at| places[at])
-    }
-
-    /// The members of the value or the metadata. `place` tells where a byte stands in the line.
-    fn object(&mut self, bytes: &[u8], place: Place, at: impl Fn(usize) -> usize) -> Option<()> {
-        let mut members: Vec<(Str, (usize, usize))> = Vec::new();
-        walk(bytes, |name, span| members.push((name, span)))?;
-        for (name, (start, end)) in members {
-            if name.escapes != Escapes::None {
-                continue;
-            }
-            let raw = name.raw(bytes);
-            let written_at = raw == b"written_at";
-            let part = match (place, raw) {
-                (Place::Value, b"access_token") => Part::Token,
-                (Place::Value, b"expires_at") => Part::ExpiresAt,
-                _ if self.rules.ignores(place, raw) => Part::Ignored { written_at },
-                // It would be both compared and looked at for its time; the long way does that.
-                _ if written_at => return None,
-                (Place::Value, b"token_type") => Part::TokenType,
-                (Place::Value, b"scope") => Part::Scope,
-                _ => Part::Field(self.facts.fields.iter().position(|f| f.place == place && f.name.as_ref() == raw)?),
-            };
-            self.slot(bytes, start, end, part, &at);
-        }
-        Some(())
-    }
-
-    /// Makes a slot of a plain text or number; everything else stays fixed.
-    fn slot(&mut self, bytes: &[u8], start: usize, end: usize, part: Part, at: impl Fn(usize) -> usize) {
-        if bytes[start] == b'"' {
-            if plain_end(bytes, start + 1) == end - 1 {
-                // The place of the closing quote's backslash, if it has one, is where the text ends.
-                self.found.push(Found {
-                    start: at(start) + (at(start + 1) - at(start)),
-                    end: at(end - 1),
-                    kind: Kind::Text,
-                    part,
-                });
-            }
-        } else if !matches!(part, Part::Token | Part::TokenType | Part::Scope | Part::Key)
-            && number_end(bytes, start) == Some(end)
-        {
-            self.found.push(Found { start: at(start), end: at(end - 1) + 1, kind: Kind::Number, part });
-        }
-    }
-}
-
-/// The members of an object with the places of their values.
-fn walk(bytes: &[u8], mut member: impl FnMut(Str, (usize, usize))) -> Option<()> {
-    let step = |cursor: &mut Cursor<'_>, name: Str| -> Parsed<()> {
-        let span = cursor.value()?;
-        member(name, (span.start as usize, span.end as usize));
-        Ok(())
-    };
-    Cursor::new(bytes).object(step).ok()
-}
-
 /// The shapes seen so far.
 #[derive(Default)]
 pub(super) struct Shapes {
     shapes: Vec<Shape>,
     /// The one that fitted last.
     last: usize,
+    /// How often another one fitted than before.
+    changes: u64,
+    /// Entries that are let pass before another shape is learnt, and how many that was the last time.
+    wait: u32,
+    pause: u32,
 }
 
 /// An entry that fits a shape.
@@ -379,17 +302,43 @@ impl Shapes {
             return Some(Fit(self.last));
         }
         let at = (0..self.shapes.len()).filter(|n| *n != self.last).find(|n| self.shapes[*n].fits(line, contents))?;
+        self.changes += 1;
+        self.shapes[self.last].used = self.changes;
+        self.shapes[at].used = self.changes;
         self.last = at;
         Some(Fit(at))
     }
 
-    /// Learns the shape of an entry that fitted none.
-    pub fn learn(&mut self, line: &[u8], scanned: &Scanned, facts: &Facts<'_>, rules: &Rules) {
-        if self.shapes.len() < SHAPES_MAX
-            && let Some(shape) = Shape::learn(line, scanned, facts, rules)
-        {
-            self.shapes.push(shape);
+    /// Whether the shape of an entry that fits none should be learnt: not that of a masked one, which
+    /// would never fit, and only now and then while what was learnt is no use.
+    pub fn wants(&mut self, facts: &Facts<'_>) -> bool {
+        if !matches!(facts.secret, SecretFact::Token(_)) {
+            return false;
         }
+        let wants = self.wait == 0;
+        self.wait = self.wait.saturating_sub(1);
+        wants
+    }
+
+    /// Learns the shape of an entry that fitted none, in the place of the one that was used the
+    /// longest ago.
+    pub fn learn(&mut self, line: &[u8], scanned: &Scanned, facts: &Facts<'_>, rules: &Rules) {
+        let learnt = Shape::learn(line, scanned, facts, rules)
+            .filter(|shape| self.shapes.iter().all(|known| known.signature != shape.signature));
+        let useful = match learnt {
+            None => false,
+            Some(shape) if self.shapes.len() < SHAPES_MAX => {
+                self.shapes.push(shape);
+                true
+            }
+            Some(shape) => {
+                let others = (0..SHAPES_MAX).filter(|n| *n != self.last);
+                let oldest = others.min_by_key(|n| self.shapes[*n].used).unwrap_or_default();
+                std::mem::replace(&mut self.shapes[oldest], shape).used > 0
+            }
+        };
+        self.pause = if useful { 0 } else { (self.pause * 2 + 1).min(WAIT_MAX) };
+        self.wait = self.pause;
     }
 
     pub fn key<'a>(&self, fit: Fit, line: &'a [u8], contents: &Contents) -> &'a [u8] {
@@ -429,7 +378,7 @@ mod tests {
     use super::super::entry::scan;
     use super::*;
 
-    const LINE: &str = r#"{"key":"tokens:a:b:c","value":"{\"access_token\":\"ya29.secret-1\",\"expires_at\":\"2026-10-02T10:45:00.000Z\",\"n\":7,\"x\":\"y\",\"nested\":{\"a\":[1]},\"scope\":\"a b\"}","metadata":{"v":3,"fp":"0123456789abcdef01234567","ep":1,"src":"nango","written_at":1790000000},"expiration":1790000000}"#;
+    const LINE: &str = r#"{"key":"tokens:a:b:c","value":"{\"access_token\":\"ya29.secret-1\",\"expires_at\":\"2026-10-02T10:45:00.000Z\",\"n\":7,\"x\":\"y\",\"nested\":{\"a\":[1], \"b\":[\"c\",{}]},\"scope\":\"a b\"}","metadata":{"v":3,"inner":{"src":"x","n":[true,2]},"fp":"0123456789abcdef01234567","ep":1,"src":"nango","written_at":1790000000},"expiration":1790000000}"#;
 
     fn learnt() -> Shapes {
         let rules = Rules::default();
@@ -454,6 +403,8 @@ mod tests {
                 .replace("tokens:a:b:c", "tokens:dddd:e:f")
                 .replace("ya29.secret-1", "x")
                 .replace("\"v\":3", "\"v\":12345")
+                .replace("{\\\"a\\\":[1]", "{\\\"a\\\":[234]")
+                .replace("\"src\":\"x\"", "\"src\":\"yz\"")
         ));
         for (from, to) in [
             ("ya29.secret-1", "REDACTED"),
@@ -466,7 +417,8 @@ mod tests {
             ("\"v\":3", "\"v\":03"),
             ("\"v\":3", "\"v\":3.5"),
             ("\"v\":3", "\"v\":true"),
-            ("{\\\"a\\\":[1]}", "{\\\"a\\\":[2]}"),
+            ("{\\\"a\\\":[1]", "{\\\"a\\\":[1,2]"),
+            ("[true,2]", "[false,2]"),
             ("\"src\":\"nango\"", "\"src\":\"na\\u006ego\""),
             ("}\",\"metadata\"", "\",\"metadata\""),
             ("1790000000}", "1790000000"),
@@ -475,6 +427,40 @@ mod tests {
             assert_ne!(line, LINE, "{from}");
             assert!(!fits(&line), "{line}");
         }
+    }
+
+    /// How many entries go the long way.
+    fn misses(lines: impl IntoIterator<Item = String>) -> usize {
+        let (rules, mut shapes, mut contents) = (Rules::default(), Shapes::default(), Contents::new());
+        let long_way = |line: &String| {
+            if shapes.fit(line.as_bytes(), &mut contents).is_some() {
+                return false;
+            }
+            let scanned = scan(line.as_bytes()).unwrap();
+            let mut scratch = Vec::new();
+            let facts = Facts::read(line.as_bytes(), &scanned, &rules, &mut scratch).unwrap();
+            if shapes.wants(&facts) {
+                shapes.learn(line.as_bytes(), &scanned, &facts, &rules);
+            }
+            true
+        };
+        lines.into_iter().filter(long_way).count()
+    }
+
+    #[test]
+    fn few_entries_of_a_mixed_dump_go_the_long_way() {
+        let of = |n: usize, field: &str| LINE.replace("\\\"n\\\":7", field).replace("secret-1", &format!("secret-{n}"));
+        let config =
+            |n: usize| of(n, &format!("\\\"config\\\":{{\\\"subdomain\\\":\\\"of-{n}\\\",\\\"ids\\\":[{n}]}}"));
+        assert_eq!(misses((0..1_000).map(config)), 1);
+        let sets = |n: usize| of(n, &format!("\\\"field{}\\\":7", n % 12));
+        assert_eq!(misses((0..1_000).map(sets)), 12);
+        let masked = |_| LINE.replace("secret-1", "...");
+        assert_eq!(misses((0..8).map(masked).chain((0..1_000).map(sets))), 8 + 12);
+        // Each a kind of its own, and then only one kind.
+        let own = |n: usize| of(n, &format!("\\\"own{n}\\\":7"));
+        let count = misses((0..200).map(own).chain((0..10_000).map(config)));
+        assert!((201..1_000).contains(&count), "{count}");
     }
 
     #[test]

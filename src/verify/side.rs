@@ -19,6 +19,10 @@ pub const BLOCK_BYTES: usize = 256 * 1024;
 /// Blocks that one side may be ahead.
 const BLOCKS_AHEAD: usize = 3;
 
+/// A block that takes more room than this holds a large entry. Only one such block is ahead, and
+/// its room is given back at once, so that large values do not add up.
+const LARGE_BYTES: usize = 4 * BLOCK_BYTES;
+
 /// Where in a side reading starts again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
@@ -57,12 +61,8 @@ impl Block {
         self.starts.push(offset);
         let from = self.bytes.len();
         self.bytes.extend_from_slice(entry);
-        // A line feed inside an entry is either a blank between its parts, or inside a string,
-        // where JSON forbids it. Another control character is refused there just the same.
-        let mut at = from;
-        while let Some(hit) = memchr::memchr2(b'\n', b'\r', &self.bytes[at..]) {
-            at += hit;
-            self.bytes[at] = if in_string(&self.bytes[from..at]) { 0x01 } else { b' ' };
+        if memchr::memchr2(b'\n', b'\r', entry).is_some() {
+            on_one_line(&mut self.bytes[from..]);
         }
         self.bytes.push(b'\n');
     }
@@ -102,6 +102,10 @@ impl Block {
         }
     }
 
+    fn is_large(&self) -> bool {
+        self.bytes.capacity() > LARGE_BYTES
+    }
+
     fn reset(&mut self) {
         self.stale = true;
         self.starts.clear();
@@ -116,21 +120,18 @@ impl Block {
     }
 }
 
-fn in_string(before: &[u8]) -> bool {
-    let (mut inside, mut at) = (false, 0);
-    while let Some(hit) = memchr::memchr2(b'"', b'\\', &before[at..]) {
-        at += hit;
-        if before[at] == b'\\' {
-            at += 2;
-        } else {
-            inside = !inside;
-            at += 1;
+/// Replaces line feeds inside an entry: each is either a blank between its parts, or inside a
+/// string, where JSON forbids it. Another control character is refused there just the same.
+fn on_one_line(entry: &mut [u8]) {
+    let (mut inside, mut escaped) = (false, false);
+    for byte in entry {
+        match *byte {
+            b'\n' | b'\r' => *byte = if inside { 0x01 } else { b' ' },
+            b'"' if !escaped => inside = !inside,
+            _ => {}
         }
-        if at >= before.len() {
-            break;
-        }
+        escaped = inside && !escaped && *byte == b'\\';
     }
-    inside
 }
 
 /// Why a side could not be read to its end.
@@ -246,7 +247,7 @@ enum Message {
 /// A side that is being read on its own thread.
 pub(super) struct Feed {
     blocks: Option<Receiver<Message>>,
-    used: mpsc::Sender<Block>,
+    used: Option<mpsc::Sender<Block>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -255,13 +256,14 @@ impl Feed {
         let (sender, blocks) = sync_channel(BLOCKS_AHEAD);
         let (used, returned) = mpsc::channel();
         let thread = std::thread::spawn(move || pump(side.as_mut(), &sender, &returned));
-        Self { blocks: Some(blocks), used, thread: Some(thread) }
+        Self { blocks: Some(blocks), used: Some(used), thread: Some(thread) }
     }
 
     /// The next block, taking the last one back. `None` at the end.
     pub fn next(&mut self, used: Block) -> Result<Option<Block>, Halt> {
+        let used = if used.is_large() { Block::default() } else { used };
         // The thread may have ended and dropped its end; then the block is simply dropped too.
-        let _ = self.used.send(used);
+        let _ = self.used.as_ref().map(|returned| returned.send(used));
         let Some(blocks) = &self.blocks else { return Ok(None) };
         match blocks.recv() {
             Ok(Message::Block(block)) => Ok(Some(block)),
@@ -283,8 +285,8 @@ impl Feed {
 
 impl Drop for Feed {
     fn drop(&mut self) {
-        // With the channel closed the thread ends at its next block.
-        self.blocks = None;
+        // With the channels closed the thread ends at its next block, or while it waits for one.
+        (self.blocks, self.used) = (None, None);
         if let Some(thread) = self.thread.take() {
             // A panic there was reported as a halt already.
             let _ = thread.join();
@@ -293,13 +295,29 @@ impl Drop for Feed {
 }
 
 fn pump(side: &mut dyn Side, blocks: &SyncSender<Message>, returned: &Receiver<Block>) {
+    // Blocks that went out, and calls that took one and gave one back.
+    let (mut sent, mut calls) = (0u64, 0u64);
+    let mut large = false;
     loop {
-        let mut block = returned.try_recv().unwrap_or_default();
+        let mut block = Block::default();
+        if let Ok(used) = returned.try_recv() {
+            block = used;
+            calls += 1;
+        }
+        while large && calls < sent {
+            let Ok(used) = returned.recv() else { return };
+            block = used;
+            calls += 1;
+        }
         block.reset();
         let filled = side.fill(&mut block);
         block.find_feeds();
-        if !block.bytes.is_empty() && blocks.send(Message::Block(block)).is_err() {
-            return;
+        if !block.bytes.is_empty() {
+            large = block.is_large();
+            sent += 1;
+            if blocks.send(Message::Block(block)).is_err() {
+                return;
+            }
         }
         let last = match filled {
             Ok(true) => continue,
@@ -335,6 +353,38 @@ mod tests {
         let mut block = Block::default();
         block.push(b"{\n \"key\":\r\n\"a\nb\\\"\n\"}", 0);
         assert_eq!(block.bytes, b"{  \"key\":  \"a\x01b\\\"\x01\"}\n");
+    }
+
+    /// With a look back to the start of the entry at each line feed this took a quarter of an hour.
+    #[test]
+    fn millions_of_lines_in_one_entry_are_passed_once() {
+        let entry = format!("{{\"key\":\"a\",\"x\":[{}1]}}", "1\n,".repeat(2_000_000));
+        let mut block = Block::default();
+        block.push(entry.as_bytes(), 0);
+        assert_eq!(block.bytes.len(), entry.len() + 1);
+        assert_eq!(memchr::memchr(b'\n', &block.bytes), Some(entry.len()));
+    }
+
+    /// Gives one large entry after the other, and keeps count of them.
+    struct Large(Arc<AtomicU64>);
+
+    impl Side for Large {
+        fn fill(&mut self, block: &mut Block) -> Result<bool, Halt> {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            block.push(&vec![b' '; LARGE_BYTES * 2], 0);
+            Ok(true)
+        }
+    }
+
+    #[test]
+    fn large_entries_are_read_one_ahead() {
+        let read = Arc::new(AtomicU64::new(0));
+        let mut feed = Feed::start(Box::new(Large(Arc::clone(&read))));
+        let mut block = Block::default();
+        for taken in 1..=50 {
+            block = feed.next(block).unwrap().unwrap();
+            assert!(read.load(Ordering::SeqCst) <= taken + 1);
+        }
     }
 
     struct Endless(u64);

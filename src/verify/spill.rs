@@ -14,6 +14,7 @@ use super::pack::{Bytes, is_decisive, pack};
 use super::reader::Reader;
 use super::rules::Rules;
 use super::shape::{Contents, Shapes};
+use super::spool::unnamed_file;
 use crate::domain::time::Timestamp;
 
 /// Bits of a record's flags.
@@ -169,10 +170,7 @@ impl Writer {
     /// `folder`: where the file without a name lies; the system's folder for such files if none.
     /// Up to `room` bytes of pieces stay in memory.
     pub fn new(layout: Layout, folder: Option<&Path>, room: u64) -> io::Result<Self> {
-        let file = match folder {
-            Some(folder) => tempfile::tempfile_in(folder)?,
-            None => tempfile::tempfile()?,
-        };
+        let file = unnamed_file(folder)?;
         let n = layout.partitions();
         Ok(Self {
             file,
@@ -248,33 +246,21 @@ impl Partitions {
         self.pieces[partition].bytes
     }
 
-    /// Reads a partition whole.
-    pub fn load(&self, partition: usize) -> io::Result<Vec<u8>> {
-        let pieces = &self.pieces[partition];
-        let mut all = Vec::with_capacity(pieces.bytes as usize);
-        for piece in 0..pieces.all.len() {
-            self.load_piece(partition, piece, &mut all)?;
-        }
-        Ok(all)
-    }
-
     pub fn pieces(&self, partition: usize) -> usize {
         self.pieces[partition].all.len()
     }
 
-    /// Appends one piece, which holds whole records.
-    pub fn load_piece(&self, partition: usize, piece: usize, out: &mut Vec<u8>) -> io::Result<()> {
+    /// One piece, which holds whole records; `room` is where it is read to, if it must be.
+    pub fn piece<'p>(&'p self, partition: usize, piece: usize, room: &'p mut Vec<u8>) -> io::Result<&'p [u8]> {
         let (start, length) = match &self.pieces[partition].all[piece] {
-            Piece::Memory(bytes) => {
-                out.extend_from_slice(bytes);
-                return Ok(());
-            }
+            Piece::Memory(bytes) => return Ok(bytes),
             Piece::File { start, length } => (*start, *length),
         };
         let mut file = self.file.lock().map_err(|_| io::Error::other("another thread failed while reading"))?;
         file.seek(SeekFrom::Start(start))?;
-        let read = (&mut *file).take(length as u64).read_to_end(out)?;
-        if read < length { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+        room.clear();
+        let read = (&mut *file).take(length as u64).read_to_end(room)?;
+        if read < length { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(room) }
     }
 }
 
@@ -324,7 +310,9 @@ pub(super) fn partition(
         let skipped = skip(partition);
         match Facts::read(reader.line(), &scanned, rules, &mut scratch) {
             Ok(facts) => {
-                shapes.learn(reader.line(), &scanned, &facts, rules);
+                if shapes.wants(&facts) {
+                    shapes.learn(reader.line(), &scanned, &facts, rules);
+                }
                 if !skipped {
                     write_record(hash, number, &key, Some(&facts), keys, writer.buffer(partition)?);
                 }

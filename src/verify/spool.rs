@@ -13,6 +13,7 @@ use std::rc::Rc;
 use serde::{Deserialize, Serialize};
 
 use super::finding::Finding;
+use crate::failpoint;
 
 /// A run of findings in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,10 +34,22 @@ pub(super) struct Spool {
     buffer: Vec<u8>,
 }
 
+/// A file without a name, gone with the process, in this folder or in the system's for such files.
+///
+/// # Errors
+/// When none can be made there; the error names the folder.
+pub(super) fn unnamed_file(folder: Option<&Path>) -> io::Result<File> {
+    let folder = folder.map_or_else(std::env::temp_dir, Path::to_owned);
+    tempfile::tempfile_in(&folder).map_err(|error| {
+        let (kind, folder) = (error.kind(), folder.display());
+        io::Error::new(kind, format!("no temporary file can be made in `{folder}`: {kind}; name another with --temp"))
+    })
+}
+
 impl Spool {
     /// A spool without a name, gone with the process.
-    pub fn unnamed() -> io::Result<Self> {
-        Ok(Self { file: tempfile::tempfile()?, written: 0, buffer: Vec::new() })
+    pub fn unnamed(folder: Option<&Path>) -> io::Result<Self> {
+        Ok(Self { file: unnamed_file(folder)?, written: 0, buffer: Vec::new() })
     }
 
     /// The spool of a run that can be resumed, cut to `length` bytes.
@@ -52,6 +65,7 @@ impl Spool {
         if file.metadata()?.len() < length {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it is shorter than the run file says"));
         }
+        failpoint::hit(failpoint::VERIFY_FILES);
         file.set_len(length)?;
         file.seek(SeekFrom::Start(length))?;
         Ok(Self { file, written: length, buffer: Vec::new() })
@@ -71,12 +85,14 @@ impl Spool {
     pub fn add_segment(&mut self, lines: &[u8]) -> io::Result<Segment> {
         let start = self.length();
         self.flush()?;
+        failpoint::hit(failpoint::VERIFY_FILES);
         self.file.write_all(lines)?;
         self.written += lines.len() as u64;
         Ok(Segment { start, end: self.written })
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        failpoint::hit(failpoint::VERIFY_FILES);
         self.file.write_all(&self.buffer)?;
         self.written += self.buffer.len() as u64;
         self.buffer.clear();
@@ -89,7 +105,9 @@ impl Spool {
         self.file.sync_data()
     }
 
+    /// Forgets all that was added. A run file must have forgotten it before.
     pub fn clear(&mut self) -> io::Result<()> {
+        failpoint::hit(failpoint::VERIFY_FILES);
         self.buffer.clear();
         self.written = 0;
         self.file.set_len(0)?;
@@ -207,7 +225,7 @@ mod tests {
 
     #[test]
     fn segments_come_back_as_one_sorted_run_and_what_is_in_no_segment_does_not() {
-        let mut spool = Spool::unnamed().unwrap();
+        let mut spool = Spool::unnamed(None).unwrap();
         let mut segments = Vec::new();
         for part in 0..3 {
             let mut lines = Vec::new();
@@ -224,6 +242,14 @@ mod tests {
             .unwrap();
         let expected: Vec<String> = (0..600).map(|n| format!("k{n:04}")).collect();
         assert_eq!(keys, expected);
+    }
+
+    #[test]
+    fn a_folder_that_takes_no_files_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let nowhere = folder.path().join("nowhere");
+        let error = Spool::unnamed(Some(&nowhere)).err().unwrap().to_string();
+        assert!(error.contains(&format!("in `{}`: entity not found", nowhere.display())), "{error}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo bench --bench verify -- [ENTRIES] [--folder FOLDER]   # all of it, 1,000,000 by default
-//! cargo bench --bench verify -- generate FOLDER ENTRIES KIND  # only the dumps: sorted, shuffled or noise
+//! cargo bench --bench verify -- generate FOLDER ENTRIES KIND  # only the dumps: sorted, shuffled, noise or mixed
 //! ```
 //!
 //! Times depend on the machine; the ratios are what counts. `DUCKDB_PYTHON` names a Python that
@@ -26,7 +26,7 @@ fn main() {
         ["floor", left, right] => walk(Plain::open(left), Plain::open(right)),
         ["tight", left, right] => walk(Tight::open(left), Tight::open(right)),
         ["generate", folder, entries, kind] => {
-            let kind = Kind::named(kind).expect("the kind is sorted, shuffled or noise");
+            let kind = Kind::named(kind).expect("the kind is sorted, shuffled, noise or mixed");
             dumps::generate(Path::new(folder), entries.parse().expect("a number of entries"), kind);
         }
         rest => {
@@ -60,6 +60,7 @@ fn bench(folder: &Path, entries: u64) {
         folder
     };
     let (sorted, shuffled, noise) = (dump(Kind::Sorted), dump(Kind::Shuffled), dump(Kind::Noise));
+    let mixed = dump(Kind::Mixed);
     println!("{entries} entries a side, best of 3; {}", size_of_dumps(&sorted));
 
     let me = std::env::current_exe().expect("a running program has a path");
@@ -83,6 +84,10 @@ fn bench(folder: &Path, entries: u64) {
     memory("shuffled", &shuffled_run, 512);
     let noise_run = ours("cutover verify, every entry differs in ignored fields", &noise);
     memory("ignored fields", &noise_run, 64);
+
+    let mixed_run = ours("cutover verify, each provider gives other fields", &mixed);
+    ratio("mixed / sorted", &mixed_run, &sorted_run, 2.0);
+    memory("mixed", &mixed_run, 64);
 
     match python() {
         None => println!("DuckDB: left out, `DUCKDB_PYTHON` names no Python with the duckdb package"),

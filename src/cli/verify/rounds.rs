@@ -49,6 +49,7 @@ pub(super) fn run(
         settle_ms,
         every_ms: args.every,
         period_ms: args.period,
+        folder: args.temp.as_deref(),
     };
     let mut code = exit::OK;
     for n in 1u32.. {

@@ -4,8 +4,6 @@
 //! the value, which may be empty. Columns of other names are compared like fields of the entry.
 
 use std::io::Read;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::super::entry::ENTRY_BYTES_MAX;
 use super::super::json::{Cursor, write_string};
@@ -42,22 +40,31 @@ fn column(cell: &[u8]) -> Column {
 /// gather the whole file in memory.
 struct Bounded {
     inner: Input,
-    taken: Arc<AtomicU64>,
+    /// Bytes since a record began.
+    taken: usize,
+    /// Somebody asked for more than there is.
+    ended: bool,
 }
 
 impl Read for Bounded {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let n = self.inner.read(buffer)?;
-        if self.taken.fetch_add(n as u64, Ordering::Relaxed) > ENTRY_BYTES_MAX as u64 {
+        self.ended = n == 0;
+        self.taken += n;
+        if self.taken > ENTRY_BYTES_MAX {
             return Err(std::io::Error::other("a row of more than 64 MiB, perhaps a quote that is never closed"));
         }
         Ok(n)
     }
 }
 
+/// The reader asks for more while a row has no end. A row that stops may be a part of one whatever
+/// it looks like: the first half of `""` closes a cell.
+const NO_END: &str = "found the end of the file, expected the line feed that ends a row, after the quote that ends its \
+                      last cell if one is open; the file may be cut short";
+
 pub(super) struct Rows {
     reader: ::csv::Reader<Bounded>,
-    taken: Arc<AtomicU64>,
     columns: Vec<Column>,
     record: ::csv::ByteRecord,
     entry: Vec<u8>,
@@ -67,12 +74,14 @@ pub(super) struct Rows {
 
 impl Rows {
     pub fn new(input: Input, from: Mark) -> Result<Self, Halt> {
-        let taken = Arc::new(AtomicU64::new(0));
-        let bounded = Bounded { inner: input, taken: Arc::clone(&taken) };
+        let bounded = Bounded { inner: input, taken: 0, ended: false };
         let mut reader = ::csv::ReaderBuilder::new().buffer_capacity(64 * 1024).from_reader(bounded);
         let at_start = |message: String| Halt { offset: Some(0), entry: None, message };
         let header = reader.byte_headers().map_err(|error| unreadable(error, 0))?;
         let columns: Vec<Column> = header.iter().map(column).collect();
+        if reader.get_ref().ended {
+            return Err(Halt { offset: Some(0), entry: None, message: NO_END.to_owned() });
+        }
         for (n, found) in columns.iter().enumerate() {
             if columns[..n].contains(found) {
                 return Err(at_start(format!("found column {} twice, expected each column once", n + 1)));
@@ -80,7 +89,6 @@ impl Rows {
         }
         Ok(Self {
             reader,
-            taken,
             columns,
             record: ::csv::ByteRecord::new(),
             entry: Vec::new(),
@@ -137,7 +145,7 @@ impl Side for Rows {
     fn fill(&mut self, block: &mut Block) -> Result<bool, Halt> {
         block.mark = Mark { entries: self.entries.max(self.skip), offset: self.reader.position().byte() };
         while !block.is_full() {
-            self.taken.store(0, Ordering::Relaxed);
+            self.reader.get_mut().taken = 0;
             let offset = self.reader.position().byte();
             let read = match self.reader.read_byte_record(&mut self.record) {
                 Ok(false) => return Ok(!block.is_empty()),
@@ -151,6 +159,9 @@ impl Side for Rows {
                 },
             };
             self.entries += 1;
+            if self.reader.get_ref().ended {
+                return Err(Halt { offset: Some(offset), entry: Some(self.entries), message: NO_END.to_owned() });
+            }
             if self.entries <= self.skip {
                 continue;
             }
@@ -186,6 +197,22 @@ mod tests {
             r#"{"key":"a","value":"{\"x\":\"\u000a\"}","metadata":{"v":1},"expiration":17,"zone":"eu"}"#
         );
         assert_eq!(all[1].1, r#"{"key":"b","value":""}"#);
+    }
+
+    #[test]
+    fn a_row_without_its_end_is_no_entry() {
+        for (csv, entries, offset) in [
+            ("key,value\na,1\nb,2", 1, 14),
+            ("key,value\na,\"x\nb,y\nc,z\n", 0, 10),
+            ("key,value\na,1\nb,\"x\"", 1, 14),
+            ("key,val", 0, 0),
+        ] {
+            let (all, halt) = read_all(csv.as_bytes(), Mark::default());
+            let halt = halt.unwrap();
+            assert_eq!((all.len(), halt.offset), (entries, Some(offset)), "{csv}");
+            assert!(halt.message.contains("cut short"), "{csv}");
+        }
+        assert_eq!(read_all(b"key,value\r\na,1\r\n\r\n", Mark::default()).1, None);
     }
 
     #[test]

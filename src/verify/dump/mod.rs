@@ -7,16 +7,17 @@ mod csv;
 mod lines;
 mod zstd;
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, BufReader, Cursor, Read, Seek, SeekFrom};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::UNIX_EPOCH;
 
+use super::entry::ENTRY_BYTES_MAX;
 use super::side::{BLOCK_BYTES, Counted, Halt, Lookup, Mark, Side, Source};
 
-/// How many bytes are looked at to tell what a file is.
+/// How many bytes behind leading blanks are looked at to tell what a file is.
 const PROBE_BYTES: usize = 4096;
 
 type Input = Box<dyn Read + Send>;
@@ -38,6 +39,12 @@ impl Dump {
             Self { name: argument.to_owned(), path: Some(PathBuf::from(argument)) }
         }
     }
+
+    /// What the system says of the file; `None` for anything that gives its bytes only once, such as
+    /// a pipe under a path.
+    fn file(&self) -> Option<Metadata> {
+        self.path.as_ref()?.metadata().ok().filter(Metadata::is_file)
+    }
 }
 
 impl Source for Dump {
@@ -51,8 +58,10 @@ impl Source for Dump {
             return open(Box::new(Counted { inner: io::stdin(), read }), Mark::default());
         };
         let mut file = File::open(path).map_err(unreadable)?;
-        let mut probe = Vec::new();
-        (&mut file).take(PROBE_BYTES as u64).read_to_end(&mut probe).map_err(unreadable)?;
+        if !self.can_reopen() {
+            return open(Box::new(Counted { inner: file, read }), Mark::default());
+        }
+        let probe = probe(&mut file).map_err(unreadable)?;
         let plain_lines = is_plain_lines(&probe);
         let start = if plain_lines { from.offset } else { 0 };
         file.seek(SeekFrom::Start(start)).map_err(unreadable)?;
@@ -65,25 +74,23 @@ impl Source for Dump {
     }
 
     fn can_reopen(&self) -> bool {
-        // A pipe under a path gives its bytes only once.
-        self.path.as_ref().is_some_and(|path| path.metadata().is_ok_and(|m| m.is_file()))
+        self.file().is_some()
     }
 
     fn state(&self) -> Option<String> {
-        let metadata = self.path.as_ref()?.metadata().ok()?;
+        let metadata = self.file()?;
         let modified = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
         Some(format!("{} bytes, modified at {}.{:09}", metadata.len(), modified.as_secs(), modified.subsec_nanos()))
     }
 
     fn bytes(&self) -> Option<u64> {
-        Some(self.path.as_ref()?.metadata().ok()?.len())
+        Some(self.file()?.len())
     }
 
     fn lookup(&self) -> io::Result<Option<Box<dyn Lookup>>> {
         let Some(path) = self.path.as_deref().filter(|_| self.can_reopen()) else { return Ok(None) };
         let mut file = File::open(path)?;
-        let mut probe = Vec::new();
-        (&mut file).take(PROBE_BYTES as u64).read_to_end(&mut probe)?;
+        let probe = probe(&mut file)?;
         Ok(is_plain_lines(&probe).then(|| Box::new(lines::Finder::new(file)) as Box<dyn Lookup>))
     }
 }
@@ -120,7 +127,7 @@ fn is_plain_lines(probe: &[u8]) -> bool {
 const WANTED: &str = "a JSON array, JSON lines, or CSV whose first line names its columns";
 
 fn shape(probe: &[u8]) -> Result<Shape, Halt> {
-    let text = probe.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(probe);
+    let text = without_mark(probe);
     // Only its start: a dump may well be text at first and something else further on.
     let start = &text[..text.len().min(64)];
     let zeros = start.iter().filter(|b| **b == 0).count();
@@ -128,24 +135,27 @@ fn shape(probe: &[u8]) -> Result<Shape, Halt> {
         let message = format!("found UTF-16, UTF-32 or binary data, expected UTF-8 text: {WANTED}");
         return Err(Halt { offset: Some(0), entry: None, message });
     }
-    let Some(at) = text.iter().position(|b| !b.is_ascii_whitespace()) else { return Ok(Shape::Empty) };
-    let wrong = || {
-        let offset = (probe.len() - text.len() + at) as u64;
-        Halt { offset: Some(offset), entry: None, message: format!("found something else, expected {WANTED}") }
+    let wrong = |at: usize, found: &str| {
+        let offset = Some((probe.len() - text.len() + at) as u64);
+        Halt { offset, entry: None, message: format!("found {found}, expected {WANTED}") }
+    };
+    let Some(at) = text.iter().position(|b| !b.is_ascii_whitespace()) else {
+        let whole = text.len() < ENTRY_BYTES_MAX;
+        return if whole { Ok(Shape::Empty) } else { Err(wrong(0, "nothing but blanks in the first 64 MiB")) };
     };
     match text[at] {
         b'{' => Ok(Shape::Lines),
         b'[' => Ok(Shape::Array),
         _ => {
-            let end = memchr::memchr(b'\n', text).unwrap_or(text.len());
-            if csv::has_key_column(&text[..end]) { Ok(Shape::Csv) } else { Err(wrong()) }
+            let header = text[at..].split(|b| *b == b'\n').next().unwrap_or_default();
+            if csv::has_key_column(header) { Ok(Shape::Csv) } else { Err(wrong(at, "something else")) }
         }
     }
 }
 
 /// Opens a stream of unknown shape, decompressing it as its first bytes tell.
 fn open(mut input: Input, from: Mark) -> Result<Box<dyn Side>, Halt> {
-    let mut probe = probe(&mut input)?;
+    let mut probe = probe(&mut input).map_err(|error| broken(&error, Some(0)))?;
     let compression = compression(&probe);
     if compression != Compression::None {
         let whole = BufReader::with_capacity(BLOCK_BYTES, Cursor::new(probe).chain(input));
@@ -153,9 +163,14 @@ fn open(mut input: Input, from: Mark) -> Result<Box<dyn Side>, Halt> {
             Compression::Zstd => Box::new(zstd::Frames::new(whole)),
             _ => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
         };
-        probe = self::probe(&mut input)?;
+        probe = self::probe(&mut input).map_err(|error| broken(&error, Some(0)))?;
     }
     let shape = shape(&probe)?;
+    if shape == Shape::Csv {
+        // The CSV reader passes over empty lines, but takes a line of blanks for a row.
+        let mark = probe.len() - without_mark(&probe).len();
+        probe[mark..].iter_mut().take_while(|b| b.is_ascii_whitespace()).for_each(|b| *b = b'\n');
+    }
     let mut input: Input = Box::new(Cursor::new(probe).chain(input));
     Ok(match shape {
         Shape::Lines => {
@@ -168,10 +183,23 @@ fn open(mut input: Input, from: Mark) -> Result<Box<dyn Side>, Halt> {
     })
 }
 
-fn probe(input: &mut Input) -> Result<Vec<u8>, Halt> {
+/// The start of an input: its leading blanks, so far as an entry may go, and some of what follows.
+fn probe(input: &mut impl Read) -> io::Result<Vec<u8>> {
     let mut probe = Vec::with_capacity(PROBE_BYTES);
-    input.take(PROBE_BYTES as u64).read_to_end(&mut probe).map_err(|error| broken(&error, Some(0)))?;
-    Ok(probe)
+    let mut blanks = 0;
+    loop {
+        let read = input.by_ref().take(PROBE_BYTES as u64).read_to_end(&mut probe)?;
+        let text = without_mark(&probe);
+        blanks += text[blanks..].iter().take_while(|b| b.is_ascii_whitespace()).count();
+        if read < PROBE_BYTES || text.len() - blanks >= PROBE_BYTES || blanks >= ENTRY_BYTES_MAX {
+            return Ok(probe);
+        }
+    }
+}
+
+/// A text without its byte order mark.
+fn without_mark(text: &[u8]) -> &[u8] {
+    text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(text)
 }
 
 /// Reading failed in the middle: a damaged or cut compressed file, or the disk.
@@ -264,6 +292,24 @@ mod tests {
         assert!(message(b"\x1F\x8B\x08broken").contains("compressed data"));
         assert!(message(b"\x28\xB5\x2F\xFDbroken").contains("compressed data"));
         assert_eq!(read_all(b" \n", Mark::default()), (vec![], None));
+        assert!(message(&vec![b' '; ENTRY_BYTES_MAX + 1]).contains("nothing but blanks"));
+    }
+
+    #[test]
+    fn blanks_in_front_of_a_dump_are_no_end_however_many_they_are() {
+        let entry = r#"{"key":"a","value":"1"}"#;
+        for (mark, blanks) in ["", "\u{FEFF}"].into_iter().flat_map(|mark| [1, 4_095, 4_096, 40_000].map(|n| (mark, n)))
+        {
+            for text in [format!("{entry}\n"), format!("[{entry}]"), "key,value\na,1\n".to_owned()] {
+                for blank in [" ", "\n", "\r\n"] {
+                    let whole = format!("{mark}{}\n{text}", blank.repeat(blanks));
+                    let (all, halt) = read_all(whole.as_bytes(), Mark::default());
+                    let found: Vec<&str> =
+                        all.iter().map(|(_, line)| line.as_str()).filter(|l| l.contains("key")).collect();
+                    assert_eq!((found, halt), (vec![entry], None), "{blanks} times {blank:?} before {text}");
+                }
+            }
+        }
     }
 
     #[test]

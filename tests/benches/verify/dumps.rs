@@ -13,6 +13,8 @@ pub enum Kind {
     Shuffled,
     /// Sorted, and every entry differs in who wrote it and when.
     Noise,
+    /// Sorted, and each provider gives other fields, some of them objects.
+    Mixed,
 }
 
 impl Kind {
@@ -21,11 +23,12 @@ impl Kind {
             Self::Sorted => "sorted",
             Self::Shuffled => "shuffled",
             Self::Noise => "noise",
+            Self::Mixed => "mixed",
         }
     }
 
     pub fn named(name: &str) -> Option<Self> {
-        [Self::Sorted, Self::Shuffled, Self::Noise].into_iter().find(|kind| kind.name() == name)
+        [Self::Sorted, Self::Shuffled, Self::Noise, Self::Mixed].into_iter().find(|kind| kind.name() == name)
     }
 }
 
@@ -60,14 +63,28 @@ pub fn mix(n: u64) -> u64 {
 }
 
 pub fn key(n: u64) -> String {
-    let provider = ["google_ads", "hubspot", "slack", "meta_ads"][(mix(n) >> 32) as usize % 4];
+    let provider = ["google_ads", "hubspot", "slack", "meta_ads"][provider(n)];
     format!("tokens:tenant-{n:09}:{provider}:default")
+}
+
+fn provider(n: u64) -> usize {
+    (mix(n) >> 32) as usize % 4
+}
+
+/// What only one provider gives, as members of the value.
+fn extra(n: u64) -> String {
+    match provider(n) {
+        0 => String::new(),
+        1 => format!(r#",\"connection_config\":{{\"subdomain\":\"of-{n}\",\"portal\":{n}}}"#),
+        2 => format!(r#",\"team\":{{\"id\":\"T{n}\",\"enterprise\":null}},\"bot\":{}"#, n.is_multiple_of(2)),
+        _ => format!(r#",\"accounts\":[{}]"#, vec![n.to_string(); n as usize % 3].join(",")),
+    }
 }
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-";
 
 /// Appends one entry of one side as a line.
-pub fn line(n: u64, right: bool, noise: bool, out: &mut Vec<u8>) {
+pub fn line(n: u64, right: bool, kind: Kind, out: &mut Vec<u8>) {
     let planted = if right { plant(n) } else { Plant::Nothing };
     let mut token = *b"ya29.a0AfB_aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
     for (at, place) in token.iter_mut().enumerate().skip(11) {
@@ -82,11 +99,13 @@ pub fn line(n: u64, right: bool, noise: bool, out: &mut Vec<u8>) {
     let scope = if planted == Plant::Scope { "openid" } else { "openid https://www.googleapis.com/auth/adwords" };
     let version = 1 + mix(n) % 400 + u64::from(planted == Plant::Version);
     let fp = mix(n ^ 0xF1);
+    let extra = if kind == Kind::Mixed { extra(n) } else { String::new() };
+    let noise = kind == Kind::Noise;
     let writer = if right && noise { "composio" } else { "nango" };
     let written = if right && noise { 1_789_990_000 + n } else { 1_789_000_000 };
     write!(
         out,
-        r#"{{"key":"{}","value":"{{\"access_token\":\"{}\",\"expires_at\":\"2026-09-21T14:{minute:02}:{second:02}.000Z\",\"token_type\":\"Bearer\",\"scope\":\"{scope}\"}}","metadata":{{"v":{version},"fp":"{fp:016x}{:08x}","ep":1,"src":"{writer}","exp":{expiry},"written_at":{written}}}}}"#,
+        r#"{{"key":"{}","value":"{{\"access_token\":\"{}\",\"expires_at\":\"2026-09-21T14:{minute:02}:{second:02}.000Z\",\"token_type\":\"Bearer\",\"scope\":\"{scope}\"{extra}}}","metadata":{{"v":{version},"fp":"{fp:016x}{:08x}","ep":1,"src":"{writer}","exp":{expiry},"written_at":{written}}}}}"#,
         key(n),
         std::str::from_utf8(&token).expect("the alphabet is ASCII"),
         fp as u32,
@@ -105,7 +124,7 @@ pub fn generate(folder: &Path, entries: u64, kind: Kind) {
             for n in order(entries, kind, right) {
                 if plant(n) != absent {
                     text.clear();
-                    line(n, right, kind == Kind::Noise, &mut text);
+                    line(n, right, kind, &mut text);
                     file.write_all(&text).expect("the disk has room");
                 }
             }
