@@ -264,6 +264,52 @@ fn what_somebody_did_past_the_mirror_is_found_on_the_strongest_rung_and_told_wit
 }
 
 #[test]
+fn a_run_that_compares_otherwise_than_the_plan_asks_is_no_evidence() {
+    let world = Applied::start();
+    let keys = world.sandbox.lock().keys();
+    // The right lacks a scope, and nothing else differs.
+    let slack = "tokens:kahuna:slack:default";
+    let was = world.stored(&keys.kv_target, slack);
+    let mut value: Value = serde_json::from_str(was["value"].as_str().unwrap()).unwrap();
+    value["scope"] = "".into();
+    world.put(&keys.kv_target, slack, &value.to_string(), &was["metadata"]);
+    fs::write(world.dir.path().join("other.toml"), "[[verify.ignore]]\nfield = \"scope\"\nreason = \"noise\"\n")
+        .unwrap();
+
+    let rounds = ["--continuous", "--every", "10m", "--period", "40m", "--rounds", "1", "--format", "jsonl"];
+    let sides = ["kv:source", "kv:target", "--level", "full"];
+    for (args, code, why) in [
+        (&["--ignore", "scope=noise"][..], 0, "other fields are ignored"),
+        (&["--expiry-tolerance", "1000d"], 3, "expiries may differ by another time than 1s"),
+        (&["--policy", "other.toml"], 0, "the policy is not the one that plan `p-"),
+        (&["--include-retained"], 3, "triplets that do not move are compared too"),
+    ] {
+        let (got, out, error) = world.verify(&[&sides, args, &["--format", "json"]].concat());
+        let report: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!((got, &report["evidence"]["kept"]), (code, &false.into()), "{args:?} {out}{error}");
+        assert!(report["evidence"]["reason"].as_str().is_some_and(|reason| reason.contains(why)), "{out}");
+        assert!(error.contains(&format!("not kept as evidence: {why}")), "{args:?} {error}");
+    }
+    let (code, out, error) = world.verify(&[&sides[..], &["--ignore", "scope=noise"], &rounds].concat());
+    assert!(code == 0 && out.contains("\"kept\":false"), "{out}{error}");
+    let store = world.store();
+    let looks = || world.runtime.block_on(store.load_looks(Timestamp::default())).unwrap();
+    assert_eq!(looks().get(&EvidenceSource::Verify), None);
+    assert!(world.runtime.block_on(store.load_verifications(10)).unwrap().is_empty());
+    // What was clean by weaker rules is not taken for clean.
+    let (code, out, error) = world.verify(&[&sides, &rounds[..]].concat());
+    let round: Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+    assert_eq!((code, &round["changed"], &round["clean_at"]), (3, &24.into(), &Value::Null), "{out}{error}");
+
+    let report = world.report(&sides);
+    assert_eq!((&report["exit_code"], &report["evidence"]), (&3.into(), &json!({"kept": true})), "{report:#}");
+    assert!(looks()[&EvidenceSource::Verify].iter().all(|look| look.outcome == LookOutcome::Finding));
+    let runs = world.runtime.block_on(store.load_verifications(10)).unwrap();
+    let rules: Value = serde_json::from_str(runs[0].rules.as_deref().unwrap()).unwrap();
+    assert_eq!((runs.len(), &rules["expiry_tolerance_ms"]), (2, &1_000.into()), "{rules:#}");
+}
+
+#[test]
 fn rounds_keep_a_watermark_and_find_what_changes() {
     let world = Applied::start();
     let keys = world.sandbox.lock().keys();

@@ -15,13 +15,16 @@ use crate::clients;
 use crate::domain::criteria::CriteriaPolicy;
 use crate::domain::custody::Stage;
 use crate::domain::time::Timestamp;
+use crate::plan::policy::IgnoreRule;
+use crate::plan::saved::digest_of;
+use crate::plan::{Plan, Policy};
 use crate::ports::{KvPlace, Namespace};
 use crate::store::{ConnectionRow, Store, TripletRow};
 use crate::verify::live::{
     Budget, Caller, Depth, Estimate, JournalSide, KvSide, KvSideOptions, LiveTask, SideKind, Subject, Whoami,
     composio_side, estimate, nango_side,
 };
-use crate::verify::{Clock, Source, Task};
+use crate::verify::{Clock, Ignore, Source, Task};
 
 /// What an argument names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,6 +109,8 @@ pub(super) struct LiveSides {
     pub left_out: usize,
     /// Our writers are the only ones.
     pub ours: bool,
+    /// Why a run is not kept as evidence.
+    pub departure: Option<String>,
     /// What the estimate was made from; `None` when nobody knows how many keys there are.
     pub estimate: Option<Estimate>,
     // Last: the sides ask through it.
@@ -272,6 +277,10 @@ pub(super) fn build(
         }
         (None, None) => None,
     };
+    let departure = match &store {
+        Some(store) => departure(task, live, &policy, &runtime.block_on(plan_of(store))?)?,
+        None => None,
+    };
     let settle_ms = task.rules.look_again_ms.unwrap_or(0);
     let estimate = keys.map(|keys| estimate(kinds, depth, live.identity, keys, settle_ms, &budget));
     let ours = known.applied && named.iter().all(Named::is_ours);
@@ -285,9 +294,40 @@ pub(super) fn build(
         criteria: policy.criteria,
         left_out: skip.len(),
         ours,
+        departure,
         estimate,
         runtime,
     })
+}
+
+/// The plan that is applied in a state.
+async fn plan_of(store: &Store) -> Result<Option<Plan>, CommandError> {
+    let Some(identity) = store.load_identity().await.map_err(|error| broken(&error))? else { return Ok(None) };
+    let plan = serde_json::from_str(&identity.json);
+    plan.map(Some).map_err(|error| CommandError::failed("the plan of the state cannot be read").because(&error))
+}
+
+/// Why a run is no evidence for what the plan asks; `None` when it is.
+fn departure(
+    task: &Task,
+    live: &LiveTask,
+    policy: &Policy,
+    plan: &Option<Plan>,
+) -> Result<Option<String>, CommandError> {
+    Ok(match plan {
+        None => Some("no plan is applied in this state".to_owned()),
+        Some(plan) if digest_of(policy) != plan.inputs.policy => {
+            Some(format!("the policy is not the one that plan `{}` was made with; name that as `--policy`", plan.id))
+        }
+        Some(_) => task.rules.departure(&policy_ignores(policy)?, live.retained).map(str::to_owned),
+    })
+}
+
+/// The fields that a policy leaves out.
+pub(super) fn policy_ignores(policy: &Policy) -> Result<Vec<Ignore>, CommandError> {
+    let parse = |rule: &IgnoreRule| Ignore::parse(&format!("{}={}", rule.field, rule.reason));
+    let rules: Result<Vec<Ignore>, _> = policy.verify.ignore.iter().map(parse).collect();
+    rules.map_err(|error| CommandError::usage("a rule of the policy cannot be used").because(&error))
 }
 
 fn broken(error: &crate::store::StoreError) -> CommandError {
