@@ -142,6 +142,26 @@ fn exit_codes_tell_the_outcome() {
 }
 
 #[test]
+fn what_is_masked_in_any_field_matches_nothing_in_any_order() {
+    let entry = |key: &str, refresh: &str| {
+        let value = serde_json::json!({ "access_token": "token-0001", "refresh_token": refresh, "scope": "a b" });
+        format!("{{\"key\":\"tokens:{key}\",\"value\":{}}}\n", Value::from(value.to_string()))
+    };
+    // Others come first, so that what entries look like is known by then.
+    let lines =
+        [entry("a", "1//refresh-1"), entry("b", "1//refresh-2"), entry("c", "-*-*-*-*"), entry("d", "REDACTED")];
+    let turned: String = lines.iter().rev().map(String::as_str).collect();
+    let folder = folder_with(&[("sorted", &lines.concat()), ("turned", &turned)]);
+    for sides in [["sorted", "sorted"], ["sorted", "turned"], ["turned", "turned"]] {
+        let output = verify(folder.path(), &sides);
+        let why = "unverifiable, a field of the value is masked on both sides [status]";
+        let text = stdout(&output);
+        assert!(text.starts_with(&format!("! tokens:c  {why}\n! tokens:d  {why}\n4 entries")), "{sides:?} {text}");
+        assert_eq!(code(&output), 4);
+    }
+}
+
+#[test]
 fn reports_repeat_the_code_and_the_reason_and_list_every_key() {
     let folder = folder_with(&[
         ("left", &[entry("a", "token-0001", ""), entry("b", "token-0001", ""), entry("d", "token-0001", "")].concat()),

@@ -112,6 +112,7 @@ pub(super) fn compare(left: &Facts<'_>, right: &Facts<'_>, rules: &Rules, keys: 
     if let Secrets::Differ(field) = secret {
         changes.push(Change::new(Class::Token, field));
     }
+    let masked = |name: &[u8]| left.is_masked(name) || right.is_masked(name);
     if left.is_custodian() || right.is_custodian() {
         return compare_custody(left, right, changes, &secret);
     }
@@ -127,13 +128,15 @@ pub(super) fn compare(left: &Facts<'_>, right: &Facts<'_>, rules: &Rules, keys: 
         if apart(left.expires_at, right.expires_at) && !rules.ignores(Place::Value, b"expires_at") {
             changes.push(Change::new(Class::Expiry, "value.expires_at"));
         }
-        compare_scopes(left.scope.as_deref(), right.scope.as_deref(), &mut changes);
+        if !masked(b"scope") {
+            compare_scopes(left.scope.as_deref(), right.scope.as_deref(), &mut changes);
+        }
         let same_type = match (&left.token_type, &right.token_type) {
             // RFC 6749 §5.1: the type is case-insensitive.
             (Some(a), Some(b)) => a.eq_ignore_ascii_case(b),
             (a, b) => a.is_some() == b.is_some(),
         };
-        if !same_type {
+        if !same_type && !masked(b"token_type") {
             changes.push(Change::new(Class::Field, "value.token_type"));
         }
     }
@@ -147,22 +150,41 @@ pub(super) fn compare(left: &Facts<'_>, right: &Facts<'_>, rules: &Rules, keys: 
         if (a.is_none() || b.is_none()) && a.or(b).is_some_and(is_facet) {
             continue;
         }
-        if place == Place::Value && !both_values {
+        if place == Place::Value && (!both_values || a.or(b).is_some_and(|field| masked(&field.name))) {
             continue;
         }
         if let Some(change) = compare_fields(a, b, keys, &apart) {
             changes.push(change);
         }
     }
-    let (rung, unverifiable) = match secret {
-        Secrets::Same | Secrets::Differ(_) => (Rung::Fingerprint, None),
-        Secrets::Unknown(why) => (lower_rung(left, right), Some(why)),
+    let hidden = if both_values { compare_masked(left, right, &mut changes) } else { None };
+    let (rung, unverifiable) = match (secret, hidden) {
+        (Secrets::Unknown(why), _) | (Secrets::Same, Some(why)) => (lower_rung(left, right), Some(why)),
+        (Secrets::Same | Secrets::Differ(_), hidden) => (Rung::Fingerprint, hidden),
     };
     Compared { changes, rung, unverifiable }
 }
 
+/// A field that a side has masked proves nothing, but it stands for one that the other side must have too.
+/// Returns why the two cannot be told to be the same.
+fn compare_masked(left: &Facts<'_>, right: &Facts<'_>, changes: &mut Vec<Change>) -> Option<&'static str> {
+    let lacking = |facts: &Facts<'_>, other: &Facts<'_>| -> Vec<Change> {
+        let lacking = facts.masked.iter().filter(|name| !other.gives(name));
+        lacking.map(|name| Change::of_field(Class::Field, Place::Value, name)).collect()
+    };
+    changes.extend(lacking(left, right));
+    changes.extend(lacking(right, left));
+    match (left.masked.is_empty(), right.masked.is_empty()) {
+        (true, true) => None,
+        (false, true) => Some("a field of the value is masked on the left"),
+        (true, false) => Some("a field of the value is masked on the right"),
+        (false, false) => Some("a field of the value is masked on both sides"),
+    }
+}
+
 /// Compares what a custodian says of a credential with another side: everything that both know.
 fn compare_custody(left: &Facts<'_>, right: &Facts<'_>, mut changes: Vec<Change>, secret: &Secrets) -> Compared {
+    // A masked scope is none here.
     if left.scope.is_some() && right.scope.is_some() {
         compare_scopes(left.scope.as_deref(), right.scope.as_deref(), &mut changes);
     }
@@ -417,6 +439,34 @@ mod tests {
         assert_eq!(shown(&lineage(&left), &lineage(&masked)), "lineage:  (the secret is masked on the right)");
         let other = lineage(&masked).replace(r#""v":3"#, r#""v":4"#);
         assert_eq!(shown(&lineage(&left), &other), "lineage: metadata metadata.v (the secret is masked on the right)");
+    }
+
+    #[test]
+    fn a_masked_field_is_no_match_either() {
+        let with = |fields: &str| entry(&format!(r#"{{"access_token":"ya29.secret-1"{fields}}}"#), r#"{"v":3,"ep":1}"#);
+        let masked = with(r#","refresh_token":"REDACTED""#);
+        let why = |side| format!("lineage:  (a field of the value is masked on {side})");
+        assert_eq!(shown(&masked, &masked), why("both sides"));
+        assert_eq!(shown(&with(r#","refresh_token":"1//secret""#), &masked), why("the right"));
+        assert_eq!(shown(&with(r#","nested":{"a":["abcd..."]}"#), &with(r#","nested":{"a":["x"]}"#)), why("the left"));
+        let scope = with(r#","scope":"****","token_type":"[hidden]""#);
+        assert_eq!(shown(&scope, &with(r#","scope":"a b","token_type":"Bearer""#)), why("the left"));
+        // Something is there, which the other side lacks.
+        assert_eq!(
+            shown(&with(""), &masked),
+            "lineage: field value.refresh_token (a field of the value is masked on the right)"
+        );
+        let other = masked.replace("secret-1", "secret-2");
+        assert_eq!(
+            shown(&masked, &other),
+            "fingerprint: token value.access_token (a field of the value is masked on both sides)"
+        );
+        let key = r#"{"key":"config:a","value":{"api_key":"REDACTED"}}"#;
+        assert_eq!(shown(key, key), "status:  (a field of the value is masked on both sides)");
+        assert_eq!(shown(&with(r#","note":"""#), &with(r#","note":"""#)), "fingerprint: ");
+        let twice = entry(r#"{"access_token":"a-1","x":"REDACTED","x":1}"#, "null");
+        let (scanned, mut scratch) = (scan(twice.as_bytes()).unwrap(), Vec::new());
+        assert!(Facts::read(twice.as_bytes(), &scanned, &Rules::default(), &mut scratch).is_err());
     }
 
     #[test]

@@ -157,6 +157,9 @@ fn redacted(facts: &Facts<'_>, hand: Hand, changes: &[Change], keys: &Keys) -> S
             line("value.scope", &if is_token { "[hidden]".to_owned() } else { shown(item) });
         }
     }
+    for name in &facts.masked {
+        line(&format!("value.{}", shown(name)), "[masked by its source]");
+    }
     if let Some(seconds) = facts.expiration {
         line("expiration", &seconds.to_string());
     }

@@ -54,11 +54,13 @@ pub(super) fn pack(facts: &Facts<'_>, keys: &Keys, out: &mut Vec<u8>) {
             }
         }
     }
+    out.extend_from_slice(&(facts.masked.len() as u32).to_le_bytes());
+    facts.masked.iter().for_each(|name| put_text(name, out));
 }
 
 /// Whether equal bytes of these facts make a match without a closer look.
 pub(super) fn is_decisive(facts: &Facts<'_>) -> bool {
-    matches!(facts.secret, SecretFact::Absent | SecretFact::Token(_) | SecretFact::Opaque(_))
+    facts.masked.is_empty() && matches!(facts.secret, SecretFact::Absent | SecretFact::Token(_) | SecretFact::Opaque(_))
 }
 
 /// Reads facts back, together with what is kept beside them; `None` when the bytes are not those that [`pack`] wrote.
@@ -88,7 +90,9 @@ pub(super) fn unpack(bytes: &[u8], written_at: Option<Timestamp>, ours: bool) ->
         };
         fields.push(Field { place, name, content });
     }
-    Some(Facts { secret, expires_at, token_type, scope, expiration, written_at, ours, fields })
+    let count = bytes.length()?;
+    let masked = (0..count).map(|_| bytes.text().map(Cow::Borrowed)).collect::<Option<_>>()?;
+    Some(Facts { secret, expires_at, token_type, scope, expiration, written_at, ours, fields, masked })
 }
 
 const UNLISTED: u8 = 0;
