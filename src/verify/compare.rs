@@ -13,7 +13,7 @@ use super::rules::{Place, Rules};
 use crate::catalogue::IdentityRule;
 use crate::catalogue::identity::Identity;
 use crate::domain::secret::{Fingerprint, FingerprintKey, Secret, same_secret};
-use crate::domain::time::Timestamp;
+use crate::domain::time::{SECOND_MS, Timestamp};
 
 /// The keys under which secrets are digested.
 #[derive(Clone)]
@@ -140,8 +140,14 @@ pub(super) fn compare(left: &Facts<'_>, right: &Facts<'_>, rules: &Rules, keys: 
             changes.push(Change::new(Class::Field, "value.token_type"));
         }
     }
-    let ttl = |facts: &Facts<'_>| facts.expiration.map(|s| Timestamp::from_millis(s.saturating_mul(1000)));
-    if apart(ttl(left), ttl(right)) && !rules.ignores(Place::Entry, b"expiration") {
+    // In seconds, because not all of them fit into milliseconds.
+    let seconds_apart =
+        |a: i64, b: i64| u128::from(a.abs_diff(b)) * SECOND_MS as u128 > u128::from(tolerance.unsigned_abs());
+    let lives_apart = match (left.expiration, right.expiration) {
+        (Some(a), Some(b)) => seconds_apart(a, b),
+        (a, b) => a.is_some() != b.is_some(),
+    };
+    if lives_apart && !rules.ignores(Place::Entry, b"expiration") {
         changes.push(Change::new(Class::Expiry, "expiration"));
     }
     for (a, b) in pairs(&left.fields, &right.fields) {
@@ -153,7 +159,7 @@ pub(super) fn compare(left: &Facts<'_>, right: &Facts<'_>, rules: &Rules, keys: 
         if place == Place::Value && (!both_values || a.or(b).is_some_and(|field| masked(&field.name))) {
             continue;
         }
-        if let Some(change) = compare_fields(a, b, keys, &apart) {
+        if let Some(change) = compare_fields(a, b, keys, &seconds_apart) {
             changes.push(change);
         }
     }
@@ -330,7 +336,7 @@ fn compare_fields(
     left: Option<&Field<'_>>,
     right: Option<&Field<'_>>,
     keys: &Keys,
-    apart: &impl Fn(Option<Timestamp>, Option<Timestamp>) -> bool,
+    seconds_apart: &impl Fn(i64, i64) -> bool,
 ) -> Option<Change> {
     let field = left.or(right)?;
     let expiry = field.place == Place::Metadata && field.name.as_ref() == b"exp";
@@ -341,8 +347,7 @@ fn compare_fields(
         if let (true, Hidden::Clear(x), Hidden::Clear(y)) = (expiry, &a.content, &b.content)
             && let (Some(x), Some(y)) = (seconds(x), seconds(y))
         {
-            let at = |s: i64| Some(Timestamp::from_millis(s.saturating_mul(1000)));
-            return apart(at(x), at(y)).then(|| Change::new(Class::Expiry, "metadata.exp"));
+            return seconds_apart(x, y).then(|| Change::new(Class::Expiry, "metadata.exp"));
         }
     }
     let class = if expiry { Class::Expiry } else { class_of(field) };
@@ -427,6 +432,19 @@ mod tests {
         assert_eq!(shown(&left, &with(r#"\"x\":1"#, r#"\"y\":1"#)), "fingerprint: field value.x, field value.y");
         assert_eq!(shown(&left, &with(r#""v":3"#, r#""v":4"#)), "fingerprint: metadata metadata.v");
         assert_eq!(shown(&left, &with("1790000000", "1790000009")), "fingerprint: expiry metadata.exp");
+    }
+
+    #[test]
+    fn no_expiry_is_too_large_to_be_told_from_another() {
+        let with = |s: i64| {
+            let line = entry(r#"{"access_token":"at-00001"}"#, &OURS.replace("1790000000", &s.to_string()));
+            line.replace(r#"{"key""#, &format!(r#"{{"expiration":{s},"key""#))
+        };
+        let differ = "fingerprint: expiry expiration, expiry metadata.exp";
+        for (a, b) in [(i64::MAX, i64::MAX / 1_000 + 1), (i64::MIN, i64::MAX), (i64::MAX, i64::MAX - 2)] {
+            assert_eq!(shown(&with(a), &with(b)), differ, "{a} {b}");
+        }
+        assert_eq!(shown(&with(i64::MAX), &with(i64::MAX - 1)), "fingerprint: ");
     }
 
     #[test]

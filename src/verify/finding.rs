@@ -238,9 +238,10 @@ pub struct Finding {
 pub(super) type Seen = [Option<Fingerprint>; 2];
 
 impl Finding {
-    /// Whether the credential of the right side belongs to another upstream account.
+    /// Whether the credential of the right side belongs to another upstream account, whatever else is
+    /// said of it.
     pub fn is_of_another_account(&self) -> bool {
-        self.outcome == Outcome::Changed && self.changes.iter().any(|change| change.class == Class::Identity)
+        self.changes.iter().any(|change| change.class == Class::Identity)
     }
 }
 

@@ -17,12 +17,17 @@ pub(super) enum Said<'a> {
 
 /// The outcome of one key.
 pub(super) enum Judged {
+    /// The key is left out.
+    Skipped,
     Match(Rung),
     Finding(Box<Finding>),
 }
 
 /// Judges one key that at least one side has.
 pub(super) fn judge(key: &[u8], left: &Said<'_>, right: &Said<'_>, rules: &Rules, keys: &Keys) -> Judged {
+    if rules.skips(key) {
+        return Judged::Skipped;
+    }
     let mut finding = Finding {
         key: String::from_utf8_lossy(key).into_owned(),
         outcome: Outcome::Changed,

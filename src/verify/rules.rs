@@ -2,6 +2,7 @@
 //! window in which a difference may still settle.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -104,6 +105,9 @@ pub struct Rules {
     /// For live sides: a difference counts when both sides say the same for this long, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub look_again_ms: Option<i64>,
+    /// Keys that are left out on both sides: a side that is asked does not tell of them.
+    #[serde(skip)]
+    pub skip: Arc<BTreeSet<String>>,
 }
 
 impl Default for Rules {
@@ -116,6 +120,7 @@ impl Default for Rules {
             diff: false,
             all: false,
             look_again_ms: None,
+            skip: Arc::default(),
         }
     }
 }
@@ -154,6 +159,11 @@ impl Rules {
         } else {
             None
         }
+    }
+
+    /// Whether this key is none of the comparison's business.
+    pub fn skips(&self, key: &[u8]) -> bool {
+        !self.skip.is_empty() && std::str::from_utf8(key).is_ok_and(|key| self.skip.contains(key))
     }
 
     /// Whether an entry written at this time may not have reached every reader yet.

@@ -19,7 +19,7 @@ use crate::plan::policy::IgnoreRule;
 use crate::plan::saved::digest_of;
 use crate::plan::{Plan, Policy};
 use crate::ports::{KvPlace, Namespace};
-use crate::store::{ConnectionRow, Store, TripletRow};
+use crate::store::{ConnectionRow, Store, TripletRow, Verification};
 use crate::verify::live::{
     Budget, Caller, Depth, Estimate, JournalSide, KvSide, KvSideOptions, LiveTask, SideKind, Subject, Whoami,
     composio_side, estimate, nango_side,
@@ -105,8 +105,10 @@ pub(super) struct LiveSides {
     pub budget: Arc<Budget>,
     pub store: Option<Arc<Store>>,
     pub criteria: CriteriaPolicy,
-    /// Keys of triplets that do not move, left out.
-    pub left_out: usize,
+    /// Keys that are left out on both sides.
+    pub skip: Arc<BTreeSet<String>>,
+    /// Whose they are.
+    left_out: &'static str,
     /// Our writers are the only ones.
     pub ours: bool,
     /// Why a run is not kept as evidence.
@@ -126,8 +128,8 @@ impl LiveSides {
                 "nobody knows how many keys there are: one request per 1,000 keys of a listing, one per 100 values",
             ),
         }
-        if self.left_out > 0 {
-            ui.note(&format!("{} triplets that do not move are left out", self.left_out));
+        if !self.skip.is_empty() {
+            ui.note(&format!("{} triplets that {} are left out", self.skip.len(), self.left_out));
         }
     }
 
@@ -152,12 +154,20 @@ struct Known {
 }
 
 impl Known {
-    fn of(triplets: Vec<TripletRow>, connections: &[ConnectionRow], retained: bool, applied: bool) -> Self {
+    /// `journal`: a side is the journal, which tells of nothing that is not mirrored.
+    fn of(
+        triplets: Vec<TripletRow>,
+        connections: &[ConnectionRow],
+        retained: bool,
+        journal: bool,
+        applied: bool,
+    ) -> Self {
         let mut known = Self { applied, ..Self::default() };
         for row in triplets {
             let key = row.triplet.kv_key();
-            let retired = row.custody.stage == Stage::Retired;
-            if (!row.moves() || retired) && !retained {
+            let stays = !row.moves() || row.custody.stage == Stage::Retired;
+            let is_mirrored = !stays && row.custody.stage != Stage::Settled;
+            if (stays && !retained) || (journal && !is_mirrored) {
                 known.skip.insert(key.clone());
             }
             known.moving += u64::from(row.moves());
@@ -199,8 +209,9 @@ pub(super) fn build(
     let ahead_ms = inputs.now()?.since(wall_clock());
     let clock: Arc<dyn Clock> = Arc::new(WallClock { ahead_ms });
     let store = open_state(live, named, &runtime)?;
+    let journal = named.contains(&Named::Journal);
     let known = match &store {
-        Some(store) => runtime.block_on(load_known(store, live.retained))?,
+        Some(store) => runtime.block_on(load_known(store, live.retained, journal))?,
         None => Known::default(),
     };
     let budget = Arc::new(match &store {
@@ -246,7 +257,7 @@ pub(super) fn build(
                 Box::new(KvSide::new(name, place.clone(), Arc::clone(kv), caller.clone(), options))
             }
             (Named::Journal, _, Some(store)) => {
-                Box::new(JournalSide::new(name, Arc::clone(store), caller.clone(), depth, states))
+                Box::new(JournalSide::new(name, Arc::clone(store), caller.clone(), depth, states, Arc::clone(&skip)))
             }
             (Named::Nango, ..) => {
                 let endpoint = config.nango_verifier()?.map_or_else(|| config.nango(), Ok)?;
@@ -272,7 +283,8 @@ pub(super) fn build(
         (Some(keys), _) => Some(keys),
         (None, Some(store)) => {
             let before = runtime.block_on(store.load_verifications(50)).map_err(|error| broken(&error))?;
-            let same = |run: &&crate::store::Verification| run.left == task.left && run.right == task.right;
+            // One that could not read everything does not know how many keys there are.
+            let same = |run: &&Verification| run.left == task.left && run.right == task.right && run.failed == 0;
             before.iter().find(same).map(|run| run.keys).or((known.moving > 0).then_some(known.moving))
         }
         (None, None) => None,
@@ -292,7 +304,8 @@ pub(super) fn build(
         budget,
         store,
         criteria: policy.criteria,
-        left_out: skip.len(),
+        skip,
+        left_out: if journal { "are not mirrored" } else { "do not move" },
         ours,
         departure,
         estimate,
@@ -356,9 +369,9 @@ fn open_state(live: &LiveTask, named: &[Named; 2], runtime: &Runtime) -> Result<
     Ok(Some(Arc::new(runtime.block_on(args.open_beside())?)))
 }
 
-async fn load_known(store: &Store, retained: bool) -> Result<Known, CommandError> {
+async fn load_known(store: &Store, retained: bool, journal: bool) -> Result<Known, CommandError> {
     let triplets = store.load_triplets().await.map_err(|error| broken(&error))?;
     let connections = store.load_connections().await.map_err(|error| broken(&error))?;
     let applied = store.load_meta("soaking").await.map_err(|error| broken(&error))?.is_some();
-    Ok(Known::of(triplets, &connections, retained, applied))
+    Ok(Known::of(triplets, &connections, retained, journal, applied))
 }

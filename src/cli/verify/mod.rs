@@ -295,7 +295,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> CommandResult {
     }
     let both_live = task.rules.look_again_ms.is_some();
     let options = Options {
-        rules: task.rules.clone(),
+        rules: Rules { skip: live.as_ref().map(|live| Arc::clone(&live.skip)).unwrap_or_default(), ..task.rules.clone() },
         order: task.order,
         memory: task.memory,
         folder: args.temp.clone(),
@@ -384,6 +384,10 @@ fn task(args: &VerifyArgs) -> Result<Task, CommandError> {
     }
     let named = [Named::parse(&left)?, Named::parse(&right)?];
     let is_live = |side: &Named| *side != Named::Dump;
+    if args.identity && args.level != LevelArg::Full {
+        return Err(CommandError::usage("`--identity` asks with the credentials that the values hold")
+            .hint("add `--level full`, which reads them"));
+    }
     let live = if named.iter().any(is_live) { Some(live_task(args)?) } else { None };
     let both_live = named.iter().all(is_live);
     let state = |side: &Named, name: &str| match side {
@@ -407,6 +411,7 @@ fn task(args: &VerifyArgs) -> Result<Task, CommandError> {
         diff: args.diff,
         all: args.all,
         look_again_ms: both_live.then(|| args.settle.unwrap_or(SETTLE_MS)),
+        ..Rules::default()
     };
     Ok(Task { left, right, states, rules, order: args.order.into(), memory: args.memory, live })
 }
