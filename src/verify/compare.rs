@@ -8,6 +8,7 @@ use sha2::Sha256;
 
 use super::facts::{Facts, Field, Hidden, SecretFact, fingerprint, seconds};
 use super::finding::{Change, Class, Rung};
+use super::hide::{Curtain, HIDDEN, is_marker, marker, scopes};
 use super::json::{canonical, same_json};
 use super::rules::{Place, Rules};
 use crate::catalogue::IdentityRule;
@@ -107,6 +108,7 @@ pub(super) struct Compared {
 
 /// Compares two entries by meaning.
 pub(super) fn compare(left: &Facts<'_>, right: &Facts<'_>, rules: &Rules, keys: &Keys) -> Compared {
+    let curtain = Curtain { sides: &[left, right], keys };
     let mut changes = Vec::new();
     let secret = compare_secrets(left, right, keys);
     if let Secrets::Differ(field) = secret {
@@ -114,7 +116,7 @@ pub(super) fn compare(left: &Facts<'_>, right: &Facts<'_>, rules: &Rules, keys: 
     }
     let masked = |name: &[u8]| left.is_masked(name) || right.is_masked(name);
     if left.is_custodian() || right.is_custodian() {
-        return compare_custody(left, right, changes, &secret);
+        return compare_custody(left, right, changes, &secret, &curtain);
     }
     let tolerance = rules.expiry_tolerance_ms;
     let apart = |a: Option<Timestamp>, b: Option<Timestamp>| match (a, b) {
@@ -129,11 +131,14 @@ pub(super) fn compare(left: &Facts<'_>, right: &Facts<'_>, rules: &Rules, keys: 
             changes.push(Change::new(Class::Expiry, "value.expires_at"));
         }
         if !masked(b"scope") {
-            compare_scopes(left.scope.as_deref(), right.scope.as_deref(), &mut changes);
+            compare_scopes(left.scope.as_deref(), right.scope.as_deref(), keys, &mut changes);
         }
         let same_type = match (&left.token_type, &right.token_type) {
             // RFC 6749 §5.1: the type is case-insensitive.
-            (Some(a), Some(b)) => a.eq_ignore_ascii_case(b),
+            (Some(a), Some(b)) => {
+                let marked = |kind: &[u8]| marker(&kind.to_ascii_lowercase(), keys);
+                a.eq_ignore_ascii_case(b) || ((is_marker(a) || is_marker(b)) && marked(a) == marked(b))
+            }
             (a, b) => a.is_some() == b.is_some(),
         };
         if !same_type && !masked(b"token_type") {
@@ -159,24 +164,31 @@ pub(super) fn compare(left: &Facts<'_>, right: &Facts<'_>, rules: &Rules, keys: 
         if place == Place::Value && (!both_values || a.or(b).is_some_and(|field| masked(&field.name))) {
             continue;
         }
-        if let Some(change) = compare_fields(a, b, keys, &seconds_apart) {
+        if let Some(change) = compare_fields(a, b, &curtain, &seconds_apart) {
             changes.push(change);
         }
     }
-    let hidden = if both_values { compare_masked(left, right, &mut changes) } else { None };
+    let hidden = if both_values { compare_masked(left, right, &curtain, &mut changes) } else { None };
     let (rung, unverifiable) = match (secret, hidden) {
         (Secrets::Unknown(why), _) | (Secrets::Same, Some(why)) => (lower_rung(left, right), Some(why)),
         (Secrets::Same | Secrets::Differ(_), hidden) => (Rung::Fingerprint, hidden),
     };
+    // Where a hidden name stood among the others says something of it.
+    changes.sort_by_key(|change| change.field.ends_with(HIDDEN));
     Compared { changes, rung, unverifiable }
 }
 
 /// A field that a side has masked proves nothing, but it stands for one that the other side must have too.
 /// Returns why the two cannot be told to be the same.
-fn compare_masked(left: &Facts<'_>, right: &Facts<'_>, changes: &mut Vec<Change>) -> Option<&'static str> {
+fn compare_masked(
+    left: &Facts<'_>,
+    right: &Facts<'_>,
+    curtain: &Curtain<'_>,
+    changes: &mut Vec<Change>,
+) -> Option<&'static str> {
     let lacking = |facts: &Facts<'_>, other: &Facts<'_>| -> Vec<Change> {
         let lacking = facts.masked.iter().filter(|name| !other.gives(name));
-        lacking.map(|name| Change::of_field(Class::Field, Place::Value, name)).collect()
+        lacking.map(|name| Change::new(Class::Field, curtain.field(Place::Value, name))).collect()
     };
     changes.extend(lacking(left, right));
     changes.extend(lacking(right, left));
@@ -189,10 +201,16 @@ fn compare_masked(left: &Facts<'_>, right: &Facts<'_>, changes: &mut Vec<Change>
 }
 
 /// Compares what a custodian says of a credential with another side: everything that both know.
-fn compare_custody(left: &Facts<'_>, right: &Facts<'_>, mut changes: Vec<Change>, secret: &Secrets) -> Compared {
+fn compare_custody(
+    left: &Facts<'_>,
+    right: &Facts<'_>,
+    mut changes: Vec<Change>,
+    secret: &Secrets,
+    curtain: &Curtain<'_>,
+) -> Compared {
     // A masked scope is none here.
     if left.scope.is_some() && right.scope.is_some() {
-        compare_scopes(left.scope.as_deref(), right.scope.as_deref(), &mut changes);
+        compare_scopes(left.scope.as_deref(), right.scope.as_deref(), curtain.keys, &mut changes);
     }
     for (a, b) in pairs(&left.fields, &right.fields) {
         let (Some(a), Some(b)) = (a, b) else { continue };
@@ -206,7 +224,7 @@ fn compare_custody(left: &Facts<'_>, right: &Facts<'_>, mut changes: Vec<Change>
             _ => false,
         };
         if !same {
-            changes.push(Change::of_field(class_of(a), Place::Entry, &a.name));
+            changes.push(Change::new(class_of(a), curtain.field(Place::Entry, &a.name)));
         }
     }
     changes.sort_by_key(|change| change.class);
@@ -296,23 +314,25 @@ fn lower_rung(left: &Facts<'_>, right: &Facts<'_>) -> Rung {
     }
 }
 
-fn compare_scopes(left: Option<&[u8]>, right: Option<&[u8]>, changes: &mut Vec<Change>) {
+fn compare_scopes(left: Option<&[u8]>, right: Option<&[u8]>, keys: &Keys, changes: &mut Vec<Change>) {
     if left == right {
         return;
     }
-    let (have, want) = (scopes(right), scopes(left));
-    let lost = want.difference(&have).count();
-    let gained = have.difference(&want).count();
+    let sets = [left, right].map(|text| scopes(text.unwrap_or_default()).collect::<BTreeSet<_>>());
+    let lost_and_gained =
+        |[left, right]: [BTreeSet<&[u8]>; 2]| (left.difference(&right).count(), right.difference(&left).count());
+    let (lost, gained) = if sets.iter().flatten().any(|item| is_marker(item)) {
+        // What one side hides the other may hold in clear.
+        let marked = sets.each_ref().map(|set| set.iter().map(|item| marker(item, keys)).collect::<Vec<_>>());
+        lost_and_gained(marked.each_ref().map(|set| set.iter().map(Vec::as_slice).collect()))
+    } else {
+        lost_and_gained(sets)
+    };
     if lost > 0 {
         changes.push(Change::new(Class::ScopeRegression, "value.scope").lost(lost));
     } else if gained > 0 {
         changes.push(Change::new(Class::Scope, "value.scope"));
     }
-}
-
-/// OAuth scopes as a set; spaces (RFC 6749) and commas (several providers) separate them.
-fn scopes(text: Option<&[u8]>) -> BTreeSet<&[u8]> {
-    text.unwrap_or_default().split(|b| matches!(b, b' ' | b',')).filter(|s| !s.is_empty()).collect()
 }
 
 /// Walks two sorted lists of fields side by side.
@@ -335,13 +355,13 @@ fn pairs<'f, 'a>(
 fn compare_fields(
     left: Option<&Field<'_>>,
     right: Option<&Field<'_>>,
-    keys: &Keys,
+    curtain: &Curtain<'_>,
     seconds_apart: &impl Fn(i64, i64) -> bool,
 ) -> Option<Change> {
     let field = left.or(right)?;
     let expiry = field.place == Place::Metadata && field.name.as_ref() == b"exp";
     if let (Some(a), Some(b)) = (left, right) {
-        if keys.same_field(&a.content, &b.content) {
+        if curtain.keys.same_field(&a.content, &b.content) {
             return None;
         }
         if let (true, Hidden::Clear(x), Hidden::Clear(y)) = (expiry, &a.content, &b.content)
@@ -351,7 +371,7 @@ fn compare_fields(
         }
     }
     let class = if expiry { Class::Expiry } else { class_of(field) };
-    Some(Change::of_field(class, field.place, &field.name))
+    Some(Change::new(class, curtain.field(field.place, &field.name)))
 }
 
 fn class_of(field: &Field<'_>) -> Class {

@@ -381,7 +381,7 @@ fn wrong_type(value: &[u8], expected: &'static str) -> EntryError {
 }
 
 /// The meaning of a JSON string; `None` when the value is none or holds half a character.
-fn text(value: &[u8]) -> Option<Cow<'_, [u8]>> {
+pub(super) fn text(value: &[u8]) -> Option<Cow<'_, [u8]>> {
     let mut cursor = Cursor::new(value);
     let string = cursor.string().ok()?;
     unescape(string.raw(value), string.escapes)

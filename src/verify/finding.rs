@@ -5,7 +5,6 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::rules::Place;
 use crate::domain::secret::Fingerprint;
 
 /// How strong a comparison was. Always stated; a weaker rung never cancels a difference that was
@@ -162,12 +161,6 @@ const NAME_CHARS_MAX: usize = 64;
 impl Change {
     pub(super) fn new(class: Class, field: impl Into<String>) -> Self {
         Self { class, field: field.into(), lost: None }
-    }
-
-    pub(super) fn of_field(class: Class, place: Place, name: &[u8]) -> Self {
-        let place = place.as_str();
-        let field = if name.is_empty() { place.to_owned() } else { format!("{place}.{}", shown(name)) };
-        Self::new(class, field)
     }
 
     pub(super) fn lost(mut self, count: usize) -> Self {

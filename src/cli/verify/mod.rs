@@ -295,7 +295,10 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> CommandResult {
     }
     let both_live = task.rules.look_again_ms.is_some();
     let options = Options {
-        rules: Rules { skip: live.as_ref().map(|live| Arc::clone(&live.skip)).unwrap_or_default(), ..task.rules.clone() },
+        rules: Rules {
+            skip: live.as_ref().map(|live| Arc::clone(&live.skip)).unwrap_or_default(),
+            ..task.rules.clone()
+        },
         order: task.order,
         memory: task.memory,
         folder: args.temp.clone(),
