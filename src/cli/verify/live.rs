@@ -290,7 +290,7 @@ pub(super) fn build(
         (None, None) => None,
     };
     let departure = match &store {
-        Some(store) => departure(task, live, &policy, &runtime.block_on(plan_of(store))?)?,
+        Some(store) => runtime.block_on(departure(task, live, &policy, store))?,
         None => None,
     };
     let settle_ms = task.rules.look_again_ms.unwrap_or(0);
@@ -313,26 +313,21 @@ pub(super) fn build(
     })
 }
 
-/// The plan that is applied in a state.
-async fn plan_of(store: &Store) -> Result<Option<Plan>, CommandError> {
-    let Some(identity) = store.load_identity().await.map_err(|error| broken(&error))? else { return Ok(None) };
-    let plan = serde_json::from_str(&identity.json);
-    plan.map(Some).map_err(|error| CommandError::failed("the plan of the state cannot be read").because(&error))
-}
-
 /// Why a run is no evidence for what the plan asks; `None` when it is.
-fn departure(
+async fn departure(
     task: &Task,
     live: &LiveTask,
     policy: &Policy,
-    plan: &Option<Plan>,
+    store: &Store,
 ) -> Result<Option<String>, CommandError> {
-    Ok(match plan {
+    let identity = store.load_identity().await.map_err(|error| broken(&error))?;
+    Ok(match identity.map(|identity| serde_json::from_str::<Plan>(&identity.json)) {
         None => Some("no plan is applied in this state".to_owned()),
-        Some(plan) if digest_of(policy) != plan.inputs.policy => {
+        Some(Err(error)) => Some(format!("the plan of this state cannot be read: {error}")),
+        Some(Ok(plan)) if digest_of(policy) != plan.inputs.policy => {
             Some(format!("the policy is not the one that plan `{}` was made with; name that as `--policy`", plan.id))
         }
-        Some(_) => task.rules.departure(&policy_ignores(policy)?, live.retained).map(str::to_owned),
+        Some(Ok(_)) => task.rules.departure(&policy_ignores(policy)?, live.retained).map(str::to_owned),
     })
 }
 
