@@ -318,6 +318,7 @@ async fn a_difference_that_no_run_names_is_waived_by_nobody(state: State) {
             unsure: 0,
             failed: 0,
             counts: "{}".to_owned(),
+            rules: None,
             findings: (0..differing.min(100)).map(named).collect(),
         }
     };

@@ -42,6 +42,7 @@ fn run(name: &str, level: &str, differing: u64) -> Verification {
         unsure: 0,
         failed: 0,
         counts: "{}".to_owned(),
+        rules: Some(r#"{"expiry_tolerance_ms":1000}"#.to_owned()),
         findings: (0..differing).map(|_| note.clone()).collect(),
     }
 }

@@ -124,6 +124,24 @@ fn writes_during_the_scan_make_no_false_finding() {
 }
 
 #[test]
+fn pages_without_keys_hide_nothing_while_others_write() {
+    let planted = BTreeMap::from([(10, Kind::Missing), (250, Kind::Version)]);
+    for seed in 0..3 {
+        let world = Namespaces::sparse(Some(60), 8);
+        world.fill(600, &planted);
+        // A look at few keys, as when nobody writes, lists each of them.
+        let lasting_ms = if seed == 0 { 0 } else { 12 * MINUTE_MS };
+        world.schedule(traffic(seed, 600, world.now(), lasting_ms));
+        let mut report = world.verify(Depth::Keys, &rules());
+        let found: Vec<String> = findings(&mut report).iter().map(|f| format!("{} {}", f.key, shown(f))).collect();
+        let expected: Vec<String> =
+            planted.iter().map(|(n, kind)| format!("{} {}", Entry::new(*n).key(), kind.finding())).collect();
+        assert_eq!(found, expected, "seed {seed}");
+        assert_eq!(report.diagnostics.total, 0);
+    }
+}
+
+#[test]
 fn a_key_that_never_comes_to_rest_is_neither_a_match_nor_a_difference() {
     let world = Namespaces::start(Some(60));
     world.fill(20, &BTreeMap::new());

@@ -193,6 +193,26 @@ fn exit_codes_tell_the_outcome() {
 }
 
 #[test]
+fn what_is_masked_in_any_field_matches_nothing_in_any_order() {
+    let entry = |key: &str, refresh: &str| {
+        let value = serde_json::json!({ "access_token": "token-0001", "refresh_token": refresh, "scope": "a b" });
+        format!("{{\"key\":\"tokens:{key}\",\"value\":{}}}\n", Value::from(value.to_string()))
+    };
+    // Others come first, so that what entries look like is known by then.
+    let lines =
+        [entry("a", "1//refresh-1"), entry("b", "1//refresh-2"), entry("c", "-*-*-*-*"), entry("d", "REDACTED")];
+    let turned: String = lines.iter().rev().map(String::as_str).collect();
+    let folder = folder_with(&[("sorted", &lines.concat()), ("turned", &turned)]);
+    for sides in [["sorted", "sorted"], ["sorted", "turned"], ["turned", "turned"]] {
+        let output = verify(folder.path(), &sides);
+        let why = "unverifiable, a field of the value is masked on both sides [status]";
+        let text = stdout(&output);
+        assert!(text.starts_with(&format!("! tokens:c  {why}\n! tokens:d  {why}\n4 entries")), "{sides:?} {text}");
+        assert_eq!(code(&output), 4);
+    }
+}
+
+#[test]
 fn reports_repeat_the_code_and_the_reason_and_list_every_key() {
     let folder = folder_with(&[
         ("left", &[entry("a", "token-0001", ""), entry("b", "token-0001", ""), entry("d", "token-0001", "")].concat()),
@@ -229,6 +249,62 @@ fn reports_repeat_the_code_and_the_reason_and_list_every_key() {
 }
 
 #[test]
+fn another_account_is_told_first_whatever_else_is_said_of_the_key() {
+    let rows = |identity: u32| {
+        let row = format!("{{\"key\":\"tokens:b\",\"value\":\"REDACTED\",\"identity\":\"{identity}\"}}\n");
+        [entry("a", "token-0001", ""), row].concat()
+    };
+    let folder = folder_with(&[("left", &rows(1)), ("right", &rows(2))]);
+    for (more, outcome) in [(&[][..], ""), (&["--expect-ours"], "foreign, ")] {
+        let text = stdout(&verify(folder.path(), &[&["left", "right"], more].concat()));
+        assert!(text.starts_with("ANOTHER UPSTREAM ACCOUNT: tokens:b\n"), "{text}");
+        assert!(text.contains(&format!("* tokens:b  {outcome}identity entry.identity")), "{text}");
+    }
+}
+
+#[test]
+fn each_outcome_has_its_file() {
+    let left = ["a", "b", "c", "d"].map(|key| entry(key, "token-0001", "")).concat();
+    let young = r#","metadata":{"written_at":"2026-10-01T00:00:30Z"}"#;
+    let right = [
+        entry("a", "token-0001", ""),
+        entry("b", "toke...", ""),
+        entry("c", "token-0002", young),
+        "{\"key\":\"tokens:d\",\"value\":\"{\"}\n".to_owned(),
+    ]
+    .concat();
+    let folder = folder_with(&[("left", &left), ("right", &right)]);
+    let args = ["left", "right", "--all", "--settle", "60s", "--now", "2026-10-01T00:01:00Z"];
+    let names = ["match", "unverifiable", "settling", "error", "foreign", "missing"];
+    let files: Vec<String> = names.iter().flat_map(|name| [format!("--{name}"), format!("{name}.txt")]).collect();
+    let files: Vec<&str> = files.iter().map(String::as_str).collect();
+    assert_eq!(code(&verify(folder.path(), &[&args[..], &files].concat())), 1);
+    let read = |name: &str| fs::read_to_string(folder.path().join(format!("{name}.txt"))).unwrap();
+    assert_eq!(names.map(read), ["tokens:a\n", "tokens:b\n", "tokens:c\n", "tokens:d\n", "", ""]);
+    assert_eq!(
+        code(&verify(folder.path(), &["left", "left", "--all", "--expect-ours", "--foreign", "foreign.txt"])),
+        3
+    );
+    assert_eq!(read("foreign"), "tokens:a\ntokens:b\ntokens:c\ntokens:d\n");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_file_that_cannot_be_written_costs_no_report() {
+    let folder = folder_with(&[("a", &entry("a", "token-0001", "")), ("b", &entry("a", "token-0002", ""))]);
+    let run = |file: &str| verify(folder.path(), &["a", "b", "--differ", file]);
+    let told = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    let before = run("nowhere/differ.txt");
+    assert_eq!((code(&before), before.stdout.len()), (1, 0));
+    assert!(told(&before).contains("cannot write `nowhere/differ.txt`"), "{}", told(&before));
+    // The disk is full by the end.
+    std::os::unix::fs::symlink("/dev/full", folder.path().join("differ.txt.partial")).unwrap();
+    let late = run("differ.txt");
+    assert!(stdout(&late).starts_with("* tokens:a  token value.access_token"), "{}", stdout(&late));
+    assert!(code(&late) == 1 && told(&late).contains("cannot write `differ.txt`"), "{}", told(&late));
+}
+
+#[test]
 fn what_is_streamed_before_disorder_shows_is_declared_void() {
     let folder = folder_with(&[
         ("left", &[entry("a", "token-0001", ""), entry("c", "token-0001", ""), entry("b", "token-0001", "")].concat()),
@@ -248,8 +324,9 @@ fn no_output_holds_a_token_or_a_part_of_one() {
     // Canaries wherever a secret may stand: the token, another field, metadata, a broken entry, an opaque value.
     let canary = |n: u32| format!("canary{n}-Zq7xW9vK2mLp");
     let lines = |n: u32| {
-        let value = serde_json::json!({"access_token": canary(n), "refresh_token": canary(n + 1), "scope": format!("a {}", canary(n)),
-            "expires_at": "2026-10-01T00:00:00Z"});
+        let value = serde_json::json!({"access_token": canary(n), "refresh_token": canary(n + 1),
+            "scope": format!("a {} {} {}", canary(n), canary(n + 1), canary(n + 5)), "expires_at": "2026-10-01T00:00:00Z",
+            "token_type": canary(n + 1), canary(n): 1, canary(n + 6): n});
         [
             format!("{{\"key\":\"authority:a\",\"value\":\"{}\"}}\n", canary(n + 2)),
             format!(

@@ -54,6 +54,68 @@ pub fn same_secret(a: &[u8], b: &[u8]) -> bool {
     a.ct_eq(b).into()
 }
 
+/// How vendors begin their tokens and keys.
+const BEGINNINGS: [&[u8]; 22] = [
+    b"ya29.",
+    b"1//",
+    b"xoxa-",
+    b"xoxb-",
+    b"xoxe-",
+    b"xoxe.",
+    b"xoxp-",
+    b"xapp-",
+    b"ghp_",
+    b"gho_",
+    b"ghu_",
+    b"ghs_",
+    b"ghr_",
+    b"github_pat_",
+    b"glpat-",
+    b"shpat_",
+    b"pat-",
+    b"sk-",
+    b"sk_",
+    b"eyJ",
+    b"EAA",
+    b"AKIA",
+];
+
+/// Shorter texts are no secrets, whatever they begin with.
+const SECRET_BYTES_MIN: usize = 12;
+
+/// The shortest run of letters and digits that is judged by how they alternate.
+const RUN_BYTES_MIN: usize = 20;
+
+/// The shortest run of letters and digits alone that no name has.
+const UNBROKEN_BYTES_MIN: usize = 40;
+
+/// Whether a text that should be a name (of a field, of a scope) looks like a secret that ended up in its
+/// place. What is taken for one is only not shown, so this errs on that side.
+pub fn looks_like_secret(text: &[u8]) -> bool {
+    if text.len() < SECRET_BYTES_MIN {
+        return false;
+    }
+    let in_run = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'+' | b'=' | b'~');
+    BEGINNINGS.iter().any(|beginning| text.starts_with(beginning))
+        || text.split(|b| !b.is_ascii_alphanumeric()).any(|word| word.len() >= UNBROKEN_BYTES_MIN)
+        || text.split(|b| !in_run(b)).any(|run| run.len() >= RUN_BYTES_MIN && alternates(run))
+}
+
+/// Whether letters and digits, or small and large letters, take turns more often than in any name.
+fn alternates(run: &[u8]) -> bool {
+    let mut turns = 0;
+    let mut before: Option<u8> = None;
+    for byte in run.iter().copied().filter(u8::is_ascii_alphanumeric) {
+        // A new word of a name in camel case is one turn.
+        turns += usize::from(before.is_some_and(|before| {
+            before.is_ascii_digit() != byte.is_ascii_digit()
+                || (before.is_ascii_lowercase() && byte.is_ascii_uppercase())
+        }));
+        before = Some(byte);
+    }
+    turns * 5 >= run.len()
+}
+
 /// HMAC-SHA-256 of `message` under `key`.
 pub fn hmac_sha256(key: &[u8], message: &[&[u8]]) -> [u8; 32] {
     let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key).expect("HMAC takes a key of any length");
@@ -163,6 +225,35 @@ impl<'de> Deserialize<'de> for Fingerprint {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_told_from_a_secret() {
+        for secret in [
+            "ya29.SECRETSECRET",
+            "1//0gCanaryCanary",
+            "xoxb-1234-5678-abcd",
+            "eyJhbGciOiJIUzI1NiJ9.e30.Zm9v",
+            "canary10-Zq7xW9vK2mLp",
+            "https://a.example/Zq7xW9vK2mLpZq7xW9vK2mLp",
+            "9f8a1c2b3d4e5f6071829304",
+            "abcdefghijklmnopqrstuvwxyzabcdefghijklmnop",
+        ] {
+            assert!(looks_like_secret(secret.as_bytes()), "{secret}");
+        }
+        for name in [
+            "scope",
+            "refreshTokenExpiresInSeconds",
+            "https://www.googleapis.com/auth/analytics.readonly",
+            "crm.objects.contacts.read",
+            "r_1st_connections_size",
+            "instagram_manage_insights",
+            "User.ReadWrite.All",
+            "https://graph.microsoft.com/.default",
+            "",
+        ] {
+            assert!(!looks_like_secret(name.as_bytes()), "{name}");
+        }
+    }
 
     #[test]
     fn debug_never_shows_a_secret() {

@@ -348,6 +348,7 @@ impl<O: Outside> Engine<O> {
                 unsure: keys_in_all.saturating_sub(compared),
                 failed: 0,
                 counts: "{}".to_owned(),
+                rules: None,
                 findings,
             };
             self.store.record_verification(&run, criteria).await?;

@@ -77,6 +77,8 @@ pub struct WorldOptions {
     pub composio_per_minute: Option<u32>,
     /// Cloudflare's limit for one token: requests in five minutes. Absent: unlimited.
     pub cloudflare_per_5_minutes: Option<u32>,
+    /// Pages without keys that Cloudflare puts before each page of a listing, as it may after deletions.
+    pub kv_empty_pages: usize,
     pub nango: NangoSettings,
     pub composio: ComposioSettings,
     pub gateway: GatewayKind,
@@ -101,6 +103,7 @@ impl Default for WorldOptions {
             nango_per_minute: Some(5_000),
             composio_per_minute: Some(10_000),
             cloudflare_per_5_minutes: None,
+            kv_empty_pages: 0,
             nango: NangoSettings::default(),
             composio: ComposioSettings::default(),
             gateway: GatewayKind::Emulated,

@@ -46,6 +46,8 @@ pub struct Verification {
     pub failed: u64,
     /// JSON: outcome, rung, keys.
     pub counts: String,
+    /// JSON: the rules of the comparison; `None` for those of the shim, whose rules are its code.
+    pub rules: Option<String>,
     /// The first differences by name. No secrets.
     pub findings: Vec<Note>,
 }
@@ -153,8 +155,8 @@ impl Store {
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         let added = query(
             "INSERT INTO verification
-               (run, at, began_at, left_side, right_side, level, keys, compared, differing, unsure, failed, counts)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT (run) DO NOTHING",
+               (run, at, began_at, left_side, right_side, level, keys, compared, differing, unsure, failed, counts, rules)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT (run) DO NOTHING",
         )
         .bind(&run.run)
         .bind(run.at.millis())
@@ -168,6 +170,7 @@ impl Store {
         .bind(number(run.unsure))
         .bind(number(run.failed))
         .bind(&run.counts)
+        .bind(run.rules.as_deref())
         .execute(&mut tx)
         .await
         .during("record a verification")?;
@@ -216,7 +219,7 @@ impl Store {
     /// Recorded comparisons, newest first.
     pub async fn load_verifications(&self, limit: u32) -> StoreResult<Vec<Verification>> {
         let rows = query(
-            "SELECT run, began_at, at, left_side, right_side, level, keys, compared, differing, unsure, failed, counts
+            "SELECT run, began_at, at, left_side, right_side, level, keys, compared, differing, unsure, failed, counts, rules
              FROM verification ORDER BY at DESC, run LIMIT $1",
         )
         .bind(limit)
@@ -239,6 +242,7 @@ impl Store {
                 unsure: number(&row, 9),
                 failed: number(&row, 10),
                 counts: row.get(11),
+                rules: row.get(12),
                 findings: Vec::new(),
             })
             .collect())

@@ -382,6 +382,7 @@ impl Resolver<'_> {
             (Some(_), Some(facts)) => Said::Entry(facts),
         };
         match judge(key, &said(0), &said(1), self.rules, self.keys) {
+            Judged::Skipped => {}
             Judged::Match(rung) => part.counts.add(Outcome::Match, rung, 1),
             Judged::Finding(finding) => add(*finding, &mut part.counts, findings),
         }

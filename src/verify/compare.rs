@@ -8,12 +8,13 @@ use sha2::Sha256;
 
 use super::facts::{Facts, Field, Hidden, SecretFact, fingerprint, seconds};
 use super::finding::{Change, Class, Rung};
+use super::hide::{Curtain, HIDDEN, is_marker, marker, scopes};
 use super::json::{canonical, same_json};
 use super::rules::{Place, Rules};
 use crate::catalogue::IdentityRule;
 use crate::catalogue::identity::Identity;
 use crate::domain::secret::{Fingerprint, FingerprintKey, Secret, same_secret};
-use crate::domain::time::Timestamp;
+use crate::domain::time::{SECOND_MS, Timestamp};
 
 /// The keys under which secrets are digested.
 #[derive(Clone)]
@@ -107,13 +108,15 @@ pub(super) struct Compared {
 
 /// Compares two entries by meaning.
 pub(super) fn compare(left: &Facts<'_>, right: &Facts<'_>, rules: &Rules, keys: &Keys) -> Compared {
+    let curtain = Curtain { sides: &[left, right], keys };
     let mut changes = Vec::new();
     let secret = compare_secrets(left, right, keys);
     if let Secrets::Differ(field) = secret {
         changes.push(Change::new(Class::Token, field));
     }
+    let masked = |name: &[u8]| left.is_masked(name) || right.is_masked(name);
     if left.is_custodian() || right.is_custodian() {
-        return compare_custody(left, right, changes, &secret);
+        return compare_custody(left, right, changes, &secret, &curtain);
     }
     let tolerance = rules.expiry_tolerance_ms;
     let apart = |a: Option<Timestamp>, b: Option<Timestamp>| match (a, b) {
@@ -127,18 +130,29 @@ pub(super) fn compare(left: &Facts<'_>, right: &Facts<'_>, rules: &Rules, keys: 
         if apart(left.expires_at, right.expires_at) && !rules.ignores(Place::Value, b"expires_at") {
             changes.push(Change::new(Class::Expiry, "value.expires_at"));
         }
-        compare_scopes(left.scope.as_deref(), right.scope.as_deref(), &mut changes);
+        if !masked(b"scope") {
+            compare_scopes(left.scope.as_deref(), right.scope.as_deref(), keys, &mut changes);
+        }
         let same_type = match (&left.token_type, &right.token_type) {
             // RFC 6749 §5.1: the type is case-insensitive.
-            (Some(a), Some(b)) => a.eq_ignore_ascii_case(b),
+            (Some(a), Some(b)) => {
+                let marked = |kind: &[u8]| marker(&kind.to_ascii_lowercase(), keys);
+                a.eq_ignore_ascii_case(b) || ((is_marker(a) || is_marker(b)) && marked(a) == marked(b))
+            }
             (a, b) => a.is_some() == b.is_some(),
         };
-        if !same_type {
+        if !same_type && !masked(b"token_type") {
             changes.push(Change::new(Class::Field, "value.token_type"));
         }
     }
-    let ttl = |facts: &Facts<'_>| facts.expiration.map(|s| Timestamp::from_millis(s.saturating_mul(1000)));
-    if apart(ttl(left), ttl(right)) && !rules.ignores(Place::Entry, b"expiration") {
+    // In seconds, because not all of them fit into milliseconds.
+    let seconds_apart =
+        |a: i64, b: i64| u128::from(a.abs_diff(b)) * SECOND_MS as u128 > u128::from(tolerance.unsigned_abs());
+    let lives_apart = match (left.expiration, right.expiration) {
+        (Some(a), Some(b)) => seconds_apart(a, b),
+        (a, b) => a.is_some() != b.is_some(),
+    };
+    if lives_apart && !rules.ignores(Place::Entry, b"expiration") {
         changes.push(Change::new(Class::Expiry, "expiration"));
     }
     for (a, b) in pairs(&left.fields, &right.fields) {
@@ -147,24 +161,56 @@ pub(super) fn compare(left: &Facts<'_>, right: &Facts<'_>, rules: &Rules, keys: 
         if (a.is_none() || b.is_none()) && a.or(b).is_some_and(is_facet) {
             continue;
         }
-        if place == Place::Value && !both_values {
+        if place == Place::Value && (!both_values || a.or(b).is_some_and(|field| masked(&field.name))) {
             continue;
         }
-        if let Some(change) = compare_fields(a, b, keys, &apart) {
+        if let Some(change) = compare_fields(a, b, &curtain, &seconds_apart) {
             changes.push(change);
         }
     }
-    let (rung, unverifiable) = match secret {
-        Secrets::Same | Secrets::Differ(_) => (Rung::Fingerprint, None),
-        Secrets::Unknown(why) => (lower_rung(left, right), Some(why)),
+    let hidden = if both_values { compare_masked(left, right, &curtain, &mut changes) } else { None };
+    let (rung, unverifiable) = match (secret, hidden) {
+        (Secrets::Unknown(why), _) | (Secrets::Same, Some(why)) => (lower_rung(left, right), Some(why)),
+        (Secrets::Same | Secrets::Differ(_), hidden) => (Rung::Fingerprint, hidden),
     };
+    // Where a hidden name stood among the others says something of it.
+    changes.sort_by_key(|change| change.field.ends_with(HIDDEN));
     Compared { changes, rung, unverifiable }
 }
 
+/// A field that a side has masked proves nothing, but it stands for one that the other side must have too.
+/// Returns why the two cannot be told to be the same.
+fn compare_masked(
+    left: &Facts<'_>,
+    right: &Facts<'_>,
+    curtain: &Curtain<'_>,
+    changes: &mut Vec<Change>,
+) -> Option<&'static str> {
+    let lacking = |facts: &Facts<'_>, other: &Facts<'_>| -> Vec<Change> {
+        let lacking = facts.masked.iter().filter(|name| !other.gives(name));
+        lacking.map(|name| Change::new(Class::Field, curtain.field(Place::Value, name))).collect()
+    };
+    changes.extend(lacking(left, right));
+    changes.extend(lacking(right, left));
+    match (left.masked.is_empty(), right.masked.is_empty()) {
+        (true, true) => None,
+        (false, true) => Some("a field of the value is masked on the left"),
+        (true, false) => Some("a field of the value is masked on the right"),
+        (false, false) => Some("a field of the value is masked on both sides"),
+    }
+}
+
 /// Compares what a custodian says of a credential with another side: everything that both know.
-fn compare_custody(left: &Facts<'_>, right: &Facts<'_>, mut changes: Vec<Change>, secret: &Secrets) -> Compared {
+fn compare_custody(
+    left: &Facts<'_>,
+    right: &Facts<'_>,
+    mut changes: Vec<Change>,
+    secret: &Secrets,
+    curtain: &Curtain<'_>,
+) -> Compared {
+    // A masked scope is none here.
     if left.scope.is_some() && right.scope.is_some() {
-        compare_scopes(left.scope.as_deref(), right.scope.as_deref(), &mut changes);
+        compare_scopes(left.scope.as_deref(), right.scope.as_deref(), curtain.keys, &mut changes);
     }
     for (a, b) in pairs(&left.fields, &right.fields) {
         let (Some(a), Some(b)) = (a, b) else { continue };
@@ -178,7 +224,7 @@ fn compare_custody(left: &Facts<'_>, right: &Facts<'_>, mut changes: Vec<Change>
             _ => false,
         };
         if !same {
-            changes.push(Change::of_field(class_of(a), Place::Entry, &a.name));
+            changes.push(Change::new(class_of(a), curtain.field(Place::Entry, &a.name)));
         }
     }
     changes.sort_by_key(|change| change.class);
@@ -268,23 +314,25 @@ fn lower_rung(left: &Facts<'_>, right: &Facts<'_>) -> Rung {
     }
 }
 
-fn compare_scopes(left: Option<&[u8]>, right: Option<&[u8]>, changes: &mut Vec<Change>) {
+fn compare_scopes(left: Option<&[u8]>, right: Option<&[u8]>, keys: &Keys, changes: &mut Vec<Change>) {
     if left == right {
         return;
     }
-    let (have, want) = (scopes(right), scopes(left));
-    let lost = want.difference(&have).count();
-    let gained = have.difference(&want).count();
+    let sets = [left, right].map(|text| scopes(text.unwrap_or_default()).collect::<BTreeSet<_>>());
+    let lost_and_gained =
+        |[left, right]: [BTreeSet<&[u8]>; 2]| (left.difference(&right).count(), right.difference(&left).count());
+    let (lost, gained) = if sets.iter().flatten().any(|item| is_marker(item)) {
+        // What one side hides the other may hold in clear.
+        let marked = sets.each_ref().map(|set| set.iter().map(|item| marker(item, keys)).collect::<Vec<_>>());
+        lost_and_gained(marked.each_ref().map(|set| set.iter().map(Vec::as_slice).collect()))
+    } else {
+        lost_and_gained(sets)
+    };
     if lost > 0 {
         changes.push(Change::new(Class::ScopeRegression, "value.scope").lost(lost));
     } else if gained > 0 {
         changes.push(Change::new(Class::Scope, "value.scope"));
     }
-}
-
-/// OAuth scopes as a set; spaces (RFC 6749) and commas (several providers) separate them.
-fn scopes(text: Option<&[u8]>) -> BTreeSet<&[u8]> {
-    text.unwrap_or_default().split(|b| matches!(b, b' ' | b',')).filter(|s| !s.is_empty()).collect()
 }
 
 /// Walks two sorted lists of fields side by side.
@@ -307,24 +355,23 @@ fn pairs<'f, 'a>(
 fn compare_fields(
     left: Option<&Field<'_>>,
     right: Option<&Field<'_>>,
-    keys: &Keys,
-    apart: &impl Fn(Option<Timestamp>, Option<Timestamp>) -> bool,
+    curtain: &Curtain<'_>,
+    seconds_apart: &impl Fn(i64, i64) -> bool,
 ) -> Option<Change> {
     let field = left.or(right)?;
     let expiry = field.place == Place::Metadata && field.name.as_ref() == b"exp";
     if let (Some(a), Some(b)) = (left, right) {
-        if keys.same_field(&a.content, &b.content) {
+        if curtain.keys.same_field(&a.content, &b.content) {
             return None;
         }
         if let (true, Hidden::Clear(x), Hidden::Clear(y)) = (expiry, &a.content, &b.content)
             && let (Some(x), Some(y)) = (seconds(x), seconds(y))
         {
-            let at = |s: i64| Some(Timestamp::from_millis(s.saturating_mul(1000)));
-            return apart(at(x), at(y)).then(|| Change::new(Class::Expiry, "metadata.exp"));
+            return seconds_apart(x, y).then(|| Change::new(Class::Expiry, "metadata.exp"));
         }
     }
     let class = if expiry { Class::Expiry } else { class_of(field) };
-    Some(Change::of_field(class, field.place, &field.name))
+    Some(Change::new(class, curtain.field(field.place, &field.name)))
 }
 
 fn class_of(field: &Field<'_>) -> Class {
@@ -408,6 +455,19 @@ mod tests {
     }
 
     #[test]
+    fn no_expiry_is_too_large_to_be_told_from_another() {
+        let with = |s: i64| {
+            let line = entry(r#"{"access_token":"at-00001"}"#, &OURS.replace("1790000000", &s.to_string()));
+            line.replace(r#"{"key""#, &format!(r#"{{"expiration":{s},"key""#))
+        };
+        let differ = "fingerprint: expiry expiration, expiry metadata.exp";
+        for (a, b) in [(i64::MAX, i64::MAX / 1_000 + 1), (i64::MIN, i64::MAX), (i64::MAX, i64::MAX - 2)] {
+            assert_eq!(shown(&with(a), &with(b)), differ, "{a} {b}");
+        }
+        assert_eq!(shown(&with(i64::MAX), &with(i64::MAX - 1)), "fingerprint: ");
+    }
+
+    #[test]
     fn a_masked_secret_falls_to_the_next_rung_and_never_matches() {
         let left = entry(r#"{"access_token":"ya29.secret-1","scope":"a"}"#, "null");
         let masked = entry(r#"{"access_token":"ya29...","scope":"a"}"#, "null");
@@ -417,6 +477,34 @@ mod tests {
         assert_eq!(shown(&lineage(&left), &lineage(&masked)), "lineage:  (the secret is masked on the right)");
         let other = lineage(&masked).replace(r#""v":3"#, r#""v":4"#);
         assert_eq!(shown(&lineage(&left), &other), "lineage: metadata metadata.v (the secret is masked on the right)");
+    }
+
+    #[test]
+    fn a_masked_field_is_no_match_either() {
+        let with = |fields: &str| entry(&format!(r#"{{"access_token":"ya29.secret-1"{fields}}}"#), r#"{"v":3,"ep":1}"#);
+        let masked = with(r#","refresh_token":"REDACTED""#);
+        let why = |side| format!("lineage:  (a field of the value is masked on {side})");
+        assert_eq!(shown(&masked, &masked), why("both sides"));
+        assert_eq!(shown(&with(r#","refresh_token":"1//secret""#), &masked), why("the right"));
+        assert_eq!(shown(&with(r#","nested":{"a":["abcd..."]}"#), &with(r#","nested":{"a":["x"]}"#)), why("the left"));
+        let scope = with(r#","scope":"****","token_type":"[hidden]""#);
+        assert_eq!(shown(&scope, &with(r#","scope":"a b","token_type":"Bearer""#)), why("the left"));
+        // Something is there, which the other side lacks.
+        assert_eq!(
+            shown(&with(""), &masked),
+            "lineage: field value.refresh_token (a field of the value is masked on the right)"
+        );
+        let other = masked.replace("secret-1", "secret-2");
+        assert_eq!(
+            shown(&masked, &other),
+            "fingerprint: token value.access_token (a field of the value is masked on both sides)"
+        );
+        let key = r#"{"key":"config:a","value":{"api_key":"REDACTED"}}"#;
+        assert_eq!(shown(key, key), "status:  (a field of the value is masked on both sides)");
+        assert_eq!(shown(&with(r#","note":"""#), &with(r#","note":"""#)), "fingerprint: ");
+        let twice = entry(r#"{"access_token":"a-1","x":"REDACTED","x":1}"#, "null");
+        let (scanned, mut scratch) = (scan(twice.as_bytes()).unwrap(), Vec::new());
+        assert!(Facts::read(twice.as_bytes(), &scanned, &Rules::default(), &mut scratch).is_err());
     }
 
     #[test]

@@ -36,6 +36,8 @@ const NOTE_KEYS: usize = 500;
 
 /// A pair of live sides that is compared again and again.
 pub struct Continuous<'a> {
+    /// Names the watermarks: the two sides, and how they are compared.
+    pub pair: String,
     /// By their keys and metadata.
     pub listings: [&'a dyn Source; 2],
     /// As deep as the comparison goes.
@@ -92,20 +94,20 @@ impl Continuous<'_> {
     /// they were.
     pub fn round(&self) -> Result<Round, RoundError> {
         let began_at = self.clock.now();
-        let pair = format!("{}|{}", self.sides[0].name(), self.sides[1].name());
-        let (keys, entries) = self.list(&pair, began_at)?;
+        let pair = &self.pair;
+        let (keys, entries) = self.list(pair, began_at)?;
         let mut work = Work {
             spool: Spool::unnamed(self.folder)?,
             segments: Vec::new(),
             counts: Counts::of_entries(entries),
             diagnostics: Diagnostics::default(),
         };
-        let changed = self.check(&pair, DueKeys::Changed, began_at, u64::MAX, &mut work)?;
+        let changed = self.check(pair, DueKeys::Changed, began_at, u64::MAX, &mut work)?;
         let rounds = u64::try_from(self.period_ms / self.every_ms.max(1)).unwrap_or(1).max(1);
         // Beside what changed, so that no number of changes puts the others off beyond the period.
-        let in_turn = self.check(&pair, DueKeys::InTurn, began_at, keys.div_ceil(rounds), &mut work)?;
-        let report = self.settle(&pair, work)?;
-        let clean_at = self.caller.wait_for(self.store.load_watermark(&pair))?;
+        let in_turn = self.check(pair, DueKeys::InTurn, began_at, keys.div_ceil(rounds), &mut work)?;
+        let report = self.settle(pair, work)?;
+        let clean_at = self.caller.wait_for(self.store.load_watermark(pair))?;
         let took_ms = self.clock.now().since(began_at);
         Ok(Round { began_at, report, keys, changed, in_turn, took_ms, clean_at })
     }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::entry::{EntryError, Scanned, ValueSpan};
 use super::json::{Cursor, Str, unescape, unescape_into};
-use super::mask::is_masked;
+use super::mask::{holds_mask, is_masked};
 use super::rules::{Place, Rules};
 use crate::domain::secret::Fingerprint;
 use crate::domain::time::Timestamp;
@@ -74,6 +74,9 @@ pub(super) struct Facts<'a> {
     pub ours: bool,
     /// Sorted by place and name; each once.
     pub fields: Vec<Field<'a>>,
+    /// The fields of the value, beside its token, in which an API has hidden something. They are none
+    /// of the others.
+    pub masked: Vec<Cow<'a, [u8]>>,
 }
 
 impl<'a> Facts<'a> {
@@ -111,6 +114,7 @@ impl<'a> Facts<'a> {
             written_at: None,
             ours: false,
             fields: Vec::with_capacity(8),
+            masked: Vec::new(),
         };
         let at = match scanned.value {
             ValueSpan::Unlisted => 0,
@@ -140,10 +144,17 @@ impl<'a> Facts<'a> {
             facts.other(*name, span.of(line), line, rules).map_err(|e| e.moved_to(span.start as usize))?;
         }
         facts.fields.sort_unstable_by(|a, b| (a.place, &a.name).cmp(&(b.place, &b.name)));
-        match facts.fields.windows(2).find(|pair| (pair[0].place, &pair[0].name) == (pair[1].place, &pair[1].name)) {
-            Some(_) => Err(EntryError::new(at, "a field that is given twice", "each field once")),
-            None => Ok(facts),
+        facts.masked.sort_unstable();
+        let twice = facts
+            .fields
+            .windows(2)
+            .any(|pair| (pair[0].place, &pair[0].name) == (pair[1].place, &pair[1].name))
+            || facts.masked.windows(2).any(|pair| pair[0] == pair[1])
+            || facts.masked.iter().any(|name| facts.fields.iter().any(|f| f.place == Place::Value && f.name == *name));
+        if twice {
+            return Err(EntryError::new(at, "a field that is given twice", "each field once"));
         }
+        Ok(facts)
     }
 
     /// Reads the value: an object with a token, another object, or anything else.
@@ -152,7 +163,7 @@ impl<'a> Facts<'a> {
         cursor.blanks();
         let not_a_token = |at, found| EntryError::new(at, found, "a token entry, a JSON object with `access_token`");
         if cursor.peek() != Some(b'{') {
-            if !bytes.is_empty() && is_masked(bytes) {
+            if !bytes.is_empty() && (is_masked(bytes) || holds_mask(bytes)) {
                 self.secret = SecretFact::Masked;
                 return Ok(());
             }
@@ -182,6 +193,7 @@ impl<'a> Facts<'a> {
             // Under another key, what only looks like an object is as good as any text.
             (Err(_), _) => {
                 self.fields.clear();
+                self.masked.clear();
                 (self.expires_at, self.token_type, self.scope, self.written_at) = (None, None, None, None);
                 self.secret = SecretFact::Opaque(Hidden::Clear(Cow::Borrowed(bytes)));
                 return Ok(());
@@ -229,16 +241,31 @@ impl<'a> Facts<'a> {
             b"token_type" if rules.ignores(Place::Value, b"token_type") => {}
             b"token_type" => {
                 once(2)?;
-                self.token_type = optional_text(value, "a string as `token_type`")?;
+                self.token_type = self.text_of(b"token_type", value, "a string as `token_type`")?;
             }
             b"scope" if rules.ignores(Place::Value, b"scope") => {}
             b"scope" => {
                 once(3)?;
-                self.scope = optional_text(value, "a string as `scope`")?;
+                self.scope = self.text_of(b"scope", value, "a string as `scope`")?;
             }
             _ => self.field(Place::Value, name, value, bytes, rules)?,
         }
         Ok(())
+    }
+
+    /// A text of the value, or nothing when it is masked.
+    fn text_of(
+        &mut self,
+        name: &'static [u8],
+        value: &'a [u8],
+        expected: &'static str,
+    ) -> Result<Option<Cow<'a, [u8]>>, EntryError> {
+        let text = optional_text(value, expected)?;
+        if !holds_mask(value) {
+            return Ok(text);
+        }
+        self.masked.push(Cow::Borrowed(name));
+        Ok(None)
     }
 
     fn metadata(&mut self, value: &'a [u8], rules: &Rules) -> Result<(), EntryError> {
@@ -299,7 +326,12 @@ impl<'a> Facts<'a> {
         if name.as_ref() == b"written_at" {
             self.written_at = self.written_at.max(moment(value));
         }
-        if !rules.ignores(place, &name) {
+        if rules.ignores(place, &name) {
+            return Ok(());
+        }
+        if place == Place::Value && holds_mask(value) {
+            self.masked.push(name);
+        } else {
             self.fields.push(Field { place, name, content: Hidden::Clear(Cow::Borrowed(value)) });
         }
         Ok(())
@@ -310,6 +342,21 @@ impl<'a> Facts<'a> {
     pub fn is_custodian(&self) -> bool {
         matches!(self.secret, SecretFact::Unlisted | SecretFact::Masked)
             && self.find(Place::Entry, "custodian").is_some()
+    }
+
+    /// Whether the value has this field, in clear or masked.
+    pub fn gives(&self, name: &[u8]) -> bool {
+        let text = match name {
+            b"scope" => self.scope.is_some(),
+            b"token_type" => self.token_type.is_some(),
+            _ => self.fields.iter().any(|field| field.place == Place::Value && field.name.as_ref() == name),
+        };
+        text || self.is_masked(name)
+    }
+
+    /// Whether something in this field of the value is masked.
+    pub fn is_masked(&self, name: &[u8]) -> bool {
+        self.masked.iter().any(|masked| masked.as_ref() == name)
     }
 
     pub fn find(&self, place: Place, name: &str) -> Option<&Field<'a>> {
@@ -334,7 +381,7 @@ fn wrong_type(value: &[u8], expected: &'static str) -> EntryError {
 }
 
 /// The meaning of a JSON string; `None` when the value is none or holds half a character.
-fn text(value: &[u8]) -> Option<Cow<'_, [u8]>> {
+pub(super) fn text(value: &[u8]) -> Option<Cow<'_, [u8]>> {
     let mut cursor = Cursor::new(value);
     let string = cursor.string().ok()?;
     unescape(string.raw(value), string.escapes)

@@ -5,7 +5,6 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::rules::Place;
 use crate::domain::secret::Fingerprint;
 
 /// How strong a comparison was. Always stated; a weaker rung never cancels a difference that was
@@ -164,12 +163,6 @@ impl Change {
         Self { class, field: field.into(), lost: None }
     }
 
-    pub(super) fn of_field(class: Class, place: Place, name: &[u8]) -> Self {
-        let place = place.as_str();
-        let field = if name.is_empty() { place.to_owned() } else { format!("{place}.{}", shown(name)) };
-        Self::new(class, field)
-    }
-
     pub(super) fn lost(mut self, count: usize) -> Self {
         self.lost = Some(count);
         self
@@ -238,9 +231,10 @@ pub struct Finding {
 pub(super) type Seen = [Option<Fingerprint>; 2];
 
 impl Finding {
-    /// Whether the credential of the right side belongs to another upstream account.
+    /// Whether the credential of the right side belongs to another upstream account, whatever else is
+    /// said of it.
     pub fn is_of_another_account(&self) -> bool {
-        self.outcome == Outcome::Changed && self.changes.iter().any(|change| change.class == Class::Identity)
+        self.changes.iter().any(|change| change.class == Class::Identity)
     }
 }
 

@@ -307,6 +307,7 @@ impl Join<'_> {
             (Some(_), Some(facts)) => Said::Entry(facts),
         };
         match judge(key, &said(0), &said(1), self.rules, self.keys) {
+            Judged::Skipped => {}
             Judged::Match(rung) => {
                 counts.add(Outcome::Match, rung, 1);
                 if self.rules.all {

@@ -1,8 +1,9 @@
 //! From the facts of one key on both sides to its outcome.
 
 use super::compare::{Compared, Keys, compare};
-use super::facts::{Facts, Hidden, SecretFact};
-use super::finding::{Change, Finding, Hand, Outcome, Rung, shown};
+use super::facts::{Facts, Field, Hidden, SecretFact};
+use super::finding::{Change, Finding, Hand, Outcome, Rung};
+use super::hide::{Curtain, HIDDEN, is_word, scopes};
 use super::pack::pack;
 use super::rules::{Place, Rules};
 use crate::domain::secret::Fingerprint;
@@ -17,12 +18,17 @@ pub(super) enum Said<'a> {
 
 /// The outcome of one key.
 pub(super) enum Judged {
+    /// The key is left out.
+    Skipped,
     Match(Rung),
     Finding(Box<Finding>),
 }
 
 /// Judges one key that at least one side has.
 pub(super) fn judge(key: &[u8], left: &Said<'_>, right: &Said<'_>, rules: &Rules, keys: &Keys) -> Judged {
+    if rules.skips(key) {
+        return Judged::Skipped;
+    }
     let mut finding = Finding {
         key: String::from_utf8_lossy(key).into_owned(),
         outcome: Outcome::Changed,
@@ -71,9 +77,14 @@ pub(super) fn judge(key: &[u8], left: &Said<'_>, right: &Said<'_>, rules: &Rules
         finding.seen = Some([said_digest(left, keys), said_digest(right, keys)]);
     }
     if rules.diff {
+        let both = [left, right].into_iter().filter_map(|said| match said {
+            Said::Entry(facts) => Some(*facts),
+            Said::Nothing | Said::Broken => None,
+        });
+        let curtain = Curtain { sides: &both.collect::<Vec<_>>(), keys };
         let text = |said: &Said<'_>, hand| match said {
-            Said::Entry(facts) => redacted(facts, hand, &finding.changes, keys),
-            _ => String::new(),
+            Said::Entry(facts) => redacted(facts, hand, &finding.changes, &curtain),
+            Said::Nothing | Said::Broken => String::new(),
         };
         let (old, new) = (text(left, Hand::Left), text(right, Hand::Right));
         let diff = similar::TextDiff::from_lines(&old, &new);
@@ -115,7 +126,7 @@ pub(super) fn conflicting(key: &[u8], hand: Hand) -> Finding {
 
 /// An entry as lines of text without anything that could be secret. What is hidden and differs
 /// says so; what is hidden and equal reads the same on both sides.
-fn redacted(facts: &Facts<'_>, hand: Hand, changes: &[Change], keys: &Keys) -> String {
+fn redacted(facts: &Facts<'_>, hand: Hand, changes: &[Change], curtain: &Curtain<'_>) -> String {
     let mut out = String::new();
     let mut line = |name: &str, value: &str| {
         out.push_str(name);
@@ -127,7 +138,7 @@ fn redacted(facts: &Facts<'_>, hand: Hand, changes: &[Change], keys: &Keys) -> S
         if changes.iter().any(|change| change.field == field) {
             format!("[hidden, {}]", hand.as_str())
         } else {
-            "[hidden]".to_owned()
+            HIDDEN.to_owned()
         }
     };
     let secret = match &facts.secret {
@@ -145,24 +156,25 @@ fn redacted(facts: &Facts<'_>, hand: Hand, changes: &[Change], keys: &Keys) -> S
         line("value.expires_at", &at.to_rfc3339());
     }
     if let Some(kind) = &facts.token_type {
-        let is_word = kind.len() <= 16 && kind.iter().all(u8::is_ascii_alphabetic);
-        line("value.token_type", &if is_word { shown(kind) } else { hidden("value.token_type") });
+        let text = if is_word(kind) { curtain.shown(kind) } else { HIDDEN.to_owned() };
+        line("value.token_type", &if text == HIDDEN { hidden("value.token_type") } else { text });
     }
     if let Some(scope) = &facts.scope {
-        let mut items: Vec<&[u8]> = scope.split(|b| matches!(b, b' ' | b',')).filter(|item| !item.is_empty()).collect();
+        let mut items: Vec<String> = scopes(scope).map(|item| curtain.shown(item)).collect();
         items.sort_unstable();
-        for item in items {
-            // Whoever put the token into the scope does not get it printed here.
-            let is_token = matches!(&facts.secret, SecretFact::Token(t) if keys.digest_hidden(t) == keys.digest(item));
-            line("value.scope", &if is_token { "[hidden]".to_owned() } else { shown(item) });
-        }
+        items.iter().for_each(|item| line("value.scope", item));
+    }
+    for name in &facts.masked {
+        line(&curtain.field(Place::Value, name), "[masked by its source]");
     }
     if let Some(seconds) = facts.expiration {
         line("expiration", &seconds.to_string());
     }
-    for field in &facts.fields {
-        let place = field.place.as_str();
-        let name = if field.name.is_empty() { place.to_owned() } else { format!("{place}.{}", shown(&field.name)) };
+    let mut fields: Vec<(String, &Field<'_>)> =
+        facts.fields.iter().map(|field| (curtain.field(field.place, &field.name), field)).collect();
+    // Where a hidden name stood among the others says something of it.
+    fields.sort_by_key(|(name, _)| name.ends_with(HIDDEN));
+    for (name, field) in fields {
         let text = match &field.content {
             Hidden::Clear(value) if is_harmless(field.place, &field.name, value) => {
                 String::from_utf8_lossy(value).into_owned()

@@ -4,23 +4,52 @@
 //! mask. A real token that looks like a mask would be reported as unverifiable: that is the side
 //! to err on.
 
+use super::json::{Cursor, unescape};
+
 const WORDS: [&[u8]; 6] = [b"redacted", b"masked", b"hidden", b"secret", b"removed", b"filtered"];
 
+/// How the words begin, in small letters; any may come after brackets.
+const BEGINNINGS: [[u8; 2]; 5] = [*b"re", *b"ma", *b"hi", *b"se", *b"fi"];
+
+/// What may stand around a word.
+fn is_wrapping(byte: u8) -> bool {
+    matches!(byte, b'<' | b'>' | b'[' | b']' | b'(' | b')' | b'{' | b'}' | b'*' | b'-' | b'_')
+}
+
 /// Whether a text stands where a secret was, rather than being one.
-pub(super) fn is_masked(token: &[u8]) -> bool {
-    // Nearly all tokens pass here, so this looks at pairs of bytes in a way that compiles to
-    // vector instructions; whatever seems odd is looked at again.
-    let mut odd = token.len() < 8 || token[0] == token[1];
-    odd |= matches!(token.first(), Some(b'<' | b'[' | b'(' | b'{' | b'*'));
-    for (a, b) in token.iter().zip(token.get(1..).unwrap_or_default()) {
+pub(super) fn is_masked(text: &[u8]) -> bool {
+    may_be_masked(text) && looks_masked(text)
+}
+
+/// Whether a string somewhere in a JSON value, other than a member's name, stands where a secret was.
+pub(super) fn holds_mask(value: &[u8]) -> bool {
+    let mut cursor = Cursor::new(value);
+    while let Some(quote) = value.get(cursor.at..).and_then(|rest| memchr::memchr(b'"', rest)) {
+        cursor.at += quote;
+        let Ok(string) = cursor.string() else { return false };
+        cursor.blanks();
+        let text = unescape(string.raw(value), string.escapes).filter(|text| !text.is_empty());
+        if cursor.peek() != Some(b':') && text.is_some_and(|text| is_masked(&text)) {
+            return true;
+        }
+    }
+    false
+}
+
+/// No for nearly everything, never for a mask. Looks at pairs of bytes in a way that compiles to vector
+/// instructions.
+fn may_be_masked(text: &[u8]) -> bool {
+    let [first, second, third, ..] = *text else { return true };
+    let mut odd = (first == second && second == third) || is_wrapping(first) || first.is_ascii_whitespace();
+    // All words but the one that counts anywhere count at the start only.
+    odd |= BEGINNINGS.contains(&[first | 0x20, second | 0x20]);
+    for (a, b) in text.iter().zip(&text[1..]) {
         let dots = (*a == b'.') & (*b == b'.');
         let stars = (*a == b'*') & (*b == b'*');
         let dact = (*a | 0x20 == b'd') & (*b | 0x20 == b'a');
         odd |= dots | stars | dact | (*a >= 0x80);
     }
-    // The other words only count at the start, which is one look.
-    odd |= matches!(token.first().map(u8::to_ascii_lowercase), Some(b'm' | b'h' | b's' | b'f' | b'r'));
-    odd && looks_masked(token)
+    odd
 }
 
 fn looks_masked(token: &[u8]) -> bool {
@@ -33,9 +62,8 @@ fn looks_masked(token: &[u8]) -> bool {
         return true;
     }
     let inside = lower.trim_ascii();
-    let is_wrapping = |b: &u8| b"<>[](){}*-_".contains(b);
-    let start = inside.iter().position(|b| !is_wrapping(b)).unwrap_or(inside.len());
-    let end = inside.iter().rposition(|b| !is_wrapping(b)).map_or(start, |at| at + 1);
+    let start = inside.iter().position(|b| !is_wrapping(*b)).unwrap_or(inside.len());
+    let end = inside.iter().rposition(|b| !is_wrapping(*b)).map_or(start, |at| at + 1);
     let inside = &inside[start..end];
     lower.iter().all(|b| b"*-_".contains(b))
         || WORDS.contains(&inside)
@@ -44,6 +72,8 @@ fn looks_masked(token: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -70,6 +100,11 @@ mod tests {
             "***",
             "MASKED",
             "---",
+            "_hidden_",
+            "-masked-",
+            "-*-*-*-*",
+            " secret ",
+            "__xxx__",
         ];
         for mask in masks {
             assert!(is_masked(mask.as_bytes()), "{mask}");
@@ -86,9 +121,30 @@ mod tests {
             "aab",
             "s",
             "mypassword",
+            "https://www.example.com/auth/readonly",
         ];
         for token in tokens {
             assert!(!is_masked(token.as_bytes()), "{token}");
+        }
+    }
+
+    #[test]
+    fn a_mask_is_found_wherever_a_string_stands() {
+        for value in [r#""REDACTED""#, r#"["a",{"b":["\u002a**"]}]"#, r#"{ "a" : "x" , "b" : "…" }"#] {
+            assert!(holds_mask(value.as_bytes()), "{value}");
+        }
+        for value in [r#"{"***":"a","b":""}"#, r#""plain""#, "777", "true", "[]", r#"["***"#] {
+            assert!(!holds_mask(value.as_bytes()), "{value}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_looks_masked_is_never_passed_over(parts in prop::collection::vec(
+            prop_oneof!["[-*_<>(){}.\\[\\] xX1a]{1,3}", "(?i)redacted|masked|hidden|secret|removed|filtered", "[…•●]", "\\PC{0,3}"], 0..5,
+        )) {
+            let text = parts.concat();
+            prop_assert_eq!(is_masked(text.as_bytes()), looks_masked(text.as_bytes()), "{}", text);
         }
     }
 }

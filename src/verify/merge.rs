@@ -322,6 +322,7 @@ impl<'r> Merge<'r> {
                 Some(Err(_)) => Said::Broken,
             });
             match judge(&key, &said[0], &said[1], self.rules, self.keys) {
+                Judged::Skipped => Pending::Nothing,
                 Judged::Match(rung) => Pending::Match(rung),
                 Judged::Finding(finding) => Pending::Finding(finding),
             }

@@ -21,6 +21,7 @@ mod dump;
 mod entry;
 mod facts;
 mod finding;
+mod hide;
 mod join;
 mod json;
 mod judge;

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 
 use super::compare::Keys;
 use super::facts::{Facts, Field, Hidden, SecretFact};
+use super::hide::{kept_name, kept_scope, kept_type};
 use super::judge::is_harmless;
 use super::rules::Place;
 use crate::domain::secret::Fingerprint;
@@ -33,12 +34,16 @@ pub(super) fn pack(facts: &Facts<'_>, keys: &Keys, out: &mut Vec<u8>) {
     }
     put_number(facts.expires_at.map(Timestamp::millis), out);
     put_number(facts.expiration, out);
-    put_optional(facts.token_type.as_deref(), out);
-    put_optional(facts.scope.as_deref(), out);
+    put_optional(facts.token_type.as_deref().map(|kind| kept_type(kind, facts, keys)).as_deref(), out);
+    put_optional(facts.scope.as_deref().map(|scope| kept_scope(scope, facts, keys)).as_deref(), out);
     out.extend_from_slice(&(facts.fields.len() as u32).to_le_bytes());
-    for field in &facts.fields {
+    let mut fields: Vec<(Cow<'_, [u8]>, &Field<'_>)> =
+        facts.fields.iter().map(|field| (kept_name(&field.name, facts, keys), field)).collect();
+    // A hidden name has its place among the others by what stands for it.
+    fields.sort_by(|(a, x), (b, y)| (x.place, a).cmp(&(y.place, b)));
+    for (name, field) in fields {
         out.push(field.place as u8);
-        put_text(&field.name, out);
+        put_text(&name, out);
         match &field.content {
             Hidden::Clear(value) if is_harmless(field.place, &field.name, value) => {
                 out.push(CLEAR);
@@ -54,11 +59,15 @@ pub(super) fn pack(facts: &Facts<'_>, keys: &Keys, out: &mut Vec<u8>) {
             }
         }
     }
+    out.extend_from_slice(&(facts.masked.len() as u32).to_le_bytes());
+    let mut masked: Vec<Cow<'_, [u8]>> = facts.masked.iter().map(|name| kept_name(name, facts, keys)).collect();
+    masked.sort_unstable();
+    masked.iter().for_each(|name| put_text(name, out));
 }
 
 /// Whether equal bytes of these facts make a match without a closer look.
 pub(super) fn is_decisive(facts: &Facts<'_>) -> bool {
-    matches!(facts.secret, SecretFact::Absent | SecretFact::Token(_) | SecretFact::Opaque(_))
+    facts.masked.is_empty() && matches!(facts.secret, SecretFact::Absent | SecretFact::Token(_) | SecretFact::Opaque(_))
 }
 
 /// Reads facts back, together with what is kept beside them; `None` when the bytes are not those that [`pack`] wrote.
@@ -88,7 +97,9 @@ pub(super) fn unpack(bytes: &[u8], written_at: Option<Timestamp>, ours: bool) ->
         };
         fields.push(Field { place, name, content });
     }
-    Some(Facts { secret, expires_at, token_type, scope, expiration, written_at, ours, fields })
+    let count = bytes.length()?;
+    let masked = (0..count).map(|_| bytes.text().map(Cow::Borrowed)).collect::<Option<_>>()?;
+    Some(Facts { secret, expires_at, token_type, scope, expiration, written_at, ours, fields, masked })
 }
 
 const UNLISTED: u8 = 0;
@@ -191,6 +202,36 @@ mod tests {
         let changes: Vec<String> =
             compare(&back, &other, &rules, &keys).changes.iter().map(ToString::to_string).collect();
         assert_eq!(changes, ["token value.access_token", "metadata metadata.note"]);
+    }
+
+    #[test]
+    fn secrets_in_the_place_of_names_are_not_kept_and_still_told_apart() {
+        let (keys, rules) = (Keys::new([1; 32], None), Rules::default());
+        let packed = |line: &str| {
+            let (scanned, mut scratch, mut out) = (scan(line.as_bytes()).unwrap(), Vec::new(), Vec::new());
+            pack(&Facts::read(line.as_bytes(), &scanned, &rules, &mut scratch).unwrap(), &keys, &mut out);
+            out
+        };
+        let line = LINE.replace("a b", "a canary-token-1 ya29.canary-scope canary-refresh").replace(
+            r#"\"token_type\":\"Bearer\""#,
+            r#"\"token_type\":\"canary-refresh\",\"ya29.canary-name\":1,\"canary-token-1\":2,\"x\":3"#,
+        );
+        let (left, other) = (packed(&line), packed(&line.replace("canary-name", "canary-game")));
+        assert!(!String::from_utf8_lossy(&left).contains("canary"), "{}", String::from_utf8_lossy(&left));
+        let read = |packed: &[u8]| -> Vec<String> {
+            let (left, right) = (unpack(&left, None, true).unwrap(), unpack(packed, None, true).unwrap());
+            let mut again = Vec::new();
+            pack(&right, &keys, &mut again);
+            assert_eq!(again, packed);
+            compare(&left, &right, &rules, &keys).changes.iter().map(ToString::to_string).collect()
+        };
+        assert!(read(&left).is_empty());
+        assert_eq!(read(&other), ["field value.[hidden]", "field value.[hidden]"]);
+        // The secret is the left one's only: the other side has it in clear.
+        let right = packed(&line.replace(r#"\"access_token\":\"canary-token-1\""#, r#"\"access_token\":\"else\""#));
+        let changes = read(&right);
+        assert!(changes.contains(&"token value.access_token".to_owned()), "{changes:?}");
+        assert!(!changes.iter().any(|change| change.contains("scope")), "{changes:?}");
     }
 
     proptest! {

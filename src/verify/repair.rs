@@ -91,12 +91,12 @@ fn sink_of(side: &str) -> Option<Sink> {
 /// What must be delivered again for a finding. `Err(None)`: there is nothing to repair.
 fn decide(finding: &Finding, sinks: [Option<Sink>; 2]) -> Result<(Triplet, Vec<Sink>), Option<&'static str>> {
     let [left, right] = sinks;
+    if finding.is_of_another_account() {
+        return Err(Some("it belongs to another upstream account, which no delivery mends"));
+    }
     let sinks: Vec<Sink> = match finding.outcome {
         Outcome::Missing => right.into_iter().collect(),
         Outcome::Extra => left.into_iter().collect(),
-        Outcome::Changed if finding.is_of_another_account() => {
-            return Err(Some("it belongs to another upstream account, which no delivery mends"));
-        }
         Outcome::Changed | Outcome::Error => left.into_iter().chain(right).collect(),
         Outcome::Foreign => return Err(Some("somebody else wrote it last, and that may be the newer token")),
         Outcome::Settling => return Err(Some("it may still settle")),
@@ -133,8 +133,11 @@ mod tests {
         assert_eq!(sinks(Outcome::Extra, ["journal", "kv:target"]), Err(true));
         assert_eq!(sinks(Outcome::Foreign, gateway), Err(true));
         assert_eq!(sinks(Outcome::Unverifiable, gateway), Err(false));
-        let mut other = finding(Outcome::Changed);
-        other.changes.push(Change::new(Class::Identity, "entry.identity"));
-        assert!(decide(&other, gateway.map(sink_of)).is_err());
+        for outcome in [Outcome::Changed, Outcome::Foreign, Outcome::Settling] {
+            let mut other = finding(outcome);
+            other.changes.push(Change::new(Class::Identity, "entry.identity"));
+            let why = decide(&other, gateway.map(sink_of)).unwrap_err();
+            assert!(why.is_some_and(|why| why.contains("another upstream account")), "{outcome} {why:?}");
+        }
     }
 }

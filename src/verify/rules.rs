@@ -1,6 +1,9 @@
 //! What counts as a difference: tolerance, ignored fields, whose metadata is expected, and the
 //! window in which a difference may still settle.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::domain::time::{SECOND_MS, Timestamp};
@@ -102,6 +105,9 @@ pub struct Rules {
     /// For live sides: a difference counts when both sides say the same for this long, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub look_again_ms: Option<i64>,
+    /// Keys that are left out on both sides: a side that is asked does not tell of them.
+    #[serde(skip)]
+    pub skip: Arc<BTreeSet<String>>,
 }
 
 impl Default for Rules {
@@ -114,6 +120,7 @@ impl Default for Rules {
             diff: false,
             all: false,
             look_again_ms: None,
+            skip: Arc::default(),
         }
     }
 }
@@ -136,6 +143,29 @@ impl Rules {
         self.ignores.iter().any(|rule| rule.name.as_bytes() == name && rule.place.is_none_or(|wanted| wanted == place))
     }
 
+    /// Why a comparison under these rules is no evidence: it compares something else than the applied
+    /// plan asks. `None` when it is. `of_policy` are the fields that the plan's policy leaves out;
+    /// `retained`: triplets that do not move were compared too.
+    pub fn departure(&self, of_policy: &[Ignore], retained: bool) -> Option<&'static str> {
+        let fields = |ignores: &[Ignore]| -> BTreeSet<(Option<Place>, String)> {
+            ignores.iter().chain(&default_ignores()).map(|rule| (rule.place, rule.name.clone())).collect()
+        };
+        if fields(&self.ignores) != fields(of_policy) {
+            Some("other fields are ignored than the policy of the plan names")
+        } else if self.expiry_tolerance_ms != Self::default().expiry_tolerance_ms {
+            Some("expiries may differ by another time than 1s")
+        } else if retained {
+            Some("triplets that do not move are compared too")
+        } else {
+            None
+        }
+    }
+
+    /// Whether this key is none of the comparison's business.
+    pub fn skips(&self, key: &[u8]) -> bool {
+        !self.skip.is_empty() && std::str::from_utf8(key).is_ok_and(|key| self.skip.contains(key))
+    }
+
     /// Whether an entry written at this time may not have reached every reader yet.
     pub fn may_settle(&self, written_at: Option<Timestamp>) -> bool {
         match (self.settling, written_at) {
@@ -156,6 +186,29 @@ mod tests {
         assert!(Ignore::parse("v=").is_err() && Ignore::parse("v").is_err() && Ignore::parse("value.=x").is_err());
         assert!(Ignore::parse("access_token=noise").is_err() && Ignore::parse("value.access_token=noise").is_err());
         assert!(Ignore::parse("metadata.fp=noise").is_err());
+    }
+
+    #[test]
+    fn only_a_comparison_as_the_plan_asks_for_it_is_evidence() {
+        let rule = |text: &str| Ignore::parse(text).unwrap();
+        let with = |ignores: &[Ignore]| {
+            let ignores = default_ignores().into_iter().chain(ignores.iter().cloned()).collect();
+            Rules { ignores, expect_ours: true, diff: true, ..Rules::default() }
+        };
+        let of_plan = [rule("metadata.v=each side counts its own")];
+        assert_eq!(with(&of_plan).departure(&of_plan, false), None);
+        assert_eq!(Rules::default().departure(&[], false), None);
+        let scope = rule("scope=noise");
+        for (rules, of_policy, retained, expected) in [
+            (with(&[of_plan[0].clone(), scope]), &of_plan[..], false, "ignored"),
+            (with(&[rule("v=anywhere")]), &of_plan[..], false, "ignored"),
+            (Rules::default(), &of_plan[..], false, "ignored"),
+            (Rules { expiry_tolerance_ms: 86_400_000, ..Rules::default() }, &[], false, "expiries"),
+            (Rules::default(), &[], true, "do not move"),
+        ] {
+            let departure = rules.departure(of_policy, retained);
+            assert!(departure.is_some_and(|why| why.contains(expected)), "{departure:?}");
+        }
     }
 
     #[test]

@@ -217,6 +217,7 @@ enum Conclusion {
 
 /// What both sides say of one key at one look.
 pub(super) enum Judgement {
+    /// Neither side has it any more, or it is left out.
     Gone,
     Match(Finding),
     Differs(Finding),
@@ -235,6 +236,7 @@ pub(super) fn judge_now(key: &str, left: &Now, right: &Now, rules: &Rules, keys:
         return Judgement::Gone;
     }
     match judge(key.as_bytes(), &said[0], &said[1], rules, keys) {
+        Judged::Skipped => Judgement::Gone,
         Judged::Match(rung) => Judgement::Match(matched(key.as_bytes(), rung)),
         Judged::Finding(finding) => Judgement::Differs(*finding),
     }

@@ -78,8 +78,9 @@ pub(super) struct Shape {
     /// The fixed bytes after the last slot.
     after: Box<[u8]>,
     key: usize,
-    token: usize,
     expires_at: Option<usize>,
+    /// The texts of the value, where masks may stand, as they were learnt, which is unmasked.
+    texts: Vec<(usize, Box<[u8]>)>,
     /// The facts of the entry it was learnt from, without its secret.
     facts: Facts<'static>,
     /// Tells it from other shapes.
@@ -90,25 +91,37 @@ pub(super) struct Shape {
 
 impl Shape {
     /// Learns the shape of an entry whose facts could be read. `None` when it has none: its key or
-    /// token is not plain, or it has parts that are too unusual to expect again.
+    /// token is not plain, something is masked, or it has parts that are too unusual to expect again.
     fn learn(line: &[u8], scanned: &Scanned, facts: &Facts<'_>, rules: &Rules) -> Option<Self> {
-        if scanned.base64 || !scanned.others.is_empty() {
+        let masked = matches!(facts.secret, SecretFact::Masked) || !facts.masked.is_empty();
+        if masked || scanned.base64 || !scanned.others.is_empty() {
             return None;
         }
         let (found, nested) = find_slots(line, facts, rules)?;
         if found.len() > SLOTS_MAX {
             return None;
         }
-        let (mut slots, mut at) = (Vec::with_capacity(found.len()), 0);
+        let (mut slots, mut texts, mut at) = (Vec::with_capacity(found.len()), Vec::new(), 0);
         for Found { start, end, kind, part } in found {
+            let may_be_masked = match part {
+                Part::Token | Part::TokenType | Part::Scope => true,
+                Part::Field(field) => kind == Kind::Text && facts.fields[field].place == Place::Value,
+                Part::Within => kind == Kind::Text,
+                Part::Key | Part::ExpiresAt | Part::Expiration | Part::Ignored { .. } => false,
+            };
+            if may_be_masked {
+                texts.push((slots.len(), line.get(start..end)?.into()));
+            }
             slots.push(Slot { before: line.get(at..start)?.into(), kind, part });
             at = end;
         }
         let place = |wanted: Part| slots.iter().position(|slot| slot.part == wanted);
-        let (key, token, expires_at) = (place(Part::Key)?, place(Part::Token)?, place(Part::ExpiresAt));
+        place(Part::Token)?;
+        let (key, expires_at) = (place(Part::Key)?, place(Part::ExpiresAt));
         let after: Box<[u8]> = line.get(at..)?.into();
         let signature = signature(&slots, &after);
-        Some(Self { key, token, expires_at, after, facts: without_secret(facts), slots, nested, signature, used: 0 })
+        let facts = without_secret(facts);
+        Some(Self { key, expires_at, texts, after, facts, slots, nested, signature, used: 0 })
     }
 
     /// Whether an entry has this shape and a token in clear; tells where its contents stand.
@@ -139,7 +152,9 @@ impl Shape {
             Kind::Text => super::facts::time(of(n)).is_some(),
             Kind::Number => moment(of(n)).is_some(),
         });
-        !key.is_empty() && key.len() <= KEY_BYTES_MAX && in_time && !is_masked(of(self.token))
+        // Scopes and types repeat, so most texts are those that were learnt.
+        let masked = || self.texts.iter().any(|(n, learnt)| of(*n) != learnt.as_ref() && is_masked(of(*n)));
+        !key.is_empty() && key.len() <= KEY_BYTES_MAX && in_time && !masked()
     }
 
     fn facts<'a>(&'a self, line: &'a [u8], contents: &Contents, rules: &Rules) -> Facts<'a> {
@@ -152,6 +167,7 @@ impl Shape {
             expiration: self.facts.expiration,
             written_at: None,
             ours: false,
+            masked: Vec::new(),
         };
         for (n, slot) in self.slots.iter().enumerate() {
             let text = content(line, contents, n);
@@ -275,6 +291,7 @@ fn without_secret(facts: &Facts<'_>) -> Facts<'static> {
         written_at: None,
         ours: facts.ours,
         fields: facts.fields.iter().map(Field::owned).collect(),
+        masked: Vec::new(),
     }
 }
 
@@ -312,7 +329,7 @@ impl Shapes {
     /// Whether the shape of an entry that fits none should be learnt: not that of a masked one, which
     /// would never fit, and only now and then while what was learnt is no use.
     pub fn wants(&mut self, facts: &Facts<'_>) -> bool {
-        if !matches!(facts.secret, SecretFact::Token(_)) {
+        if !matches!(facts.secret, SecretFact::Token(_)) || !facts.masked.is_empty() {
             return false;
         }
         let wants = self.wait == 0;
@@ -409,6 +426,8 @@ mod tests {
         for (from, to) in [
             ("ya29.secret-1", "REDACTED"),
             ("ya29.secret-1", "ya29..."),
+            ("a b\\", "[hidden]\\"),
+            ("y\\\",\\\"nested", "***\\\",\\\"nested"),
             ("ya29.secret-1", ""),
             ("ya29.secret-1", "a\\\\u0041"),
             ("ya29.secret-1", "é"),

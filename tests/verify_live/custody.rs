@@ -7,13 +7,15 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use cutover::catalogue::Catalogue;
-use cutover::domain::criteria::{EvidenceSource, LookOutcome};
+use cutover::domain::criteria::{CriteriaPolicy, EvidenceSource, LookOutcome};
+use cutover::domain::custody::{Event, Permit};
 use cutover::domain::time::{DAY_MS, HOUR_MS, MINUTE_MS, Timestamp};
+use cutover::domain::triplet::Triplet;
 use cutover::inventory;
 use cutover::plan::{self, Policy};
 use cutover::ports::Api;
 use cutover::sandbox::{Answer, CANARY, Call, LedgerSummary, Sandbox, TokenLife, World, WorldConfig};
-use cutover::store::{Delivered, Durability, PendingDelivery, Sink, Store, Vault};
+use cutover::store::{Delivered, Durability, PendingDelivery, Sink, Store, Vault, Verification};
 use serde_json::{Value, json};
 
 const INVENTORY: &str = "fixtures/inventories/adr-038.csv";
@@ -264,6 +266,98 @@ fn what_somebody_did_past_the_mirror_is_found_on_the_strongest_rung_and_told_wit
 }
 
 #[test]
+fn a_run_that_compares_otherwise_than_the_plan_asks_is_no_evidence() {
+    let world = Applied::start();
+    let keys = world.sandbox.lock().keys();
+    // The right lacks a scope, and nothing else differs.
+    let slack = "tokens:kahuna:slack:default";
+    let was = world.stored(&keys.kv_target, slack);
+    let mut value: Value = serde_json::from_str(was["value"].as_str().unwrap()).unwrap();
+    value["scope"] = "".into();
+    world.put(&keys.kv_target, slack, &value.to_string(), &was["metadata"]);
+    fs::write(world.dir.path().join("other.toml"), "[[verify.ignore]]\nfield = \"scope\"\nreason = \"noise\"\n")
+        .unwrap();
+
+    let rounds = ["--continuous", "--every", "10m", "--period", "40m", "--rounds", "1", "--format", "jsonl"];
+    let sides = ["kv:source", "kv:target", "--level", "full"];
+    for (args, code, why) in [
+        (&["--ignore", "scope=noise"][..], 0, "other fields are ignored"),
+        (&["--expiry-tolerance", "1000d"], 3, "expiries may differ by another time than 1s"),
+        (&["--policy", "other.toml"], 0, "the policy is not the one that plan `p-"),
+        (&["--include-retained"], 3, "triplets that do not move are compared too"),
+    ] {
+        let (got, out, error) = world.verify(&[&sides, args, &["--format", "json"]].concat());
+        let report: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!((got, &report["evidence"]["kept"]), (code, &false.into()), "{args:?} {out}{error}");
+        assert!(report["evidence"]["reason"].as_str().is_some_and(|reason| reason.contains(why)), "{out}");
+        assert!(error.contains(&format!("not kept as evidence: {why}")), "{args:?} {error}");
+    }
+    let (code, out, error) = world.verify(&[&sides[..], &["--ignore", "scope=noise"], &rounds].concat());
+    assert!(code == 0 && out.contains("\"kept\":false"), "{out}{error}");
+    let store = world.store();
+    let looks = || world.runtime.block_on(store.load_looks(Timestamp::default())).unwrap();
+    assert_eq!(looks().get(&EvidenceSource::Verify), None);
+    assert!(world.runtime.block_on(store.load_verifications(10)).unwrap().is_empty());
+    // What was clean by weaker rules is not taken for clean.
+    let (code, out, error) = world.verify(&[&sides, &rounds[..]].concat());
+    let round: Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+    assert_eq!((code, &round["changed"], &round["clean_at"]), (3, &24.into(), &Value::Null), "{out}{error}");
+
+    let report = world.report(&sides);
+    assert_eq!((&report["exit_code"], &report["evidence"]), (&3.into(), &json!({"kept": true})), "{report:#}");
+    assert!(looks()[&EvidenceSource::Verify].iter().all(|look| look.outcome == LookOutcome::Finding));
+    let runs = world.runtime.block_on(store.load_verifications(10)).unwrap();
+    let rules: Value = serde_json::from_str(runs[0].rules.as_deref().unwrap()).unwrap();
+    assert_eq!((runs.len(), &rules["expiry_tolerance_ms"]), (2, &1_000.into()), "{rules:#}");
+}
+
+#[test]
+fn what_one_side_leaves_out_is_left_out_on_the_other() {
+    let world = Applied::start();
+    let keys = world.sandbox.lock().keys();
+    // A dump of everything, retained triplets too.
+    let list = format!("/storage/kv/namespaces/{}/keys?prefix=tokens:", keys.kv_source);
+    let listed = world.ask(Api::Cloudflare, "GET", &list, &Value::Null)["result"].clone();
+    let entry = |name: &Value| {
+        let mut entry = world.stored(&keys.kv_source, name.as_str().unwrap());
+        entry["key"] = name.clone();
+        entry
+    };
+    let dump: Vec<Value> = listed.as_array().unwrap().iter().map(|listed| entry(&listed["name"])).collect();
+    assert_eq!(dump.len(), 28);
+    let turned: Vec<&Value> = dump.iter().rev().collect();
+    fs::write(world.dir.path().join("dump.json"), serde_json::to_vec(&dump).unwrap()).unwrap();
+    fs::write(world.dir.path().join("turned.json"), serde_json::to_vec(&turned).unwrap()).unwrap();
+    for sides in [["dump.json", "kv:source"], ["turned.json", "kv:source"], ["journal", "dump.json"]] {
+        let report = world.report(&[&sides[..], &["--level", "full"]].concat());
+        assert_eq!((counts(&report).as_str(), &report["exit_code"]), (r#"match {"fingerprint":24}"#, &0.into()));
+    }
+    assert_eq!(world.verify(&["dump.json", "kv:source", "--include-retained", "--level", "full"]).0, 0);
+
+    // The mirrors of a settled triplet have ended, and what they wrote is still there.
+    let store = world.store();
+    let now = Timestamp::parse(NOW).unwrap();
+    let triplet = Triplet::from_kv_key("tokens:kahuna:slack:default").unwrap();
+    let events = [
+        Event::ConsentCompleted { account: "ca_1".to_owned() },
+        Event::IdentityProven,
+        Event::SwitchBegun { at: now, reverse_until: now, permit: Permit::Pass { at: now } },
+        Event::Switched { at: now },
+        Event::Settled { at: now, passed_at: now },
+    ];
+    world.runtime.block_on(async {
+        for event in events {
+            store.record_custody(&triplet, &event, "test", now).await.unwrap();
+        }
+        store.end_deliveries(&triplet).await.unwrap();
+    });
+    let (code, out, error) = world.verify(&["journal", "kv:target", "--level", "full"]);
+    assert!(code == 0 && out.contains("= 23 match"), "{out}{error}");
+    assert!(error.contains("5 triplets that are not mirrored are left out"), "{error}");
+    assert_eq!(counts(&world.report(&["kv:source", "kv:target"])), r#"match {"fingerprint":24}"#);
+}
+
+#[test]
 fn rounds_keep_a_watermark_and_find_what_changes() {
     let world = Applied::start();
     let keys = world.sandbox.lock().keys();
@@ -366,6 +460,13 @@ fn what_is_missing_is_named_before_anything_is_asked() {
         (&["journal", "kv:target", "--state", "sqlite:other.db"], "`journal` needs a state"),
         (&["kv:source", "composio", "--state", "sqlite:other.db"], "`composio` needs a state"),
         (&["kv:source", "kv:target", "--continuous"], "`--continuous` compares values"),
+        (
+            &["kv:source", "kv:target", "--level", "full", "--continuous", "--missing", "missing.txt"],
+            "`--continuous` prints its rounds and writes no files",
+        ),
+        (&["kv:source", "composio", "--identity"], "`--identity` asks with the credentials"),
+        (&["kv:source", "composio", "--identity", "--level", "sampled"], "add `--level full`"),
+        (&["kv:source", "kv:target", "--match", "same.txt"], "add `--all`"),
         (&["nowhere.json", "kv:target"], "cannot read `nowhere.json`"),
     ] {
         let (code, _, error) = world.verify(args);
@@ -374,7 +475,29 @@ fn what_is_missing_is_named_before_anything_is_asked() {
     let output = world.command(&["verify", "kv:source", "kv:target"]).env_remove("CUTOVER_KV_TARGET").output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("`CUTOVER_KV_TARGET` is not set"));
-    let (code, out, _) = world.verify(&["kv:source", "kv:target", "--estimate", "--level", "full"]);
+    let (code, out, error) = world.verify(&["kv:source", "kv:target", "--missing", "nowhere/missing.txt"]);
+    assert!(code == 1 && out.is_empty() && error.contains("cannot write `nowhere/missing.txt`"), "{out}{error}");
+    // A run that could not read its sides does not know how many keys there are.
+    let now = Timestamp::parse(NOW).unwrap();
+    let failed = Verification {
+        run: "v-failed".to_owned(),
+        began_at: now,
+        at: now,
+        left: "kv:source".to_owned(),
+        right: "kv:target".to_owned(),
+        level: "full".to_owned(),
+        keys: 0,
+        compared: 0,
+        differing: 0,
+        unsure: 0,
+        failed: 2,
+        counts: "{}".to_owned(),
+        rules: None,
+        findings: Vec::new(),
+    };
+    world.runtime.block_on(world.store().record_verification(&failed, &CriteriaPolicy::default())).unwrap();
+    let (code, out, error) = world.verify(&["kv:source", "kv:target", "--estimate", "--level", "full"]);
     assert!(code == 0 && out.contains("about 24 keys a side; requests: 4 to cloudflare"), "{out}");
+    assert!(!error.contains("about 24 keys"), "told once: {error}");
     assert_eq!(world.ledger().requests, asked);
 }

@@ -254,6 +254,11 @@ pub struct Namespaces {
 impl Namespaces {
     /// Empty namespaces; `limit` is Cloudflare's.
     pub fn start(limit: Option<u32>) -> Self {
+        Self::sparse(limit, 0)
+    }
+
+    /// As [`Self::start`], with so many pages without keys before each page of a listing.
+    pub fn sparse(limit: Option<u32>, empty_pages: usize) -> Self {
         let start = Timestamp::parse(START).unwrap();
         let config = WorldConfig {
             seed: 11,
@@ -268,8 +273,11 @@ impl Namespaces {
             shim_url: None,
         };
         // The writers' requests are not what is measured, so only a real limit is enforced.
-        let options =
-            WorldOptions { cloudflare_per_5_minutes: limit.filter(|limit| *limit >= 1_200), ..WorldOptions::default() };
+        let options = WorldOptions {
+            cloudflare_per_5_minutes: limit.filter(|limit| *limit >= 1_200),
+            kv_empty_pages: empty_pages,
+            ..WorldOptions::default()
+        };
         let world = World::with_options(config, options);
         let keys = world.keys();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

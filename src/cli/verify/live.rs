@@ -15,13 +15,16 @@ use crate::clients;
 use crate::domain::criteria::CriteriaPolicy;
 use crate::domain::custody::Stage;
 use crate::domain::time::Timestamp;
+use crate::plan::policy::IgnoreRule;
+use crate::plan::saved::digest_of;
+use crate::plan::{Plan, Policy};
 use crate::ports::{KvPlace, Namespace};
-use crate::store::{ConnectionRow, Store, TripletRow};
+use crate::store::{ConnectionRow, Store, TripletRow, Verification};
 use crate::verify::live::{
     Budget, Caller, Depth, Estimate, JournalSide, KvSide, KvSideOptions, LiveTask, SideKind, Subject, Whoami,
     composio_side, estimate, nango_side,
 };
-use crate::verify::{Clock, Source, Task};
+use crate::verify::{Clock, Ignore, Source, Task};
 
 /// What an argument names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,10 +105,14 @@ pub(super) struct LiveSides {
     pub budget: Arc<Budget>,
     pub store: Option<Arc<Store>>,
     pub criteria: CriteriaPolicy,
-    /// Keys of triplets that do not move, left out.
-    pub left_out: usize,
+    /// Keys that are left out on both sides.
+    pub skip: Arc<BTreeSet<String>>,
+    /// Whose they are.
+    left_out: &'static str,
     /// Our writers are the only ones.
     pub ours: bool,
+    /// Why a run is not kept as evidence.
+    pub departure: Option<String>,
     /// What the estimate was made from; `None` when nobody knows how many keys there are.
     pub estimate: Option<Estimate>,
     // Last: the sides ask through it.
@@ -121,8 +128,8 @@ impl LiveSides {
                 "nobody knows how many keys there are: one request per 1,000 keys of a listing, one per 100 values",
             ),
         }
-        if self.left_out > 0 {
-            ui.note(&format!("{} triplets that do not move are left out", self.left_out));
+        if !self.skip.is_empty() {
+            ui.note(&format!("{} triplets that {} are left out", self.skip.len(), self.left_out));
         }
     }
 
@@ -147,12 +154,20 @@ struct Known {
 }
 
 impl Known {
-    fn of(triplets: Vec<TripletRow>, connections: &[ConnectionRow], retained: bool, applied: bool) -> Self {
+    /// `journal`: a side is the journal, which tells of nothing that is not mirrored.
+    fn of(
+        triplets: Vec<TripletRow>,
+        connections: &[ConnectionRow],
+        retained: bool,
+        journal: bool,
+        applied: bool,
+    ) -> Self {
         let mut known = Self { applied, ..Self::default() };
         for row in triplets {
             let key = row.triplet.kv_key();
-            let retired = row.custody.stage == Stage::Retired;
-            if (!row.moves() || retired) && !retained {
+            let stays = !row.moves() || row.custody.stage == Stage::Retired;
+            let is_mirrored = !stays && row.custody.stage != Stage::Settled;
+            if (stays && !retained) || (journal && !is_mirrored) {
                 known.skip.insert(key.clone());
             }
             known.moving += u64::from(row.moves());
@@ -194,8 +209,9 @@ pub(super) fn build(
     let ahead_ms = inputs.now()?.since(wall_clock());
     let clock: Arc<dyn Clock> = Arc::new(WallClock { ahead_ms });
     let store = open_state(live, named, &runtime)?;
+    let journal = named.contains(&Named::Journal);
     let known = match &store {
-        Some(store) => runtime.block_on(load_known(store, live.retained))?,
+        Some(store) => runtime.block_on(load_known(store, live.retained, journal))?,
         None => Known::default(),
     };
     let budget = Arc::new(match &store {
@@ -241,7 +257,7 @@ pub(super) fn build(
                 Box::new(KvSide::new(name, place.clone(), Arc::clone(kv), caller.clone(), options))
             }
             (Named::Journal, _, Some(store)) => {
-                Box::new(JournalSide::new(name, Arc::clone(store), caller.clone(), depth, states))
+                Box::new(JournalSide::new(name, Arc::clone(store), caller.clone(), depth, states, Arc::clone(&skip)))
             }
             (Named::Nango, ..) => {
                 let endpoint = config.nango_verifier()?.map_or_else(|| config.nango(), Ok)?;
@@ -267,10 +283,15 @@ pub(super) fn build(
         (Some(keys), _) => Some(keys),
         (None, Some(store)) => {
             let before = runtime.block_on(store.load_verifications(50)).map_err(|error| broken(&error))?;
-            let same = |run: &&crate::store::Verification| run.left == task.left && run.right == task.right;
+            // One that could not read everything does not know how many keys there are.
+            let same = |run: &&Verification| run.left == task.left && run.right == task.right && run.failed == 0;
             before.iter().find(same).map(|run| run.keys).or((known.moving > 0).then_some(known.moving))
         }
         (None, None) => None,
+    };
+    let departure = match &store {
+        Some(store) => runtime.block_on(departure(task, live, &policy, store))?,
+        None => None,
     };
     let settle_ms = task.rules.look_again_ms.unwrap_or(0);
     let estimate = keys.map(|keys| estimate(kinds, depth, live.identity, keys, settle_ms, &budget));
@@ -283,11 +304,38 @@ pub(super) fn build(
         budget,
         store,
         criteria: policy.criteria,
-        left_out: skip.len(),
+        skip,
+        left_out: if journal { "are not mirrored" } else { "do not move" },
         ours,
+        departure,
         estimate,
         runtime,
     })
+}
+
+/// Why a run is no evidence for what the plan asks; `None` when it is.
+async fn departure(
+    task: &Task,
+    live: &LiveTask,
+    policy: &Policy,
+    store: &Store,
+) -> Result<Option<String>, CommandError> {
+    let identity = store.load_identity().await.map_err(|error| broken(&error))?;
+    Ok(match identity.map(|identity| serde_json::from_str::<Plan>(&identity.json)) {
+        None => Some("no plan is applied in this state".to_owned()),
+        Some(Err(error)) => Some(format!("the plan of this state cannot be read: {error}")),
+        Some(Ok(plan)) if digest_of(policy) != plan.inputs.policy => {
+            Some(format!("the policy is not the one that plan `{}` was made with; name that as `--policy`", plan.id))
+        }
+        Some(Ok(_)) => task.rules.departure(&policy_ignores(policy)?, live.retained).map(str::to_owned),
+    })
+}
+
+/// The fields that a policy leaves out.
+pub(super) fn policy_ignores(policy: &Policy) -> Result<Vec<Ignore>, CommandError> {
+    let parse = |rule: &IgnoreRule| Ignore::parse(&format!("{}={}", rule.field, rule.reason));
+    let rules: Result<Vec<Ignore>, _> = policy.verify.ignore.iter().map(parse).collect();
+    rules.map_err(|error| CommandError::usage("a rule of the policy cannot be used").because(&error))
 }
 
 fn broken(error: &crate::store::StoreError) -> CommandError {
@@ -316,9 +364,9 @@ fn open_state(live: &LiveTask, named: &[Named; 2], runtime: &Runtime) -> Result<
     Ok(Some(Arc::new(runtime.block_on(args.open_beside())?)))
 }
 
-async fn load_known(store: &Store, retained: bool) -> Result<Known, CommandError> {
+async fn load_known(store: &Store, retained: bool, journal: bool) -> Result<Known, CommandError> {
     let triplets = store.load_triplets().await.map_err(|error| broken(&error))?;
     let connections = store.load_connections().await.map_err(|error| broken(&error))?;
     let applied = store.load_meta("soaking").await.map_err(|error| broken(&error))?.is_some();
-    Ok(Known::of(triplets, &connections, retained, applied))
+    Ok(Known::of(triplets, &connections, retained, journal, applied))
 }

@@ -1,5 +1,7 @@
 //! `cutover verify`: compare two sides key by key.
 
+mod evidence;
+mod files;
 mod live;
 mod print;
 mod progress;
@@ -15,18 +17,18 @@ use serde_json::json;
 use super::apply::StateArgs;
 use super::plan::{Inputs, wall_clock};
 use super::{CommandError, CommandResult, Ui};
-use crate::domain::criteria::Note;
 use crate::domain::secret::hex;
 use crate::domain::time::{SECOND_MS, Timestamp, parse_duration_ms};
 use crate::exit;
-use crate::store::Verification;
 use crate::verify::live::{Level, LiveTask, Sample};
 use crate::verify::{
-    Dump, Finding, Ignore, Keys, MEMORY_MIN, Meter, Options, Order, Report, Rules, RunFile, RunFileError, Settling,
-    Source, Task, VerifyError, default_ignores, verify,
+    Dump, Ignore, Keys, MEMORY_MIN, Meter, Options, Order, Rules, RunFile, RunFileError, Settling, Source, Task,
+    VerifyError, default_ignores, verify,
 };
-use live::{LiveSides, Named};
-use print::{note_diagnostics, one_line, print, write_files, write_json_line};
+use evidence::Evidence;
+use files::FileArgs;
+use live::Named;
+use print::{note_diagnostics, print, write_json_line};
 
 /// How long a difference between live sides must stand. It must exceed the time in which a write
 /// to KV is seen everywhere, and the gateway's own `cacheTtl` (Cloudflare contract §2.6).
@@ -159,18 +161,8 @@ pub struct VerifyArgs {
     /// Shape of the report
     #[arg(long, value_enum, value_name = "FORMAT", default_value = "text")]
     format: ReportFormat,
-    /// Write a mark and a key per line to this file
-    #[arg(long, value_name = "FILE")]
-    combined: Option<PathBuf>,
-    /// Write the keys that are only on the left to this file
-    #[arg(long, value_name = "FILE")]
-    missing: Option<PathBuf>,
-    /// Write the keys that are only on the right to this file
-    #[arg(long, value_name = "FILE")]
-    extra: Option<PathBuf>,
-    /// Write the keys that differ to this file
-    #[arg(long, value_name = "FILE")]
-    differ: Option<PathBuf>,
+    #[command(flatten)]
+    files: FileArgs,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -284,11 +276,11 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> CommandResult {
             dumps.each_ref().map(AsRef::as_ref)
         }
     };
-    if let Some(live) = &live {
-        live.announce(ui);
-    }
     if args.estimate {
         return print::estimate(live.as_ref(), args.format == ReportFormat::Text, ui);
+    }
+    if let Some(live) = &live {
+        live.announce(ui);
     }
     if let Some(path) = &args.checkpoint {
         if let Some(side) = sides.iter().find(|side| !side.can_reopen()) {
@@ -303,7 +295,10 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> CommandResult {
     }
     let both_live = task.rules.look_again_ms.is_some();
     let options = Options {
-        rules: task.rules.clone(),
+        rules: Rules {
+            skip: live.as_ref().map(|live| Arc::clone(&live.skip)).unwrap_or_default(),
+            ..task.rules.clone()
+        },
         order: task.order,
         memory: task.memory,
         folder: args.temp.clone(),
@@ -317,8 +312,14 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> CommandResult {
         let Some(live) = &live else {
             return Err(CommandError::usage("`--continuous` needs two live sides, and these are dumps"));
         };
+        if args.files.any() {
+            return Err(CommandError::usage("`--continuous` prints its rounds and writes no files of keys")
+                .hint("leave the files out, or compare once without `--continuous`"));
+        }
         return rounds::run(args, &task, live, &options.rules, &keys, ui);
     }
+
+    let files = args.files.create(task.rules.all)?;
 
     // With a run file the report comes whole at the end, so that a resumed run prints the same.
     let streams = args.format == ReportFormat::Jsonl && run.is_none();
@@ -355,77 +356,27 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> CommandResult {
         })
     });
     let mut report = report.map_err(verify_error)?;
-    let (code, reason) = report.verdict();
-    write_files(args, &mut report)?;
+    let evidence = match (&live, &task.live) {
+        (Some(live), Some(asked)) => Evidence::keep(live, asked, &task, &mut report, asked.level.name()),
+        _ => Evidence::NoState,
+    };
+    // Each of the three comes whatever became of the others.
     let already = streams && streamed > 0;
-    let printed = print(&mut out, args, &task, &mut report, already, code, &reason).and_then(|()| out.flush());
-    match printed {
+    let printed = match print(&mut out, args, &task, &mut report, already, &evidence).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            return Err(CommandError::failed("cannot print the report").because(&error));
+            Err(CommandError::failed("cannot print the report").because(&error))
         }
-        _ => {}
-    }
+        _ => Ok(()),
+    };
+    let written = files.write(&mut report);
     if args.format == ReportFormat::Text {
         note_diagnostics(ui, &report.diagnostics);
     }
-    if let (Some(live), Some(asked)) = (&live, &task.live) {
+    if let Some(live) = &live {
         live.account(ui);
-        record(live, asked, &task, &mut report, ui)?;
     }
-    Ok(code)
-}
-
-/// Keeps the outcome in the state, as evidence for the gate.
-fn record(live: &LiveSides, asked: &LiveTask, task: &Task, report: &mut Report, ui: &Ui) -> Result<(), CommandError> {
-    let Some(store) = &live.store else { return Ok(()) };
-    let at = live.clock.now();
-    let run = evidence(task, asked, report, asked.level.name(), at)
-        .map_err(|error| CommandError::failed("cannot read the findings again").because(&error))?;
-    let recorded = live.runtime.block_on(store.record_verification(&run, &live.criteria));
-    recorded.map_err(|error| CommandError::failed("cannot keep the result as evidence").because(&error))?;
-    ui.note(&format!("kept as evidence: run {}", run.run));
-    Ok(())
-}
-
-/// How many differences are named in the evidence.
-const NAMED_MAX: usize = 100;
-
-fn evidence(
-    task: &Task,
-    asked: &LiveTask,
-    report: &mut Report,
-    level: &str,
-    at: Timestamp,
-) -> io::Result<Verification> {
-    let mut findings = Vec::new();
-    report.findings(|finding| {
-        if finding.outcome.is_difference() && findings.len() < NAMED_MAX {
-            findings.push(note(&finding, at));
-        }
-        Ok(())
-    })?;
-    let counts = &report.counts;
-    let unsure = counts.of(crate::verify::Outcome::Unverifiable) + counts.of(crate::verify::Outcome::Settling);
-    Ok(Verification {
-        run: asked.run.clone(),
-        began_at: asked.began_at,
-        at,
-        left: task.left.clone(),
-        right: task.right.clone(),
-        level: level.to_owned(),
-        keys: counts.entries[0].max(counts.entries[1]),
-        compared: counts.compared().saturating_sub(unsure),
-        differing: counts.differing(),
-        unsure,
-        failed: report.diagnostics.total + counts.of(crate::verify::Outcome::Error),
-        counts: serde_json::to_string(counts).map_err(io::Error::from)?,
-        findings,
-    })
-}
-
-fn note(finding: &Finding, at: Timestamp) -> Note {
-    let subject = finding.key.strip_prefix(crate::domain::triplet::KV_PREFIX).unwrap_or(&finding.key);
-    Note { at, subject: one_line(subject), detail: print::told(finding) }
+    evidence.tell(ui).and(printed).and(written)?;
+    Ok(report.verdict().0)
 }
 
 fn task(args: &VerifyArgs) -> Result<Task, CommandError> {
@@ -436,6 +387,10 @@ fn task(args: &VerifyArgs) -> Result<Task, CommandError> {
     }
     let named = [Named::parse(&left)?, Named::parse(&right)?];
     let is_live = |side: &Named| *side != Named::Dump;
+    if args.identity && args.level != LevelArg::Full {
+        return Err(CommandError::usage("`--identity` asks with the credentials that the values hold")
+            .hint("add `--level full`, which reads them"));
+    }
     let live = if named.iter().any(is_live) { Some(live_task(args)?) } else { None };
     let both_live = named.iter().all(is_live);
     let state = |side: &Named, name: &str| match side {
@@ -446,10 +401,7 @@ fn task(args: &VerifyArgs) -> Result<Task, CommandError> {
     let mut ignores = default_ignores();
     ignores.extend(args.ignores.iter().cloned());
     let inputs = Inputs { policy: args.policy.clone(), ..Inputs::default() };
-    for rule in inputs.load_policy()?.verify.ignore {
-        let rule = Ignore::parse(&format!("{}={}", rule.field, rule.reason));
-        ignores.push(rule.map_err(|error| CommandError::usage("a rule of the policy cannot be used").because(&error))?);
-    }
+    ignores.extend(live::policy_ignores(&inputs.load_policy()?)?);
     let settling = match args.settle {
         Some(window_ms) if !both_live => Some(Settling { now: args.now.unwrap_or_else(wall_clock), window_ms }),
         _ => None,
@@ -462,6 +414,7 @@ fn task(args: &VerifyArgs) -> Result<Task, CommandError> {
         diff: args.diff,
         all: args.all,
         look_again_ms: both_live.then(|| args.settle.unwrap_or(SETTLE_MS)),
+        ..Rules::default()
     };
     Ok(Task { left, right, states, rules, order: args.order.into(), memory: args.memory, live })
 }

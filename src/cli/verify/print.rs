@@ -1,13 +1,12 @@
-//! The report of a comparison in its shapes, and the files that take keys by outcome.
+//! The report of a comparison in its shapes.
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
 
 use serde::Serialize;
 use serde_json::json;
 
 use super::super::{CommandError, CommandResult, Ui};
+use super::evidence::Evidence;
 use super::live::LiveSides;
 use super::{ReportFormat, VerifyArgs};
 use crate::exit;
@@ -44,9 +43,9 @@ pub(super) fn print(
     task: &Task,
     report: &mut Report,
     already: bool,
-    code: u8,
-    reason: &str,
+    evidence: &Evidence,
 ) -> io::Result<()> {
+    let (code, reason) = report.verdict();
     match args.format {
         ReportFormat::Text => {
             // Nothing that can be found is worse, so it stands before everything else.
@@ -55,11 +54,11 @@ pub(super) fn print(
                 false => Ok(()),
             })?;
             report.findings(|finding| out.write_all(text_line(&finding).as_bytes()))?;
-            out.write_all(text_summary(task, &report.counts, reason).as_bytes())
+            out.write_all(text_summary(task, &report.counts, &reason).as_bytes())
         }
         ReportFormat::Json => {
             // The findings may be many more than fit into memory, so the object is written around them.
-            let summary = summary(task, report, code, reason).to_string();
+            let summary = summary(task, report, code, &reason, evidence).to_string();
             out.write_all(summary.strip_suffix('}').unwrap_or(&summary).as_bytes())?;
             out.write_all(b",\"findings\":[")?;
             let mut first = true;
@@ -76,7 +75,7 @@ pub(super) fn print(
             for diagnostic in &report.diagnostics.shown {
                 write_json_line(out, "diagnostic", diagnostic)?;
             }
-            let mut summary = summary(task, report, code, reason);
+            let mut summary = summary(task, report, code, &reason, evidence);
             if let Some(object) = summary.as_object_mut() {
                 object.remove("diagnostics");
             }
@@ -85,7 +84,7 @@ pub(super) fn print(
     }
 }
 
-fn summary(task: &Task, report: &Report, code: u8, reason: &str) -> serde_json::Value {
+fn summary(task: &Task, report: &Report, code: u8, reason: &str, evidence: &Evidence) -> serde_json::Value {
     let counts: serde_json::Map<String, serde_json::Value> = Outcome::ALL
         .into_iter()
         .map(|outcome| {
@@ -108,6 +107,9 @@ fn summary(task: &Task, report: &Report, code: u8, reason: &str) -> serde_json::
     });
     if let Some(live) = &task.live {
         summary["level"] = live.level.name().into();
+    }
+    if let Some(evidence) = evidence.to_json() {
+        summary["evidence"] = evidence;
     }
     summary
 }
@@ -209,55 +211,4 @@ pub(super) fn note_diagnostics(ui: &Ui, diagnostics: &Diagnostics) {
     if more > 0 {
         ui.note(&format!("error: and {} more", grouped(more)));
     }
-}
-
-/// One of the files that take the keys of some outcomes.
-struct KeyFile<'a> {
-    path: &'a Path,
-    partial: PathBuf,
-    file: BufWriter<File>,
-    takes: fn(Outcome) -> bool,
-    with_mark: bool,
-}
-
-pub(super) fn write_files(args: &VerifyArgs, report: &mut Report) -> Result<(), CommandError> {
-    type Wanted<'a> = (&'a Option<PathBuf>, fn(Outcome) -> bool, bool);
-    let wanted: [Wanted<'_>; 4] = [
-        (&args.combined, |_| true, true),
-        (&args.missing, |outcome| outcome == Outcome::Missing, false),
-        (&args.extra, |outcome| outcome == Outcome::Extra, false),
-        (&args.differ, |outcome| matches!(outcome, Outcome::Changed | Outcome::Foreign), false),
-    ];
-    let failed = |path: &Path, error: &io::Error| {
-        CommandError::failed(format!("cannot write `{}`", path.display())).because(error)
-    };
-    let mut files = Vec::new();
-    for (path, takes, with_mark) in wanted {
-        let Some(path) = path else { continue };
-        let mut partial = path.clone().into_os_string();
-        partial.push(".partial");
-        let file = BufWriter::new(File::create(&partial).map_err(|error| failed(path, &error))?);
-        files.push(KeyFile { path, partial: partial.into(), file, takes, with_mark });
-    }
-    if files.is_empty() {
-        return Ok(());
-    }
-    let written = report.findings(|finding| {
-        for file in files.iter_mut().filter(|file| (file.takes)(finding.outcome)) {
-            if file.with_mark {
-                write!(file.file, "{} ", finding.outcome.symbol())?;
-            }
-            writeln!(file.file, "{}", one_line(&finding.key))?;
-        }
-        Ok(())
-    });
-    for mut file in files {
-        // A reader never sees half a file.
-        let finished = match &written {
-            Ok(()) => file.file.flush().and_then(|()| fs::rename(&file.partial, file.path)),
-            Err(error) => Err(error.kind().into()),
-        };
-        finished.map_err(|error| failed(file.path, &error))?;
-    }
-    Ok(())
 }

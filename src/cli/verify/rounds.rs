@@ -5,12 +5,14 @@ use std::io::{self, Write};
 use serde_json::json;
 
 use super::super::{CommandError, CommandResult, Ui};
+use super::evidence::Evidence;
 use super::live::LiveSides;
 use super::print::{grouped, text_line, write_json_line};
-use super::{ReportFormat, VerifyArgs, evidence};
+use super::{ReportFormat, VerifyArgs};
 use crate::domain::secret::hex;
 use crate::domain::time::format_duration_ms;
 use crate::exit;
+use crate::plan::saved::digest_of;
 use crate::verify::live::{Level, LiveTask};
 use crate::verify::{Continuous, Keys, Outcome, Round, RoundError, Rules, Task};
 
@@ -38,7 +40,11 @@ pub(super) fn run(
     if args.every <= 0 || args.period < args.every {
         return Err(CommandError::usage("`--period` must be at least `--every`"));
     }
+    if let Some(why) = &live.departure {
+        ui.note(&format!("the rounds are not kept as evidence: {why}"));
+    }
     let continuous = Continuous {
+        pair: pair(task, asked, live),
         listings: live.listings.each_ref().map(AsRef::as_ref),
         sides: live.sides.each_ref().map(AsRef::as_ref),
         rules,
@@ -57,8 +63,11 @@ pub(super) fn run(
         match continuous.round() {
             Ok(mut round) => {
                 code = round.report.verdict().0;
-                keep(task, asked, live, args.period, &mut round)?;
-                let printed = print(args, n, &mut round);
+                let evidence = keep(task, asked, live, args.period, &mut round)?;
+                let printed = print(args, n, &mut round, &evidence);
+                if let Evidence::Failed(error) = evidence {
+                    return Err(error);
+                }
                 if printed.is_err_and(|error| error.kind() != io::ErrorKind::BrokenPipe) {
                     return Err(CommandError::failed("cannot print the round"));
                 }
@@ -77,6 +86,19 @@ pub(super) fn run(
     Ok(code)
 }
 
+/// Names the watermarks of the two sides. What is compared otherwise than the plan asks has some of its
+/// own: a key that is clean by weaker rules is not clean.
+fn pair(task: &Task, asked: &LiveTask, live: &LiveSides) -> String {
+    let pair = format!("{}|{}", task.left, task.right);
+    match &live.departure {
+        None => pair,
+        Some(_) => {
+            let rules = digest_of(&(&task.rules.ignores, task.rules.expiry_tolerance_ms, asked.retained));
+            format!("{pair}|{rules}")
+        }
+    }
+}
+
 /// Keeps a round as evidence. It speaks for the whole pair when every key was clean within the period.
 fn keep(
     task: &Task,
@@ -84,20 +106,16 @@ fn keep(
     live: &LiveSides,
     period_ms: i64,
     round: &mut Round,
-) -> Result<(), CommandError> {
-    let Some(store) = &live.store else { return Ok(()) };
+) -> Result<Evidence, CommandError> {
     let mut name = [0; 6];
     getrandom::fill(&mut name).map_err(|error| CommandError::failed("cannot draw a name").because(&error))?;
     let asked = LiveTask { run: format!("v-{}", hex(&name)), began_at: round.began_at, ..asked.clone() };
     let whole = round.clean_at.is_some_and(|at| round.began_at.since(at) <= period_ms);
     let level = if whole { "full" } else { "rolling" };
-    let run = evidence(task, &asked, &mut round.report, level, live.clock.now())
-        .map_err(|error| CommandError::failed("cannot read the findings again").because(&error))?;
-    let kept = live.runtime.block_on(store.record_verification(&run, &live.criteria));
-    kept.map(drop).map_err(|error| CommandError::failed("cannot keep the round as evidence").because(&error))
+    Ok(Evidence::keep(live, &asked, task, &mut round.report, level))
 }
 
-fn print(args: &VerifyArgs, n: u32, round: &mut Round) -> io::Result<()> {
+fn print(args: &VerifyArgs, n: u32, round: &mut Round, evidence: &Evidence) -> io::Result<()> {
     let mut out = io::stdout().lock();
     let (code, reason) = round.report.verdict();
     let clean_at = round.clean_at.map(crate::domain::time::Timestamp::to_rfc3339);
@@ -132,6 +150,7 @@ fn print(args: &VerifyArgs, n: u32, round: &mut Round) -> io::Result<()> {
             "in_turn": round.in_turn,
             "counts": counts,
             "clean_at": clean_at,
+            "evidence": evidence.to_json(),
         });
         write_json_line(&mut out, "round", &line)?;
     }

@@ -17,6 +17,9 @@ const BULK_PUT_MAX: usize = 10_000;
 const BULK_GET_MAX: usize = 100;
 const LIFE_S_MIN: i64 = 60;
 
+/// Stands in a cursor for a page without keys.
+const EMPTY_PAGE: char = '\0';
+
 impl World {
     pub(super) fn kv_route(&mut self, call: &Call, namespace: usize, route: &[&str]) -> Reply {
         match (call.method.as_str(), route) {
@@ -53,7 +56,8 @@ impl World {
         }
     }
 
-    /// §2.2: UTF-8 order; the end is an empty cursor; 10 to 1000 keys a page.
+    /// §2.2: UTF-8 order; the end is an empty cursor; 10 to 1000 keys a page; a page may be empty and
+    /// not be the last. A cursor is the last key, behind a byte for each empty page since.
     fn kv_list(&self, call: &Call, namespace: usize) -> Reply {
         let limit = match call.param("limit").map(str::parse::<usize>) {
             None => 1_000,
@@ -68,8 +72,14 @@ impl World {
             },
         };
         let prefix = call.param("prefix").unwrap_or_default();
-        let from = match &after {
-            Some(key) if key.as_str() >= prefix => std::ops::Bound::Excluded(key.as_str()),
+        let key = after.as_deref().map(|after| after.trim_start_matches(EMPTY_PAGE));
+        let empty = after.as_ref().zip(key).map_or(0, |(after, key)| after.len() - key.len());
+        if empty < self.options().kv_empty_pages {
+            let cursor = format!("{}{}", EMPTY_PAGE.to_string().repeat(empty + 1), key.unwrap_or_default());
+            return success(json!([]), Some(json!({"count": 0, "cursor": STANDARD.encode(cursor)})));
+        }
+        let from = match key {
+            Some(key) if key >= prefix && !key.is_empty() => std::ops::Bound::Excluded(key),
             _ => std::ops::Bound::Included(prefix),
         };
         let now = self.now();

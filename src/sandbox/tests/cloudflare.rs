@@ -35,6 +35,26 @@ fn the_five_minute_limit_blocks_everything_for_five_minutes() {
     assert_eq!(status(&mut client), 200);
 }
 
+/// §2.2: a page may be empty and not be the last.
+#[test]
+fn a_listing_may_have_pages_without_keys() {
+    let options = WorldOptions { kv_empty_pages: 2, ..WorldOptions::default() };
+    let mut client = Client::new(World::with_options(config(vec![]), options));
+    let puts: Vec<Value> = (0..15).map(|n| json!({"key": format!("k{n:02}"), "value": "v"})).collect();
+    client.kv("PUT", "target", "/bulk", &puts.into());
+    let (mut sizes, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let path = format!("/keys?limit=10&prefix=k&cursor={cursor}");
+        let page = client.kv("GET", "target", &path, &json!({})).value();
+        sizes.push(page["result"].as_array().unwrap().len());
+        cursor = page["result_info"]["cursor"].as_str().unwrap().replace('=', "%3D").replace('+', "%2B");
+        if cursor.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(sizes, [0, 0, 10, 0, 0, 5]);
+}
+
 /// §2.2: UTF-8 order, prefix, metadata, and an end that is an empty cursor.
 #[test]
 fn listings_are_in_utf8_order_and_end_with_an_empty_cursor() {

@@ -1,6 +1,7 @@
 //! The journal as a side: the newest version of every triplet that is mirrored, as it should stand
 //! in KV.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -24,11 +25,20 @@ struct Inner {
     depth: Depth,
     /// Says that the credential is active, for the comparison with a custodian.
     states: bool,
+    /// Keys that are none of the comparison's business.
+    skip: Arc<BTreeSet<String>>,
 }
 
 impl JournalSide {
-    pub fn new(name: &str, store: Arc<Store>, caller: Caller, depth: Depth, states: bool) -> Self {
-        Self(Arc::new(Inner { name: name.to_owned(), store, caller, depth, states }))
+    pub fn new(
+        name: &str,
+        store: Arc<Store>,
+        caller: Caller,
+        depth: Depth,
+        states: bool,
+        skip: Arc<BTreeSet<String>>,
+    ) -> Self {
+        Self(Arc::new(Inner { name: name.to_owned(), store, caller, depth, states, skip }))
     }
 }
 
@@ -96,7 +106,7 @@ impl Side for JournalWalk {
         block.without_places();
         let heads =
             self.inner.caller.wait_for(self.inner.store.load_journal_heads(&self.after, PAGE)).map_err(broken)?;
-        for head in &heads {
+        for head in heads.iter().filter(|head| !self.inner.skip.contains(&head.triplet.kv_key())) {
             let line = self.inner.line(head);
             block.push(&line, 0);
             self.read.fetch_add(line.len() as u64, Ordering::Relaxed);

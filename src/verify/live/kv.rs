@@ -54,7 +54,7 @@ impl<C: KvInspect + 'static> KvSide<C> {
     }
 
     fn walk(&self, given: u64, behind: Option<String>, read: Arc<AtomicU64>) -> Walk<C> {
-        let listing = Listing::new(Arc::clone(&self.0), behind);
+        let listing = Listing::new(Arc::clone(&self.0), KV_PREFIX, behind);
         Walk { inner: Arc::clone(&self.0), listing, waiting: VecDeque::new(), deep: 0, given, read }
     }
 }
@@ -78,7 +78,7 @@ impl<C: KvInspect + 'static> Source for KvSide<C> {
     fn look_again(&self, keys: u64) -> Option<Box<dyn Look>> {
         // Without values a key costs a listing of its own; many are found sooner by listing all.
         let pages = self.0.pages.load(Ordering::Relaxed);
-        let listing = (keys > pages).then(|| Listing::new(Arc::clone(&self.0), None));
+        let listing = (keys > pages).then(|| Listing::new(Arc::clone(&self.0), KV_PREFIX, None));
         Some(Box::new(KvLook { inner: Arc::clone(&self.0), listing, page: VecDeque::new() }))
     }
 
@@ -183,6 +183,7 @@ impl<C: KvInspect> Inner<C> {
 /// Turns the pages of a listing.
 struct Listing<C> {
     inner: Arc<Inner<C>>,
+    prefix: String,
     cursor: Option<String>,
     ended: bool,
     pages: u64,
@@ -195,9 +196,18 @@ struct Listing<C> {
 }
 
 impl<C: KvInspect> Listing<C> {
-    fn new(inner: Arc<Inner<C>>, behind: Option<String>) -> Self {
+    fn new(inner: Arc<Inner<C>>, prefix: &str, behind: Option<String>) -> Self {
         let last = behind.clone().unwrap_or_default();
-        Self { inner, cursor: None, ended: false, pages: 0, last, behind, began_again: false }
+        Self {
+            inner,
+            prefix: prefix.to_owned(),
+            cursor: None,
+            ended: false,
+            pages: 0,
+            last,
+            behind,
+            began_again: false,
+        }
     }
 
     /// The next keys, perhaps none; `None` at the end.
@@ -205,7 +215,7 @@ impl<C: KvInspect> Listing<C> {
         if self.ended {
             return Ok(None);
         }
-        let page = match self.inner.list(KV_PREFIX, self.cursor.as_deref()) {
+        let page = match self.inner.list(&self.prefix, self.cursor.as_deref()) {
             Ok(page) => page,
             Err(error)
                 if self.cursor.is_some()
@@ -225,7 +235,7 @@ impl<C: KvInspect> Listing<C> {
         self.began_again &= self.behind.is_some();
         self.cursor = page.cursor;
         self.ended = self.cursor.is_none();
-        if self.ended {
+        if self.ended && self.prefix == KV_PREFIX {
             self.inner.pages.store(self.pages, Ordering::Relaxed);
         }
         let mut keys = page.keys;
@@ -341,9 +351,14 @@ struct KvLook<C> {
 impl<C: KvInspect> KvLook<C> {
     fn find(&mut self, key: &str) -> Result<Option<ListedKey>, Halt> {
         let Some(listing) = &mut self.listing else {
-            // The key itself is the first of all that begin with it.
-            let found = self.inner.list(key, None).map_err(|error| halted(&error))?;
-            return Ok(found.keys.into_iter().next().filter(|listed| listed.name == key));
+            let mut listing = Listing::new(Arc::clone(&self.inner), key, None);
+            while let Some(keys) = listing.next_page()? {
+                // The key itself is the first of all that begin with it. A page may be empty and not the last.
+                if let Some(first) = keys.into_iter().next() {
+                    return Ok(Some(first).filter(|listed| listed.name == key));
+                }
+            }
+            return Ok(None);
         };
         loop {
             while let Some(listed) = self.page.front() {
