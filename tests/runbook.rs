@@ -55,8 +55,8 @@ impl Walk {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let sandbox = Process(child);
         let mut variables: Vec<(String, String)> = Vec::new();
-        // This one comes last.
-        while !variables.iter().any(|(name, _)| name == "CUTOVER_PROVIDER_URL") {
+        // How many there are depends on the inventory; this one is the last.
+        while variables.last().is_none_or(|(name, _)| name != "CUTOVER_PROVIDER_URL") {
             let line = lines.next().expect("the sandbox prints its settings").unwrap();
             let (name, value) = line.strip_prefix("export ").unwrap().split_once('=').unwrap();
             variables.push((name.to_owned(), value.trim_matches('\'').to_owned()));
