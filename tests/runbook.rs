@@ -55,7 +55,8 @@ impl Walk {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let sandbox = Process(child);
         let mut variables: Vec<(String, String)> = Vec::new();
-        while variables.len() < 14 {
+        // This one comes last.
+        while !variables.iter().any(|(name, _)| name == "CUTOVER_PROVIDER_URL") {
             let line = lines.next().expect("the sandbox prints its settings").unwrap();
             let (name, value) = line.strip_prefix("export ").unwrap().split_once('=').unwrap();
             variables.push((name.to_owned(), value.trim_matches('\'').to_owned()));
@@ -279,11 +280,11 @@ fn the_runbook_walks_a_whole_cutover_of_a_served_sandbox() {
                 walk.shim(&args, if soaked { 7 } else { 27 });
                 soaked = true;
             }
-            ("apply" | "switch" | "reverse", _) | ("consent", "all") | ("retire", "do-alarm") if !dry => {
+            ("apply" | "switch" | "reverse", _) | ("consent", "all") | ("retire", "do-alarm" | "nango") if !dry => {
                 args.push("--yes");
                 walk.until_done(&args);
             }
-            ("settle", _) | ("retire", "nango") if !dry => walk.until_done(&args),
+            ("settle", _) if !dry => walk.until_done(&args),
             _ => {
                 walk.done(&args);
             }
