@@ -16,6 +16,9 @@ fn is_wrapping(byte: u8) -> bool {
     matches!(byte, b'<' | b'>' | b'[' | b']' | b'(' | b')' | b'{' | b'}' | b'*' | b'-' | b'_')
 }
 
+/// No secret is longer than this, so what is longer stands for none.
+const FIELD_BYTES_MAX: usize = 64 * 1024;
+
 /// Whether a text stands where a secret was, rather than being one.
 pub(super) fn is_masked(text: &[u8]) -> bool {
     may_be_masked(text) && looks_masked(text)
@@ -28,8 +31,11 @@ pub(super) fn holds_mask(value: &[u8]) -> bool {
         cursor.at += quote;
         let Ok(string) = cursor.string() else { return false };
         cursor.blanks();
-        let text = unescape(string.raw(value), string.escapes).filter(|text| !text.is_empty());
-        if cursor.peek() != Some(b':') && text.is_some_and(|text| is_masked(&text)) {
+        let raw = string.raw(value);
+        if cursor.peek() == Some(b':') || raw.is_empty() || raw.len() > FIELD_BYTES_MAX {
+            continue;
+        }
+        if unescape(raw, string.escapes).is_some_and(|text| is_masked(&text)) {
             return true;
         }
     }
