@@ -148,26 +148,13 @@ async fn a_long_life_leaves_what_is_needed_and_a_chain_that_verifies(state: Stat
         assert_eq!(store.load_head(&triplet(n)).await.unwrap().unwrap().access_token.expose(), token);
     }
     // What was pruned cannot come back either: it ended.
-    let late = Capture {
-        connection: 1,
-        claim: 0,
-        fingerprint: store.vault().fingerprints().fingerprint(&Secret::new("x")),
-        expires_at: Some(BEGIN.plus_ms(HOUR_MS)),
-        poll_at: day(121),
-        versions: vec![NewVersion {
-            triplet: triplet(0),
-            epoch: 1,
-            writer: Writer::Nango,
-            entry: entry(&format!("zero {}", BEGIN.millis()), Some(BEGIN.plus_ms(HOUR_MS))),
-        }],
-        scheduled: None,
-    };
-    store.append_captures(&[late], &Sink::ALL, day(120)).await.unwrap();
+    accept(&store, 1, &format!("one {}", BEGIN.millis()), BEGIN).await;
+    settle(&store, day(120)).await;
     assert_eq!(store.verify_journal().await.unwrap(), 1 + 2 * 720);
     store.close().await.unwrap();
     let store = state.open(3).await;
     accept(&store, 1, "afterwards", day(121)).await;
-    assert_eq!(store.verify_intake().await.unwrap(), 721);
+    assert_eq!(store.verify_intake().await.unwrap(), 722);
 }
 
 async fn a_bridge_that_is_not_ours_is_found_and_nothing_broken_is_pruned(state: State) {
