@@ -4,7 +4,6 @@
 mod postgres_server;
 #[macro_use]
 #[path = "support/state.rs"]
-#[allow(dead_code, reason = "no key file is needed here")]
 mod state;
 
 use cutover::domain::criteria::{EvidenceSource, Gap, Judged, LookOutcome, Note, Verdict, Waiver};
