@@ -81,7 +81,8 @@ fn a_write_that_was_overwritten_between_two_scans_shows_in_the_audit_trail() {
         engine.record_gate(&report).await.unwrap();
         engine.into_store().close().await.unwrap();
     });
-    let (code, _, error) = cutover.run(&["switch", "--wave", "1", "--yes", "--no-wait", "--policy", &cutover.policy]);
+    let settle = ["settle", "--confirm", &cutover.plan_id(), "--no-wait", "--policy", &cutover.policy];
+    let (code, _, error) = cutover.run(&settle);
     assert!(code == 7 && error.contains("would fail now: foreign-writes (kahuna:hubspot:default"), "{error}");
     // Read once, it is told once.
     cutover.live(HOUR_MS);

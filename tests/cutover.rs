@@ -452,7 +452,8 @@ fn is_back(cutover: &Cutover, triplet: &str, reason: &str, actor: &str) {
     assert_eq!((&row["stage"], &row["read_authority"]), (&"verified".into(), &"source".into()), "{row:#}");
     assert!(row["held"].as_str().unwrap_or_default().contains(reason), "{row:#}");
     let (_, out, _) = cutover.run(&["audit", "--format", "json", "--subject", triplet]);
-    let events: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines = out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let events: Vec<Value> = lines.filter(|line| line["event"].is_object()).collect();
     let names: Vec<&str> = events.iter().filter_map(|e| e["event"]["event"].as_str()).collect();
     // Held first: what is stopped half way is not switched again.
     let record = ["held", "reverse_begun", "reversed"];

@@ -1,6 +1,6 @@
 //! Makes a picture from the store. The only part of the dashboard that asks anybody anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -12,7 +12,7 @@ use crate::domain::time::Timestamp;
 use crate::engine::{EngineResult, judge_state};
 use crate::plan::Policy;
 use crate::status::Snapshot;
-use crate::store::{EventRow, NewsRow, Sink, SinkState, Store, TripletRow};
+use crate::store::{EventRow, NewsRow, Sink, SinkState, Store, TripletRow, Verification};
 
 /// Looks at the store and judges it. `snapshot` brings what only a running engine knows: its
 /// circuit breakers and budgets.
@@ -34,7 +34,8 @@ pub async fn look(store: &Store, policy: &Policy, snapshot: &Snapshot, now: Time
         Some(LookOutcome::Finding) => store.load_notes_since("parity", since, FINDINGS_MAX).await?,
         _ => Vec::new(),
     };
-    let marks = VerifyMarks { compared: last.is_some(), findings };
+    let run = store.load_verifications(1).await?.pop().filter(|run| last.is_some() && run.at >= since);
+    let marks = VerifyMarks::of(run.as_ref(), findings);
     let gone = store.load_dead_grants().await?;
     let gone: BTreeMap<&str, String> =
         gone.iter().map(|n| (n.subject.as_str(), format!("since {}: {}", n.at.to_minute(), n.detail))).collect();
@@ -84,9 +85,36 @@ pub async fn look(store: &Store, policy: &Policy, snapshot: &Snapshot, now: Time
     })
 }
 
+/// What the last comparison says of a triplet.
 struct VerifyMarks {
-    compared: bool,
     findings: Vec<Note>,
+    /// Those that it left out because a write of them was still settling.
+    unsettled: BTreeSet<String>,
+    /// What it says of all others; `None` before the first.
+    others: Option<&'static str>,
+}
+
+impl VerifyMarks {
+    fn of(run: Option<&Verification>, findings: Vec<Note>) -> Self {
+        let Some(run) = run else { return Self { findings, unsettled: BTreeSet::new(), others: None } };
+        let counts: Value = serde_json::from_str(&run.counts).unwrap_or_default();
+        let names = counts["unsettled"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let unsettled: BTreeSet<String> = names.map(str::to_owned).collect();
+        let named: BTreeSet<&str> =
+            findings.iter().filter(|n| n.at >= run.began_at).map(|n| n.subject.as_str()).collect();
+        // Where it does not name all that differed, or that was left out, nobody knows of the others.
+        let told = run.differing <= named.len() as u64 && run.unsure + run.failed <= unsettled.len() as u64;
+        Self { findings, unsettled, others: Some(if told { "match" } else { "?" }) }
+    }
+
+    fn mark(&self, triplet: &str, moves: bool) -> Option<VerifyMark> {
+        if let Some(found) = self.findings.iter().rev().find(|n| n.subject == triplet) {
+            return Some(VerifyMark { clean: false, text: found.detail.clone() });
+        }
+        let others = self.others.filter(|_| moves)?;
+        let text = if self.unsettled.contains(triplet) { "settling" } else { others };
+        Some(VerifyMark { clean: true, text: text.to_owned() })
+    }
 }
 
 /// Differences that are shown at their triplets.
@@ -100,7 +128,6 @@ fn line(
 ) -> TripletLine {
     let name = t.triplet.to_string();
     let cells: Vec<Option<&SinkState>> = by_sink.iter().map(|sink| sink.get(&name)).collect();
-    let found = marks.findings.iter().rev().find(|n| n.subject == name);
     let moves = t.moves();
     TripletLine {
         route: t.custody.route.name().to_owned(),
@@ -114,10 +141,7 @@ fn line(
         captured_at: cells.iter().flatten().map(|s| s.captured_at).max(),
         expires_at: t.expires_at,
         sinks: cells.into_iter().map(|s| s.map_or_else(SinkCell::default, cell)).collect(),
-        verify: match found {
-            Some(note) => Some(VerifyMark { clean: false, text: note.detail.clone() }),
-            None => (marks.compared && moves).then(|| VerifyMark { clean: true, text: "match".to_owned() }),
-        },
+        verify: marks.mark(&name, moves),
         reversible_until: t.custody.reverse_until.filter(|_| t.custody.stage == Stage::Switched),
         held: t.custody.held.clone(),
         dead_grant: gone.get(name.as_str()).cloned(),
@@ -185,6 +209,38 @@ fn event(row: &EventRow) -> EventLine {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_was_compared_is_called_a_match() {
+        let run = |differing: u64, unsure: u64, counts: &str| Verification {
+            run: "r".to_owned(),
+            began_at: Timestamp::from_secs(10),
+            at: Timestamp::from_secs(11),
+            left: "kv:source".to_owned(),
+            right: "kv:target".to_owned(),
+            level: "full".to_owned(),
+            keys: 9,
+            compared: 9 - unsure,
+            differing,
+            unsure,
+            failed: 0,
+            counts: counts.to_owned(),
+            rules: None,
+            findings: Vec::new(),
+        };
+        let note = |s: i64| Note { at: Timestamp::from_secs(s), subject: "a:b:c".into(), detail: "missing".into() };
+        let said = |run: Option<&Verification>, notes: Vec<Note>, triplet: &str| {
+            VerifyMarks::of(run, notes).mark(triplet, true).map(|mark| mark.text)
+        };
+        let told = run(1, 1, r#"{"unsettled":["d:e:f"]}"#);
+        assert_eq!(said(Some(&told), vec![note(10)], "a:b:c").as_deref(), Some("missing"));
+        assert_eq!(said(Some(&told), vec![note(10)], "d:e:f").as_deref(), Some("settling"));
+        assert_eq!(said(Some(&told), vec![note(10)], "g:h:i").as_deref(), Some("match"));
+        assert_eq!(said(Some(&told), vec![note(9)], "g:h:i").as_deref(), Some("?"), "an older note names nothing");
+        assert_eq!(said(Some(&run(0, 1, "{}")), Vec::new(), "g:h:i").as_deref(), Some("?"));
+        assert_eq!(said(None, Vec::new(), "g:h:i"), None);
+        assert_eq!(VerifyMarks::of(Some(&told), Vec::new()).mark("g:h:i", false), None);
+    }
 
     #[test]
     fn an_event_says_in_words_what_a_person_needs() {
