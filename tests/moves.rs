@@ -10,7 +10,7 @@ use std::pin::pin;
 use std::process::Stdio;
 use std::task::Poll;
 
-use cutover::domain::time::{HOUR_MS, MINUTE_MS, SECOND_MS};
+use cutover::domain::time::{HOUR_MS, MINUTE_MS, SECOND_MS, Timestamp};
 use cutover::domain::triplet::Triplet;
 use cutover::engine::{Progress, Reversal};
 use cutover::store::Lead;
@@ -111,6 +111,7 @@ fn what_went_back_is_switched_again_behind_a_canary() {
     assert_eq!(row["stage"], "verified");
     cutover.enable_account(CANARY, true);
     assert_eq!(cutover.run(&["ctl", "go", "--triplet", CANARY]).0, 0);
+    forgive(&cutover);
     cutover.until_done(&switch);
     assert_eq!(switched(&cutover), 3, "{:?}", cutover.stages());
     let done = cutover.until_done(&switch);
@@ -134,7 +135,10 @@ fn a_canary_that_does_not_work_goes_back_although_its_window_is_over() {
     let (code, _, error) = cutover.run(&switch);
     assert!(code == 7 && error.contains("were moved back"), "{code}: {error}");
     assert_eq!((switched(&cutover), cutover.row(CANARY)["read_authority"].as_str()), (0, Some("source")));
-    // The others are not jammed by it.
+    // The others are not jammed by it, once somebody has said that what was seen of it does not count.
+    let jammed = cutover.until_ended(&["switch", "--wave", "1", "--yes"]);
+    assert!(jammed.0 == 7 && jammed.1.contains("would fail now: smoke-staleness"), "{jammed:?}");
+    forgive(&cutover);
     cutover.until_done(&["switch", "--wave", "1", "--yes"]);
     assert_eq!(switched(&cutover), 2);
 }
@@ -287,6 +291,13 @@ fn a_limit_of_the_provider_is_no_failure_of_the_target() {
     assert_eq!(switched(&cutover), 3);
 }
 
+/// What was served while the canary was at the target no longer counts.
+fn forgive(cutover: &Cutover) {
+    let waive = ["waive", "smoke-staleness", "--by", "ann", "--reason", "its account is mended", "--until", "7d"];
+    let (code, out, error) = cutover.run(&[&waive[..], &["--scope", CANARY, "--policy", &cutover.policy]].concat());
+    assert_eq!(code, 0, "{out}{error}");
+}
+
 /// A gateway that reads everything from the target, where the provider answers with `status`.
 fn gateway_that_says(cutover: &Cutover, status: u16) -> String {
     let store = cutover.store();
@@ -296,10 +307,12 @@ fn gateway_that_says(cutover: &Cutover, status: u16) -> String {
                            "upstream_status": status})
     };
     let all: Vec<Value> = rows.iter().map(|row| result(&row.triplet)).collect();
+    let clock = std::sync::Arc::clone(&cutover.clock);
     let answer = move |axum::Json(asked): axum::Json<Value>| {
         let wanted = asked["triplets"].as_array().cloned().unwrap_or_default();
         let results: Vec<Value> = all.iter().filter(|r| wanted.contains(&r["triplet"])).cloned().collect();
-        async move { axum::Json(serde_json::json!({"results": results})) }
+        let now = Timestamp::from_millis(clock.load(std::sync::atomic::Ordering::Relaxed));
+        async move { ([("date", cutover::sandbox::http_date(now))], axum::Json(serde_json::json!({"results": results}))) }
     };
     let router = axum::Router::new().route("/admin/smoke", axum::routing::post(answer));
     let address = cutover.runtime.block_on(async {

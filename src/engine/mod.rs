@@ -316,8 +316,8 @@ impl<O: Outside> Engine<O> {
         }
     }
 
-    /// What an engine that ends still does: works in what was accepted, and delivers what is due, one
-    /// round to each sink.
+    /// What an engine that ends still does: works in what was accepted, delivers what is due, one round
+    /// to each sink, and records what it had seen of a comparison.
     ///
     /// # Errors
     /// Only when the store fails.
@@ -331,7 +331,7 @@ impl<O: Outside> Engine<O> {
         for round in together::together(Sink::ALL.map(|sink| self.mirror_tokens(sink, now))).await {
             round?;
         }
-        Ok(())
+        self.end_comparison(now).await
     }
 
     /// The periodic duties, if this engine leads them.

@@ -340,25 +340,41 @@ impl<O: Outside> Engine<O> {
         if keys_in_all == 0 {
             self.looked(EvidenceSource::Verify, LookOutcome::Idle, 0, now).await?;
         } else {
-            let run = Verification {
-                run: format!("duty-{}", now.millis()),
-                began_at,
-                at: now,
-                left: "kv:source".to_owned(),
-                right: "kv:target".to_owned(),
-                level: "full".to_owned(),
-                keys: keys_in_all,
-                compared,
-                differing: findings.len() as u64,
-                unsure: keys_in_all.saturating_sub(compared),
-                failed: 0,
-                counts: json!({"unsettled": unsettled.iter().take(UNSETTLED_NAMED).collect::<Vec<_>>()}).to_string(),
-                rules: None,
-                findings,
-            };
-            self.store.record_verification(&run, criteria).await?;
+            let whole = Comparing { began_at, after: None, findings, compared, unsettled, again: None };
+            self.record_comparison(whole, keys_in_all, now).await?;
         }
         Ok(now.plus_ms(criteria.verify_every.0))
+    }
+
+    async fn record_comparison(&self, comparing: Comparing, keys: u64, now: Timestamp) -> EngineResult<()> {
+        let Comparing { began_at, findings, compared, unsettled, .. } = comparing;
+        let run = Verification {
+            run: format!("duty-{}", now.millis()),
+            began_at,
+            at: now,
+            left: "kv:source".to_owned(),
+            right: "kv:target".to_owned(),
+            level: "full".to_owned(),
+            keys,
+            compared,
+            differing: findings.len() as u64,
+            unsure: keys.saturating_sub(compared),
+            failed: 0,
+            counts: json!({"unsettled": unsettled.iter().take(UNSETTLED_NAMED).collect::<Vec<_>>()}).to_string(),
+            rules: None,
+            findings,
+        };
+        self.store.record_verification(&run, &self.config.policy.criteria).await?;
+        Ok(())
+    }
+
+    /// Records a comparison that waits for its second look as what it is so far: an engine that ends
+    /// does not come back to it.
+    pub(super) async fn end_comparison(&self, now: Timestamp) -> EngineResult<()> {
+        let Some(half) = self.known(|known| known.comparing.take()) else { return Ok(()) };
+        let Some(unsettled) = half.again else { return Ok(()) };
+        let keys = half.compared + unsettled.len() as u64;
+        self.record_comparison(Comparing { unsettled, again: None, ..half }, keys, now).await
     }
 
     /// What differs between the two entries, or between them and what was delivered; no secrets.

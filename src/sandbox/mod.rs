@@ -29,7 +29,7 @@ mod world;
 
 pub use self::composio::{ComposioSettings, Masking, Oauth2Import, UnknownQuery};
 pub use self::faults::{FAULTS, Fault, FaultError, FaultNote};
-pub use self::http::{Call, Reply};
+pub use self::http::{Call, Reply, http_date};
 pub use self::keys::{OauthClient, SandboxKeys};
 pub use self::ledger::{Incident, LedgerSummary};
 pub use self::live::LiveClock;

@@ -68,7 +68,8 @@ impl Applied {
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cutover"));
         command.args(args).env_clear().current_dir(self.dir.path()).stdin(Stdio::null());
-        command.env("CUTOVER_NOW", NOW).env("TMPDIR", self.dir.path()).envs(self.sandbox.environment());
+        command.env("CUTOVER_NOW", NOW).env("TMPDIR", self.dir.path()).env("USER", "alice");
+        command.envs(self.sandbox.environment());
         command
     }
 
