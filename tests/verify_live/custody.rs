@@ -344,6 +344,7 @@ fn what_one_side_leaves_out_is_left_out_on_the_other() {
         Event::IdentityProven,
         Event::SwitchBegun { at: now, reverse_until: now, permit: Permit::Pass { at: now } },
         Event::Switched { at: now },
+        Event::Tested { at: now },
         Event::Settled { at: now, passed_at: now },
     ];
     world.runtime.block_on(async {
