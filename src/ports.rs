@@ -676,6 +676,7 @@ pub struct Traffic {
     pub requests: u64,
     /// 429 answers among them.
     pub limited: u64,
-    /// The server's clock minus ours, ms, from the last `Date` header.
+    /// The server's clock minus ours, ms, from the last `Date` header; the time that the answer took is
+    /// no difference.
     pub skew_ms: Option<i64>,
 }

@@ -252,7 +252,8 @@ impl Http {
         };
         let request = builder.build().map_err(|_| refused("unusable_request"))?;
 
-        self.budgets.spend(api, host, lane, (self.clock)()).map_err(|wait_ms| ApiErrorKind::OverBudget { wait_ms })?;
+        let sent_at = (self.clock)();
+        self.budgets.spend(api, host, lane, sent_at).map_err(|wait_ms| ApiErrorKind::OverBudget { wait_ms })?;
         self.count(api, |traffic| traffic.requests += 1);
         let mut response = client.execute(request).await.map_err(|e| unreachable(&e))?;
 
@@ -263,7 +264,7 @@ impl Http {
         self.count(api, |traffic| {
             traffic.limited += u64::from(status == 429);
             if let Some(time) = server_time {
-                traffic.skew_ms = Some(time.since(received_at));
+                traffic.skew_ms = Some(skew_ms(time, sent_at, received_at));
             }
         });
         let now = server_time.unwrap_or(received_at);
@@ -387,9 +388,23 @@ fn method_name(method: &Method) -> &'static str {
     }
 }
 
+/// How far a server's clock is from ours, ms: it read `theirs` at some time between `sent_at` and
+/// `received_at` of ours, so what lies between them is no difference.
+fn skew_ms(theirs: Timestamp, sent_at: Timestamp, received_at: Timestamp) -> i64 {
+    theirs.since(received_at).max(0) + theirs.since(sent_at).min(0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_time_that_an_answer_took_is_no_skew() {
+        let at = Timestamp::from_secs;
+        for (theirs, expected) in [(at(100), 0), (at(130), 0), (at(161), 1_000), (at(39), -61_000)] {
+            assert_eq!(skew_ms(theirs, at(100), at(160)), expected);
+        }
+    }
 
     #[test]
     fn a_segment_holds_any_id_or_refuses_it() {
