@@ -497,8 +497,8 @@ fn each_failpoint(fleet: &mut Fleet) {
 /// Rotates the keys of the state under everything that runs on it.
 fn change_keys(world: &World, kill: u64) {
     match kill {
-        6 => world.must(&["keys", "rotate", "--state", &world.state]),
-        11 => world.must(&["keys", "drop-old", "--state", &world.state]),
+        6 => world.must(&["keys", "rotate", "--by", "alice", "--state", &world.state]),
+        11 => world.must(&["keys", "drop-old", "--by", "alice", "--state", &world.state]),
         _ => {}
     }
 }

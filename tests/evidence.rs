@@ -111,6 +111,7 @@ contract! {
     an_outage_that_was_too_long_is_not_hidden_by_many_that_were_short
     a_thousand_waived_breaches_hide_none_that_is_not
     what_is_still_wrong_counts_however_long_ago_it_began
+    a_delivery_that_waits_is_late_before_it_arrives
     a_source_that_never_looked_is_a_gap_since_the_soak_began
     each_criterion_counts_rotations_in_its_own_window
     a_stuck_connection_misses_a_rotation_a_lifetime_and_a_late_one_counts_once
@@ -169,6 +170,27 @@ async fn a_thousand_waived_breaches_hide_none_that_is_not(state: State) {
     let judged = judged(&store, &Policy::default(), "smoke-staleness", day(10)).await;
     assert_eq!((judged.verdict, judged.observed), (Verdict::Fail, Some(1.0)), "{judged:?}");
     assert_eq!(judged.findings[0].subject, "bob:slack:default");
+    store.close().await.unwrap();
+}
+
+async fn a_delivery_that_waits_is_late_before_it_arrives(state: State) {
+    let store = soaking(&state).await;
+    let mut policy = patient();
+    policy.criteria.initial_delay = Millis(0);
+    policy.criteria.lag_samples_min = 1;
+    let bound_ms = i64::from(policy.criteria.mirror_lag_p99_s) * 1_000;
+    read(&store, "one", day(1), None, START).await;
+    deliver(&store, Sink::KvSource, START).await;
+    // The account for the third sink is not made yet: nothing waits for it.
+    let at = async |ms: i64| {
+        let judged = judged(&store, &policy, "mirror-lag", START.plus_ms(ms)).await;
+        (judged.verdict, judged.samples, judged.findings.first().map(|n| (n.subject.clone(), n.detail.clone())))
+    };
+    assert_eq!(at(bound_ms).await, (Verdict::Pass, 1, None));
+    let late = Some(("ann:slack:default".to_owned(), "waits for kv.target".to_owned()));
+    assert_eq!(at(bound_ms + 1).await, (Verdict::Fail, 2, late));
+    deliver(&store, Sink::KvTarget, START.plus_ms(bound_ms + 1)).await;
+    assert_eq!(at(bound_ms + 2).await, (Verdict::Fail, 2, None), "it arrived, and was late");
     store.close().await.unwrap();
 }
 

@@ -309,8 +309,14 @@ async fn a_person_decides_about_dead_letters() {
         "{text}"
     );
 
-    assert_eq!(repair(dir.path(), &["retry", &name, "--sink", "kv.source"]).0, 3, "nothing was given up there");
-    assert_eq!(repair(dir.path(), &["retry", &name]).0, 0);
+    let (code, text) = repair(dir.path(), &["retry", &name]);
+    assert!(code == 2 && text.contains("nobody said who"), "{text}");
+    let by = ["--by", "ann"];
+    let sink = [&["retry", &name, "--sink", "kv.source"], &by[..]].concat();
+    assert_eq!(repair(dir.path(), &sink).0, 3, "nothing was given up there");
+    assert_eq!(repair(dir.path(), &[&["retry", &name], &by[..]].concat()).0, 0);
+    let events = engine.store().load_recent_events(1).await.unwrap();
+    assert!(events[0].actor == "ann" && events[0].json.contains("\"retry\":\"composio\""), "{events:?}");
     let other = triplet(1).to_string();
     assert_eq!(repair(dir.path(), &["drop", &other]).0, 2, "a reason is wanted");
     assert_eq!(repair(dir.path(), &["drop", &other, "--reason", "tenant left", "--by", "ann"]).0, 0);

@@ -5,9 +5,11 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use super::config::Config;
-use super::operate::{Job, OperateArgs, OutputFormat, Session, agree, dry_run_on, scratch_store};
+use super::job::Job;
+use super::operate::{OperateArgs, Session, dry_run_on, scratch_store};
+use super::person::agree;
 use super::plan::{Inputs, load_plan};
-use super::{CommandError, CommandResult, Ui};
+use super::{CommandError, CommandResult, OutputFormat, Ui};
 use crate::catalogue::Catalogue;
 use crate::domain::custody::Stage;
 use crate::domain::secret::Secret;

@@ -3,9 +3,8 @@
 use std::io::Write as _;
 
 use super::apply::StateArgs;
-use super::operate::OutputFormat;
 use super::plan::Inputs;
-use super::{CommandError, CommandResult, Ui};
+use super::{CommandError, CommandResult, OutputFormat, Ui};
 use crate::domain::time::{DAY_MS, Timestamp, parse_duration_ms};
 use crate::exit;
 use crate::store::{EventRow, StoreError};

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use super::plan::Inputs;
-use super::{CommandError, CommandResult, Ui};
+use super::{CommandError, CommandResult, OutputFormat, Ui};
 use crate::catalogue::{Catalogue, Integration, Provider, Reconsent, Reuse, Rotation};
 use crate::domain::time::format_duration_ms;
 use crate::exit;
@@ -39,13 +39,7 @@ struct ShowArgs {
     catalogue: Option<PathBuf>,
     /// Shape of the report
     #[arg(long, value_enum, default_value = "text")]
-    format: ReportFormat,
-}
-
-#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-enum ReportFormat {
-    Text,
-    Json,
+    format: OutputFormat,
 }
 
 pub fn run(args: CatalogueArgs, ui: &Ui) -> CommandResult {
@@ -62,10 +56,10 @@ pub fn run(args: CatalogueArgs, ui: &Ui) -> CommandResult {
     }
     let paint = ui.paint();
     ui.print(&match (args.format, &args.name) {
-        (ReportFormat::Json, None) => format!("{:#}\n", json(&catalogue)?),
-        (ReportFormat::Json, Some(_)) => format!("{:#}\n", json(&found)?),
-        (ReportFormat::Text, None) => table(&catalogue),
-        (ReportFormat::Text, Some(_)) => found.iter().map(|(key, i)| details(key, i, &catalogue, paint)).collect(),
+        (OutputFormat::Json, None) => format!("{:#}\n", json(&catalogue)?),
+        (OutputFormat::Json, Some(_)) => format!("{:#}\n", json(&found)?),
+        (OutputFormat::Text, None) => table(&catalogue),
+        (OutputFormat::Text, Some(_)) => found.iter().map(|(key, i)| details(key, i, &catalogue, paint)).collect(),
     });
     Ok(exit::OK)
 }

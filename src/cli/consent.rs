@@ -5,9 +5,11 @@ use std::fmt::Write as _;
 use serde_json::json;
 
 use super::apply::explain;
-use super::operate::{Job, OperateArgs, OutputFormat, Session, agree, carry_out};
+use super::job::Job;
+use super::operate::{OperateArgs, Session, carry_out};
+use super::person::agree;
 use super::switch::triplet;
-use super::{CommandError, CommandResult, Ui};
+use super::{CommandError, CommandResult, OutputFormat, Ui};
 use crate::domain::duration::Millis;
 use crate::domain::time::{DAY_MS, Timestamp, parse_duration_ms};
 use crate::domain::triplet::Triplet;

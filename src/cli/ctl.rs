@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use super::apply::{StateArgs, explain};
-use super::operate::{OutputFormat, speaker};
+use super::person::speaker;
 use super::plan::Inputs;
 use super::switch::triplet;
-use super::{CommandError, CommandResult, Ui};
+use super::{CommandError, CommandResult, OutputFormat, Ui};
 use crate::domain::duration::Millis;
 use crate::domain::time::{Timestamp, format_duration_ms, parse_duration_ms};
 use crate::domain::triplet::Triplet;

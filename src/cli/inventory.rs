@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::config::Config;
 use super::plan::wall_clock;
-use super::{CommandError, CommandResult, Ui};
+use super::{CommandError, CommandResult, OutputFormat, Ui};
 use crate::catalogue::Catalogue;
 use crate::clients;
 use crate::domain::triplet::Part;
@@ -84,7 +84,7 @@ struct ReadArgs {
     input: Input,
     /// Shape of the report
     #[arg(long, value_enum, default_value = "text")]
-    format: ReportFormat,
+    format: OutputFormat,
 }
 
 #[derive(clap::Args, Debug)]
@@ -93,7 +93,7 @@ struct CheckArgs {
     input: Input,
     /// Shape of the report
     #[arg(long, value_enum, default_value = "text")]
-    format: ReportFormat,
+    format: OutputFormat,
 }
 
 #[derive(clap::Args, Debug)]
@@ -106,12 +106,6 @@ struct ConvertArgs {
     /// Write to this file instead of standard output; nothing is written when the input is bad
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-}
-
-#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-enum ReportFormat {
-    Text,
-    Json,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -315,9 +309,9 @@ impl<'a> Place<'a> {
 }
 
 /// Runs a command whose result can be text or JSON; errors become JSON too when that was asked for.
-fn report(input: &Input, format: ReportFormat, ui: &Ui, text: impl FnOnce(&Loaded) -> (u8, String)) -> CommandResult {
+fn report(input: &Input, format: OutputFormat, ui: &Ui, text: impl FnOnce(&Loaded) -> (u8, String)) -> CommandResult {
     let result = input.load(ui);
-    if format == ReportFormat::Text {
+    if format == OutputFormat::Text {
         let loaded = result?.map_err(|diagnostics| CommandError::usage(diagnostics.to_string()))?;
         let (code, text) = text(&loaded);
         ui.print(&text);

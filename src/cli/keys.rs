@@ -1,13 +1,11 @@
 //! `cutover keys`: changes the keys that the state is encrypted with, while everything runs.
 
 use super::apply::StateArgs;
-use super::plan::wall_clock;
-use super::{CommandError, CommandResult, Ui};
+use super::person::speaker;
+use super::plan::Inputs;
+use super::{CommandError, CommandResult, OutputFormat, Ui};
 use crate::exit;
 use crate::store::{Store, StoreError, Vault};
-
-/// Who the audit trail says did it.
-const ACTOR: &str = "operator";
 
 /// Change the keys that the state is encrypted with
 ///
@@ -33,12 +31,6 @@ enum Action {
     DropOld(DropOldArgs),
 }
 
-#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-enum KeysFormat {
-    Text,
-    Json,
-}
-
 /// Add a key and encrypt everything with it
 ///
 /// A shim that runs on this machine takes the new key up by itself.
@@ -53,8 +45,11 @@ struct RotateArgs {
     /// Only encrypt with the newest key what older ones encrypted
     #[arg(long)]
     reencrypt_only: bool,
+    /// Who does it, for the audit trail [default: USER]
+    #[arg(long, value_name = "NAME")]
+    by: Option<String>,
     #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
-    format: KeysFormat,
+    format: OutputFormat,
 }
 
 /// Take all keys but the newest out of the key file
@@ -65,12 +60,15 @@ struct RotateArgs {
 struct DropOldArgs {
     #[command(flatten)]
     state: StateArgs,
+    /// Who does it, for the audit trail [default: USER]
+    #[arg(long, value_name = "NAME")]
+    by: Option<String>,
     #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
-    format: KeysFormat,
+    format: OutputFormat,
 }
 
 /// # Errors
-/// Exit code 2 when there is no key file or the keys come from the environment, 1 when the state
+/// Exit code 2 when nobody said who it is, there is no key file or the keys come from the environment, 1 when the state
 /// cannot be opened or changed.
 pub fn run(args: &KeysArgs, ui: &Ui) -> CommandResult {
     super::runtime()?.block_on(async {
@@ -82,6 +80,8 @@ pub fn run(args: &KeysArgs, ui: &Ui) -> CommandResult {
 }
 
 async fn rotate(args: &RotateArgs, ui: &Ui) -> CommandResult {
+    // The key file has no audit trail.
+    let by = if args.add_only { String::new() } else { speaker(args.by.as_deref())? };
     if !args.add_only {
         refuse_absent(&args.state)?;
     }
@@ -93,17 +93,18 @@ async fn rotate(args: &RotateArgs, ui: &Ui) -> CommandResult {
         }
     }
     let (store, newest, changed) = encrypt_anew(&args.state).await?;
-    record(&store, &serde_json::json!({"newest": newest, "encrypted": changed})).await?;
+    record(&store, &by, &serde_json::json!({"newest": newest, "encrypted": changed})).await?;
     store.close().await.map_err(|error| state_failed(&error))?;
     report(ui, args.format, newest, changed, 0)
 }
 
 async fn drop_old(args: &DropOldArgs, ui: &Ui) -> CommandResult {
+    let by = speaker(args.by.as_deref())?;
     let file = args.state.key_file()?;
     refuse_absent(&args.state)?;
     let (store, newest, changed) = encrypt_anew(&args.state).await?;
     let dropped = Vault::drop_old_keys(file).map_err(|error| keys_failed(&error))?;
-    record(&store, &serde_json::json!({"newest": newest, "encrypted": changed, "dropped": dropped})).await?;
+    record(&store, &by, &serde_json::json!({"newest": newest, "encrypted": changed, "dropped": dropped})).await?;
     store.close().await.map_err(|error| state_failed(&error))?;
     report(ui, args.format, newest, changed, dropped)
 }
@@ -122,13 +123,13 @@ async fn encrypt_anew(state: &StateArgs) -> Result<(Store, u32, u64), CommandErr
     Ok((store, newest, changed))
 }
 
-async fn record(store: &Store, what: &serde_json::Value) -> Result<(), CommandError> {
-    let json = what.to_string();
-    store.record_action(ACTOR, "keys", &json, wall_clock()).await.map_err(|error| state_failed(&error))
+async fn record(store: &Store, by: &str, what: &serde_json::Value) -> Result<(), CommandError> {
+    let (json, now) = (what.to_string(), Inputs::default().now()?);
+    store.record_action(by, "keys", &json, now).await.map_err(|error| state_failed(&error))
 }
 
-fn report(ui: &Ui, format: KeysFormat, newest: u32, changed: u64, dropped: usize) -> CommandResult {
-    if format == KeysFormat::Json {
+fn report(ui: &Ui, format: OutputFormat, newest: u32, changed: u64, dropped: usize) -> CommandResult {
+    if format == OutputFormat::Json {
         let report = serde_json::json!({
             "exit_code": exit::OK, "reason": "done", "newest_key": newest, "encrypted_anew": changed, "dropped_keys": dropped,
         });

@@ -17,10 +17,12 @@ mod gateway;
 mod harden;
 mod hooks;
 pub mod inventory;
+mod job;
 pub mod keys;
 mod logging;
 mod oauth_apps;
 pub mod operate;
+mod person;
 pub mod plan;
 pub mod rehearse;
 pub mod repair;
@@ -39,7 +41,7 @@ pub mod waive;
 use clap::{Parser, Subcommand};
 
 pub use error::{CommandError, CommandResult};
-pub use ui::{Format, Ui};
+pub use ui::{Format, OutputFormat, Ui};
 
 /// Move OAuth token custody from Nango to Composio, and prove it
 #[derive(Parser, Debug)]

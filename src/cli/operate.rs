@@ -12,24 +12,22 @@ use tempfile::TempDir;
 
 use super::apply::{StateArgs, explain};
 use super::config::Config;
-use super::elsewhere::Elsewhere;
 use super::hooks;
+use super::job::Job;
+use super::person::speaker;
 use super::plan::{Inputs, wall_clock};
-use super::{CommandError, CommandResult, Ui};
+use super::{CommandError, CommandResult, OutputFormat, Ui};
 use crate::clients::{Clock, HttpOutside};
 use crate::domain::custody::ReadAuthority;
 use crate::domain::time::{HOUR_MS, Timestamp};
-use crate::domain::triplet::Triplet;
 use crate::engine::steps::{Dry, Step, Traced};
-use crate::engine::{
-    ConsentStart, Engine, EngineConfig, EngineError, EngineResult, Progress, Reversal, SwitchTerms, by,
-};
+use crate::engine::{Engine, EngineConfig, EngineError, Progress, by};
 use crate::exit;
 use crate::hooks::Hooks;
 use crate::plan::saved::digest_of;
 use crate::plan::{Plan, Policy};
-use crate::ports::{Namespace, Outside};
-use crate::store::{Durability, Place, Scope, Store, Vault};
+use crate::ports::Namespace;
+use crate::store::{Durability, Place, Store, Vault};
 
 /// How often an operation that waits asks whether somebody said no.
 const ASK_EVERY: Duration = Duration::from_secs(2);
@@ -46,14 +44,6 @@ const DRY_HORIZON_MS: i64 = 20 * HOUR_MS;
 
 /// Calls after which a dry run that does not end is given up.
 const DRY_CALLS_MAX: usize = 10_000;
-
-/// The shape of an operation's report
-#[derive(clap::ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OutputFormat {
-    #[default]
-    Text,
-    Json,
-}
 
 /// What every operation takes
 #[derive(clap::Args, Clone, Debug)]
@@ -116,105 +106,6 @@ impl OperateArgs {
 
 fn scratch_folder() -> Result<TempDir, CommandError> {
     tempfile::tempdir().map_err(|error| CommandError::failed("cannot make a temporary folder").because(&error))
-}
-
-/// An operation on the applied plan.
-pub enum Job {
-    Apply(Box<Plan>),
-    Consent,
-    FollowConsents,
-    /// Makes a link for one person; a real one is shown and not driven.
-    Link(Triplet),
-    Drill(u32),
-    Switch {
-        wave: u32,
-        reverse_window_ms: Option<i64>,
-    },
-    Reverse(Reversal),
-    Settle,
-    RetireDoAlarm(Elsewhere),
-    Restore,
-    PrepareNango,
-    UndoNango,
-    RetireNango,
-}
-
-impl Job {
-    /// As hooks and reports call it.
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Apply(_) => "apply",
-            Self::Consent | Self::FollowConsents | Self::Link(_) => "consent",
-            Self::Drill(_) => "drill",
-            Self::Switch { .. } => "switch",
-            Self::Reverse(_) => "reverse",
-            Self::Settle => "settle",
-            Self::RetireDoAlarm(_) => "retire-do-alarm",
-            Self::Restore => "retire-restore",
-            Self::PrepareNango => "retire-nango-prepare",
-            Self::UndoNango => "retire-nango-undo",
-            Self::RetireNango => "retire-nango",
-        }
-    }
-
-    fn wave(&self) -> Option<u32> {
-        match self {
-            Self::Drill(n) | Self::Switch { wave: n, .. } | Self::Reverse(Reversal::Wave(n)) => Some(*n),
-            _ => None,
-        }
-    }
-
-    /// Whether a "no" stops it: going back is never stopped.
-    const fn goes_forward(&self) -> bool {
-        !matches!(self, Self::Reverse(_) | Self::Restore | Self::UndoNango)
-    }
-
-    /// What the audit trail says that it was about.
-    fn subject(&self) -> String {
-        match self {
-            Self::Reverse(Reversal::Triplet(triplet)) => triplet.to_string(),
-            _ => self.wave().map_or(Scope::All, Scope::Wave).to_string(),
-        }
-    }
-
-    /// Whether nobody said no to it while it waits.
-    async fn demand_go<O: Outside>(&self, engine: &Engine<O>, now: Timestamp) -> EngineResult<()> {
-        match self {
-            // The objects are retired together.
-            Self::RetireDoAlarm(_) => engine.demand_go_everywhere(self.name(), now).await?,
-            _ if self.goes_forward() => engine.demand_go(self.wave(), self.name(), now).await?,
-            _ => None,
-        };
-        Ok(())
-    }
-
-    /// `asks`: somebody is asked when a canary has moved.
-    async fn step<O: Outside>(&self, engine: &Engine<O>, asks: bool, now: Timestamp) -> EngineResult<Progress> {
-        match self {
-            Self::Apply(plan) => engine.apply(plan, now).await,
-            Self::Consent => engine.consent(now).await,
-            Self::FollowConsents => engine.follow_consents(now).await,
-            Self::Link(triplet) => match engine.start_consent(triplet, now).await? {
-                ConsentStart::Link { .. } | ConsentStart::Done(_) => Ok(Progress::Done),
-                ConsentStart::Later(at) => Ok(Progress::Wait(at)),
-                ConsentStart::Refused(reason) => {
-                    Err(EngineError::Refused(format!("no link for `{triplet}`: {reason}")))
-                }
-            },
-            Self::Drill(wave) => engine.drill(*wave, now).await,
-            Self::Switch { wave, reverse_window_ms } => {
-                let terms = SwitchTerms { reverse_window_ms: *reverse_window_ms, ask_after_canary: asks };
-                engine.switch_on(*wave, terms, now).await
-            }
-            Self::Reverse(what) => engine.reverse(what, now).await,
-            Self::Settle => engine.settle(now).await,
-            Self::RetireDoAlarm(elsewhere) => engine.retire_do_alarms(async || elsewhere.look(now).await, now).await,
-            Self::Restore => engine.restore_do_alarms(now).await,
-            Self::PrepareNango => engine.prepare_nango(now).await,
-            Self::UndoNango => engine.undo_prepare_nango(now).await,
-            Self::RetireNango => engine.retire_nango(now).await,
-        }
-    }
 }
 
 /// The engine that a command works with.
@@ -315,6 +206,10 @@ impl Session {
 
     pub fn now(&self) -> Timestamp {
         (self.clock)()
+    }
+
+    pub const fn is_dry_run(&self) -> bool {
+        self.args.dry_run
     }
 
     /// Carries out a job, or says what it would do.
@@ -593,56 +488,6 @@ fn refuse_other_policy(plan: &Plan, policy: &Policy) -> Result<(), CommandError>
     }
     Err(CommandError::new(exit::STALE, format!("the policy is not the one that plan `{}` was made with", plan.id))
         .hint("name that policy as `--policy`"))
-}
-
-/// Who speaks, for the audit trail: whoever is named, else the user of the terminal.
-///
-/// # Errors
-/// Exit code 2 when it cannot be told.
-pub fn speaker(named: Option<&str>) -> Result<String, CommandError> {
-    let user = || std::env::var("USER").ok();
-    named.map(str::to_owned).or_else(user).filter(|name| !name.trim().is_empty()).ok_or_else(|| {
-        CommandError::usage("nobody said who speaks").hint("name yourself with `--by NAME`, for the audit trail")
-    })
-}
-
-/// Asks on the terminal; only `yes` is yes.
-///
-/// # Errors
-/// Exit code 7 when nobody said yes.
-pub fn agree(question: &str, yes: bool, ui: &Ui) -> Result<(), CommandError> {
-    use std::io::{BufRead, IsTerminal};
-    if yes {
-        return Ok(());
-    }
-    let refused = |message: &str| {
-        CommandError::new(exit::REFUSED, message)
-            .hint("look at the steps with `--dry-run`, then agree with `--yes` or on a terminal")
-    };
-    let stdin = std::io::stdin();
-    if !stdin.is_terminal() {
-        return Err(refused("nobody can be asked: standard input is not a terminal, and `--yes` was not given"));
-    }
-    ui.note(&format!("{question}\nCarry it out? Only `yes` does."));
-    let mut answer = String::new();
-    stdin.lock().read_line(&mut answer).map_err(|error| refused("the answer cannot be read").because(&error))?;
-    if answer.trim() == "yes" { Ok(()) } else { Err(refused("the answer was not `yes`")) }
-}
-
-/// Wants the plan's id for what cannot be undone.
-///
-/// # Errors
-/// Exit code 7 when it was not given or is another one.
-pub fn confirm(given: Option<&str>, session: &Session, what: &str) -> Result<(), CommandError> {
-    let plan = session.plan.as_deref().unwrap_or_default();
-    if session.args.dry_run || given == Some(plan) {
-        return Ok(());
-    }
-    let message = match given {
-        Some(given) => format!("`{given}` is not the plan that is applied here"),
-        None => format!("{what} cannot be undone"),
-    };
-    Err(CommandError::new(exit::REFUSED, message).hint(format!("confirm it with `--confirm {plan}`")))
 }
 
 /// Runs a job and prints its report.

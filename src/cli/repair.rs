@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::apply::StateArgs;
-use super::plan::wall_clock;
-use super::{CommandError, CommandResult, Ui};
+use super::person::speaker;
+use super::plan::Inputs;
+use super::{CommandError, CommandResult, OutputFormat, Ui};
 use crate::domain::time::{SECOND_MS, Timestamp, format_duration_ms};
 use crate::domain::triplet::Triplet;
 use crate::exit;
@@ -43,18 +44,15 @@ pub struct RepairArgs {
     state: StateArgs,
     /// Shape of the report
     #[arg(long, value_enum, default_value = "text", global = true, value_name = "FORMAT")]
-    format: RepairFormat,
+    format: OutputFormat,
     /// Deliver again what a run of `cutover verify --checkpoint RUN` found missing or stale
     #[arg(long, value_name = "RUN")]
     from: Option<PathBuf>,
+    /// Who decides, for the audit trail [default: USER]
+    #[arg(long, global = true, value_name = "NAME")]
+    by: Option<String>,
     #[command(subcommand)]
     command: Option<RepairCommand>,
-}
-
-#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-enum RepairFormat {
-    Text,
-    Json,
 }
 
 #[derive(clap::Subcommand, Debug)]
@@ -91,9 +89,6 @@ enum RepairCommand {
         /// Why, for the audit trail
         #[arg(long, value_name = "TEXT")]
         reason: String,
-        /// Who decides, for the audit trail
-        #[arg(long, value_name = "NAME", default_value = "operator")]
-        by: String,
     },
 }
 
@@ -107,7 +102,7 @@ fn sink(text: &str) -> Result<Sink, String> {
 }
 
 /// # Errors
-/// Exit code 2 for bad input and a state that is not there, 1 when it cannot be read. `list` exits
+/// Exit code 2 for bad input, when nobody said who decides, and for a state that is not there, 1 when it cannot be read. `list` exits
 /// with 3 when there are dead letters, `retry` and `drop` with 3 when there was none to decide about.
 pub fn run(args: &RepairArgs, ui: &Ui) -> CommandResult {
     if !args.state.exists() {
@@ -115,26 +110,30 @@ pub fn run(args: &RepairArgs, ui: &Ui) -> CommandResult {
     }
     super::runtime()?.block_on(async {
         let store = args.state.open_beside().await?;
-        let now = wall_clock();
+        let now = Inputs::default().now()?;
         let Some(command) = &args.command else {
             let Some(run) = &args.from else {
                 return Err(CommandError::usage("say what to do: `list`, `explain`, `retry`, `drop` or `--from RUN`"));
             };
-            return from_run(run, &store, now, args.format, ui).await;
+            return from_run(run, &store, &speaker(args.by.as_deref())?, now, args.format, ui).await;
         };
-        let report = carry_out(&store, command, now)
+        let by = match command {
+            RepairCommand::List { .. } | RepairCommand::Explain { .. } => String::new(),
+            RepairCommand::Retry { .. } | RepairCommand::Drop { .. } => speaker(args.by.as_deref())?,
+        };
+        let report = carry_out(&store, command, &by, now)
             .await
             .map_err(|error| CommandError::failed("the state cannot be used").because(&error))?;
         match args.format {
-            RepairFormat::Text => ui.print(&report.text(now)),
-            RepairFormat::Json => ui.print(&format!("{:#}\n", report.json())),
+            OutputFormat::Text => ui.print(&report.text(now)),
+            OutputFormat::Json => ui.print(&format!("{:#}\n", report.json())),
         }
         Ok(report.code)
     })
 }
 
 /// Delivers again what a comparison found missing or stale.
-async fn from_run(run: &Path, store: &Store, now: Timestamp, format: RepairFormat, ui: &Ui) -> CommandResult {
+async fn from_run(run: &Path, store: &Store, by: &str, now: Timestamp, format: OutputFormat, ui: &Ui) -> CommandResult {
     let Repaired { queued, left } = repair_from(run, store, now).await.map_err(|error| {
         let cannot = match &error {
             RepairError::Store(_) => CommandError::failed("cannot repair"),
@@ -142,11 +141,16 @@ async fn from_run(run: &Path, store: &Store, now: Timestamp, format: RepairForma
         };
         cannot.because(&error)
     })?;
+    let event = json!({"event": "delivered again", "run": run, "queued": queued.len(), "left": left.len()}).to_string();
+    store
+        .record_action(by, "repair", &event, now)
+        .await
+        .map_err(|error| CommandError::failed("cannot write the audit trail").because(&error))?;
     // What is left alone still differs, and a person must look.
     let code = if left.is_empty() { exit::OK } else { exit::FAIL };
     let reason = format!("{} deliveries queued, {} keys left alone", queued.len(), left.len());
     ui.print(&match format {
-        RepairFormat::Text => {
+        OutputFormat::Text => {
             let mut out = String::new();
             for (triplet, sink) in &queued {
                 let _ = writeln!(out, "queued  {triplet}  {}", sink.name());
@@ -157,7 +161,7 @@ async fn from_run(run: &Path, store: &Store, now: Timestamp, format: RepairForma
             let _ = writeln!(out, "{reason}");
             out
         }
-        RepairFormat::Json => {
+        OutputFormat::Json => {
             let queued: Vec<_> =
                 queued.iter().map(|(triplet, sink)| json!({"triplet": triplet, "sink": sink.name()})).collect();
             let left: Vec<_> = left.iter().map(|(key, why)| json!({"key": key, "reason": why})).collect();
@@ -176,7 +180,8 @@ struct Report {
     sinks: Vec<(Sink, u64, u64)>,
 }
 
-async fn carry_out(store: &Store, command: &RepairCommand, now: Timestamp) -> Result<Report, StoreError> {
+/// `by` decides, for the audit trail.
+async fn carry_out(store: &Store, command: &RepairCommand, by: &str, now: Timestamp) -> Result<Report, StoreError> {
     let mut rows = store.load_backlog(LIMIT).await?;
     match command {
         RepairCommand::List { pending } => {
@@ -205,12 +210,14 @@ async fn carry_out(store: &Store, command: &RepairCommand, now: Timestamp) -> Re
             let mut done = Vec::new();
             for row in chosen(rows, triplet.as_ref().filter(|_| !all), *sink) {
                 if store.revive_delivery(row.sink, &row.triplet, now).await? {
+                    let json = json!({"retry": row.sink.name(), "version": row.version}).to_string();
+                    store.record_action(by, &row.triplet.to_string(), &json, now).await?;
                     done.push(row);
                 }
             }
             Ok(decided("taken up again", done))
         }
-        RepairCommand::Drop { triplet, sink, reason, by } => {
+        RepairCommand::Drop { triplet, sink, reason } => {
             let mut done = Vec::new();
             for row in chosen(rows, Some(triplet), *sink) {
                 if store.drop_delivery(row.sink, &row.triplet).await? {

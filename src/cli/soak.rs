@@ -14,9 +14,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::apply::{StateArgs, explain};
 use super::config::Config;
-use super::operate::OutputFormat;
 use super::plan::{Inputs, wall_clock};
-use super::{CommandError, CommandResult, Ui};
+use super::{CommandError, CommandResult, OutputFormat, Ui};
 use crate::domain::duration::Millis;
 use crate::domain::secret::Secret;
 use crate::domain::time::{HOUR_MS, SECOND_MS, parse_duration_ms};

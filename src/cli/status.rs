@@ -7,9 +7,8 @@ use serde_json::{Value, json};
 
 use super::apply::{StateArgs, explain};
 use super::ctl::control_json;
-use super::operate::OutputFormat;
 use super::plan::Inputs;
-use super::{CommandError, CommandResult, Ui};
+use super::{CommandError, CommandResult, OutputFormat, Ui};
 use crate::domain::criteria::{Note, Verdict};
 use crate::domain::custody::{Custody, Stage};
 use crate::domain::time::{Timestamp, format_duration_ms};

@@ -3,7 +3,9 @@
 use serde_json::json;
 
 use super::apply::explain;
-use super::operate::{Job, OperateArgs, Session, agree, carry_out, confirm};
+use super::job::Job;
+use super::operate::{OperateArgs, Session, carry_out};
+use super::person::{agree, confirm};
 use super::{CommandError, CommandResult, Ui};
 use crate::domain::duration::Millis;
 use crate::domain::time::{format_duration_ms, parse_duration_ms};

@@ -19,6 +19,14 @@ pub enum Format {
     Csv,
 }
 
+/// The shape of a report that is nothing but a report
+#[derive(clap::ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OutputFormat {
+    #[default]
+    Text,
+    Json,
+}
+
 /// What the terminal allows and the global options say.
 #[derive(Clone, Debug)]
 pub struct Ui {

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::apply::StateArgs;
 use super::gate::{JudgedBy, broken, criterion, open_state};
 use super::plan::{Inputs, parse_time};
-use super::{CommandError, CommandResult, Ui};
+use super::{CommandError, CommandResult, OutputFormat, Ui};
 use crate::domain::criteria::Waiver;
 use crate::domain::time::{Timestamp, parse_duration_ms};
 use crate::exit;
@@ -55,7 +55,7 @@ enum WaiveCommand {
         state: StateArgs,
         /// Shape of the list
         #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
-        format: ListFormat,
+        format: OutputFormat,
     },
     /// End a waiver now
     Revoke {
@@ -67,12 +67,6 @@ enum WaiveCommand {
         #[command(flatten)]
         state: StateArgs,
     },
-}
-
-#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-enum ListFormat {
-    Text,
-    Json,
 }
 
 /// # Errors
@@ -125,11 +119,11 @@ async fn give(args: WaiveArgs, ui: &Ui) -> CommandResult {
     Ok(exit::OK)
 }
 
-async fn list(state: &StateArgs, format: ListFormat, ui: &Ui) -> CommandResult {
+async fn list(state: &StateArgs, format: OutputFormat, ui: &Ui) -> CommandResult {
     let (store, _) = open_state(state).await?;
     let now = Inputs::default().now()?;
     let waivers = store.load_waivers().await.map_err(|e| broken(e.into()))?;
-    if format == ListFormat::Json {
+    if format == OutputFormat::Json {
         let rows: Vec<_> = waivers.iter().map(|w| serde_json::json!({"state": w.state(now), "waiver": w})).collect();
         let json = serde_json::json!({"exit_code": exit::OK, "reason": "listed", "waivers": rows});
         ui.print(&format!("{json:#}\n"));

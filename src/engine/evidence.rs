@@ -10,10 +10,10 @@ use crate::domain::criteria::{
     CriteriaPolicy, Evidence, EvidenceSource, FINDINGS_MAX, Gap, LookTally, Note, Outage, Proofs,
 };
 use crate::domain::custody::{ReadAuthority, Stage};
-use crate::domain::time::{DAY_MS, MINUTE_MS, Timestamp};
+use crate::domain::time::{DAY_MS, MINUTE_MS, SECOND_MS, Timestamp};
 use crate::domain::triplet::Triplet;
 use crate::plan::{Policy, Route};
-use crate::store::{LAG_BOUNDS_S, Standing, Store, StoreResult, TripletRow};
+use crate::store::{LAG_BOUNDS_S, Standing, Store, StoreResult, TripletRow, lag_counter};
 
 /// Scans are no farther apart than this, whatever the life of the tokens.
 pub(super) const SCAN_EVERY_MAX_MS: i64 = 20 * MINUTE_MS;
@@ -62,12 +62,17 @@ pub async fn collect(store: &Store, policy: &Policy, now: Timestamp) -> EngineRe
     let missed = windows.counted("missed-refresh").await?;
     let rate = windows.counted("delivery-rate").await?;
     let calls = windows.counted("outage").await?;
-    let (lag_p99_ms, lag_samples) = lag_p99(&windows.counted("mirror-lag").await?);
+    let mut delivered = windows.counted("mirror-lag").await?;
     let skew = windows.skew().await?;
     let outages_since = windows.since("outage");
     let (effects, ambiguous) = store.load_effects().await?;
-    let mut standing = standing(store, &triplets, now).await?;
+    let mut standing = standing(store, &triplets, criteria, now).await?;
     standing.insert("ambiguous", ambiguous);
+    // What waits for longer than it may is late already, however it ends.
+    for late in standing.get("mirror-lag").into_iter().flatten() {
+        *delivered.entry(lag_counter(now.since(late.at))).or_default() += 1;
+    }
+    let (lag_p99_ms, lag_samples) = lag_p99(&delivered);
 
     let mut evidence = Evidence {
         now,
@@ -239,6 +244,7 @@ async fn outages(
 async fn standing(
     store: &Store,
     triplets: &[TripletRow],
+    criteria: &CriteriaPolicy,
     now: Timestamp,
 ) -> StoreResult<BTreeMap<&'static str, Vec<Note>>> {
     let moving = triplets.iter().filter(|t| t.moves() && t.custody.stage < Stage::Settled);
@@ -248,7 +254,8 @@ async fn standing(
         Some(read) => criterion != "missed-refresh" || *read == ReadAuthority::Source,
         None => false,
     };
-    let standing = store.load_standing(now).await?;
+    let late = now.plus_ms(-i64::from(criteria.mirror_lag_p99_s) * SECOND_MS);
+    let standing = store.load_standing(late, now).await?;
     let notes = |(criterion, found): (&'static str, Vec<Standing>)| {
         (criterion, found.into_iter().filter(|s| counts(criterion, &s.triplet)).map(Standing::note).collect())
     };

@@ -228,7 +228,7 @@ impl Store {
         let mut counts: BTreeMap<String, i64> = BTreeMap::new();
         for d in delivered {
             *counts.entry(format!("deliveries:{}", d.sink.name())).or_default() += 1;
-            *counts.entry(super::evidence::lag_counter(now.since(d.captured_at))).or_default() += 1;
+            *counts.entry(super::lag_counter(now.since(d.captured_at))).or_default() += 1;
         }
         let rows: Vec<_> = delivered
             .iter()

@@ -12,7 +12,7 @@ use serde_json::json;
 pub const LAG_BOUNDS_S: [i64; 15] = [1, 2, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1800];
 
 /// The counter of the bucket that a lag falls into.
-pub(super) fn lag_counter(lag_ms: i64) -> String {
+pub fn lag_counter(lag_ms: i64) -> String {
     match LAG_BOUNDS_S.iter().find(|&&s| lag_ms <= s * 1000) {
         Some(s) => format!("lag:{s}"),
         None => "lag:inf".to_owned(),

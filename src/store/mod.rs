@@ -54,7 +54,7 @@ pub use connection::{ConnectionRow, PollFailure};
 pub use control::{ControlRow, Decision, Scope};
 pub use delivery::{Delivered, PendingDelivery, Sink, SinkState};
 pub use event::{EventRow, IntentState};
-pub use evidence::LAG_BOUNDS_S;
+pub use evidence::{LAG_BOUNDS_S, lag_counter};
 pub use gate::{GateRun, StateIdentity};
 pub use history::Look;
 pub use intake::{Hint, Intake, IntakeKind, Segment, Settled};

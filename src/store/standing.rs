@@ -68,19 +68,26 @@ impl Store {
         Ok(rows.iter().map(note).collect())
     }
 
-    /// What is wrong now with mirrored triplets, by criterion: dead letters, entries of other writers,
-    /// tokens in `kv.source` that ended and were not replaced, and grants that are gone.
-    pub async fn load_standing(&self, now: Timestamp) -> StoreResult<BTreeMap<&'static str, Vec<Standing>>> {
+    /// What is wrong now with mirrored triplets, by criterion: dead letters, deliveries that have waited
+    /// since `late` or longer, entries of other writers, tokens in `kv.source` that ended and were not
+    /// replaced, and grants that are gone.
+    pub async fn load_standing(
+        &self,
+        late: Timestamp,
+        now: Timestamp,
+    ) -> StoreResult<BTreeMap<&'static str, Vec<Standing>>> {
         let mut session = self.read().await;
         let mut standing = BTreeMap::new();
-        for (criterion, sql) in [
+        for (criterion, until, sql) in [
             (
                 "invalid-grant",
+                now,
                 "SELECT t.key, c.dead_at, 'the grant is gone, and nobody has connected again' FROM connection c
                  JOIN triplet t ON t.connection = c.id WHERE c.dead_at <= $1 AND c.poll_at IS NOT NULL ORDER BY t.key",
             ),
             (
                 "missed-refresh",
+                now,
                 // Of a version that was pruned all that is known is that it ended long ago.
                 "SELECT d.triplet, COALESCE(j.expires_at, d.delivered_at), 'its token in KV ended and was not replaced'
                  FROM delivery d LEFT JOIN journal j ON j.triplet = d.triplet AND j.version = d.delivered
@@ -88,12 +95,21 @@ impl Store {
                    AND (j.seq IS NULL OR j.expires_at < $1) ORDER BY d.triplet",
             ),
             (
+                "mirror-lag",
+                late,
+                "SELECT d.triplet, d.captured_at, 'waits for ' || d.sink FROM delivery d JOIN triplet t ON t.key = d.triplet
+                 WHERE d.next_at IS NOT NULL AND d.captured_at < $1
+                   AND (d.sink <> 'composio' OR t.mirror_account IS NOT NULL) ORDER BY d.triplet, d.sink",
+            ),
+            (
                 "dead-letters",
+                now,
                 "SELECT triplet, captured_at, dead FROM delivery WHERE dead IS NOT NULL AND captured_at <= $1
                  ORDER BY triplet, sink",
             ),
             (
                 "foreign-writes",
+                now,
                 // `foreign:kv.source:` and `foreign:kv.target:` are of one length.
                 "SELECT d.triplet, CAST(m.value AS BIGINT), 'its entry in ' || d.sink || ' is another writer''s'
                  FROM meta m JOIN delivery d ON d.sink = substr(m.key, 9, 9) AND d.triplet = substr(m.key, 19)
@@ -101,7 +117,7 @@ impl Store {
             ),
         ] {
             let rows =
-                query(sql).bind(now.millis()).fetch_all(&mut session).await.during("look for what is wrong now")?;
+                query(sql).bind(until.millis()).fetch_all(&mut session).await.during("look for what is wrong now")?;
             let of = |r: &Row| {
                 let (name, since): (String, i64) = (r.get(0), r.get(1));
                 let (since, detail) = (Timestamp::from_millis(since), r.get(2));

@@ -17,9 +17,8 @@ use crate::assess::{
 use crate::cli::apply::StateArgs;
 use crate::cli::config::Config;
 use crate::cli::inventory::write_whole;
-use crate::cli::operate::OutputFormat;
 use crate::cli::plan::{Inputs, load_plan, read_text, wall_clock};
-use crate::cli::{CommandError, CommandResult, Ui};
+use crate::cli::{CommandError, CommandResult, OutputFormat, Ui};
 use crate::clients::{self, Clock, Endpoints, HttpOutside};
 use crate::domain::time::SECOND_MS;
 

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::settings::{ALL, Kind, Setting};
 use super::{Config, Found, Value, hashes, parse_url, read_secret};
-use crate::cli::{CommandResult, Ui};
+use crate::cli::{CommandResult, OutputFormat, Ui};
 use crate::exit;
 
 /// Show the effective configuration, with every secret left out
@@ -22,13 +22,7 @@ Examples:
 pub struct ConfigArgs {
     /// Shape of the report
     #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
-    format: ConfigFormat,
-}
-
-#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-enum ConfigFormat {
-    Text,
-    Json,
+    format: OutputFormat,
 }
 
 /// A setting as it is shown.
@@ -52,7 +46,7 @@ pub fn run(args: &ConfigArgs, ui: &Ui) -> CommandResult {
         .collect();
     let code = if problems.is_empty() { exit::OK } else { exit::USAGE };
     match args.format {
-        ConfigFormat::Text => {
+        OutputFormat::Text => {
             let from_width = lines.iter().map(|line| line.from.chars().count()).max().unwrap_or_default();
             let mut out = format!("{:<28}{:<from_width$}  VALUE\n", "SETTING", "FROM");
             for Line { setting, value, from, .. } in &lines {
@@ -67,7 +61,7 @@ pub fn run(args: &ConfigArgs, ui: &Ui) -> CommandResult {
             ui.print(&out);
             problems.iter().for_each(|problem| ui.note(&format!("error: {problem}")));
         }
-        ConfigFormat::Json => {
+        OutputFormat::Json => {
             let settings: Vec<_> = lines
                 .iter()
                 .map(|Line { setting, value, from, problem }| {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::{JudgedBy, broken};
-use crate::cli::{CommandError, CommandResult, Ui};
+use crate::cli::{CommandError, CommandResult, OutputFormat, Ui};
 use crate::domain::evidence_file::EvidenceFile;
 use crate::domain::time::format_duration_ms;
 use crate::exit;
@@ -29,13 +29,7 @@ pub(super) struct VerifyFileArgs {
     judged: JudgedBy,
     /// Shape of the answer
     #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
-    format: AnswerFormat,
-}
-
-#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-enum AnswerFormat {
-    Text,
-    Json,
+    format: OutputFormat,
 }
 
 /// Why a file is not accepted: the code and the reason.
@@ -61,13 +55,13 @@ pub(super) fn run(args: &VerifyFileArgs, ui: &Ui) -> CommandResult {
         Err(Refusal(code, reason)) => (code, format!("`{shown}` is not accepted: {reason}")),
     };
     match args.format {
-        AnswerFormat::Json => {
+        OutputFormat::Json => {
             ui.print(&format!(
                 "{:#}\n",
                 json!({"accepted": code <= exit::INCONCLUSIVE, "exit_code": code, "reason": answer})
             ));
         }
-        AnswerFormat::Text => ui.print(&format!("{answer}\n")),
+        OutputFormat::Text => ui.print(&format!("{answer}\n")),
     }
     Ok(code)
 }

@@ -405,16 +405,20 @@ impl<'a> Judge<'a> {
             samples: e.lag_samples,
             since: Some(self.since(id)),
         };
-        match observed {
+        let waiting: Vec<&Note> = e.standing.get(id).into_iter().flatten().collect();
+        let over = format!("over {} deliveries", e.lag_samples);
+        let judged = match observed {
             _ if e.lag_samples < needed => {
                 sheet.say(Verdict::Inconclusive, format!("only {} of {needed} deliveries", e.lag_samples))
             }
-            Some(s) if s > f64::from(self.policy.mirror_lag_p99_s) => {
-                sheet.say(Verdict::Fail, format!("over {} deliveries", e.lag_samples))
-            }
-            Some(_) => sheet.say(Verdict::Pass, format!("over {} deliveries", e.lag_samples)),
+            Some(s) if s > f64::from(self.policy.mirror_lag_p99_s) => sheet.say(Verdict::Fail, over),
+            // A percentile over thousands would hide the one that never arrives.
+            Some(_) if !waiting.is_empty() => sheet
+                .say(Verdict::Inconclusive, format!("{over}, and {} more late: {}", waiting.len(), named(&waiting))),
+            Some(_) => sheet.say(Verdict::Pass, over),
             None => sheet.say(Verdict::Inconclusive, "no delivery was timed"),
-        }
+        };
+        judged.with(&waiting, Vec::new())
     }
 
     fn proofs(&self, id: &'static str, unit: &'static str, proofs: &Proofs) -> Judged {

@@ -454,6 +454,18 @@ fn what_is_still_wrong_counts_whatever_the_window_and_counts_once() {
 }
 
 #[test]
+fn a_percentile_does_not_hide_the_delivery_that_still_waits() {
+    let mut e = healthy();
+    e.standing.insert("mirror-lag", vec![Note { at: now().plus_ms(-HOUR_MS), ..note(A) }]);
+    let j = judged("mirror-lag", &e, &[]);
+    assert_eq!((j.verdict, j.findings_total), (Verdict::Inconclusive, 1), "{}", j.reason);
+    assert!(j.reason.contains("1 more late: kahuna:slack:default"), "{}", j.reason);
+    // Too many of them are in the percentile already.
+    e.lag_p99_ms = Some(i64::from(policy().mirror_lag_p99_s) * 1000 + 1);
+    assert_eq!(judged("mirror-lag", &e, &[]).verdict, Verdict::Fail);
+}
+
+#[test]
 fn what_is_waived_in_part_is_told_wherever_the_criterion_is() {
     let mut e = healthy();
     e.foreign_writes = vec![note(A)];
