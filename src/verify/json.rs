@@ -342,6 +342,25 @@ pub(super) fn plain_end(bytes: &[u8], from: usize) -> usize {
     at
 }
 
+/// The end of a run of digits: the first byte that is none, or the end.
+pub(super) fn digits_end(bytes: &[u8], from: usize) -> usize {
+    let mut at = from;
+    while let Some(chunk) = bytes.get(at..at + 8) {
+        let word = u64::from_le_bytes(chunk.try_into().expect("the slice has eight bytes")) ^ (ONES * b'0' as u64);
+        // Nine is the largest that gets no high bit by it. What overflows has a high bit itself, and spoils
+        // only what comes after it.
+        let hit = (word.wrapping_add(ONES * 0x76) | word) & HIGHS;
+        if hit != 0 {
+            return at + (hit.trailing_zeros() / 8) as usize;
+        }
+        at += 8;
+    }
+    while bytes.get(at).is_some_and(u8::is_ascii_digit) {
+        at += 1;
+    }
+    at
+}
+
 fn hex4(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..at + 4)?.iter().try_fold(0, |n, b| Some(n << 4 | (*b as char).to_digit(16)?))
 }
@@ -555,6 +574,17 @@ mod tests {
             if let Ok(span) = cursor.value() {
                 canonical(span.of(&bytes));
             }
+        }
+
+        #[test]
+        fn eight_bytes_at_a_time_end_where_one_at_a_time_does(
+            bytes in prop_oneof![prop::collection::vec(any::<u8>(), 0..40), "[0-9/:]{0,40}".prop_map(String::into_bytes)],
+            from in 0usize..40,
+        ) {
+            let from = from.min(bytes.len());
+            let end = |stops: fn(&u8) -> bool| bytes[from..].iter().position(stops).map_or(bytes.len(), |n| from + n);
+            prop_assert_eq!(digits_end(&bytes, from), end(|b| !b.is_ascii_digit()));
+            prop_assert_eq!(plain_end(&bytes, from), end(|b| matches!(b, b'"' | b'\\' | 0..0x20 | 0x80..)));
         }
 
         #[test]

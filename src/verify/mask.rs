@@ -42,8 +42,8 @@ pub(super) fn holds_mask(value: &[u8]) -> bool {
     false
 }
 
-/// No for nearly everything, never for a mask. Looks at pairs of bytes in a way that compiles to vector
-/// instructions.
+/// No for nearly everything, never for a mask. Looks at neighbouring bytes in a way that compiles to
+/// vector instructions.
 fn may_be_masked(text: &[u8]) -> bool {
     let [first, second, third, ..] = *text else { return true };
     let mut odd = (first == second && second == third) || is_wrapping(first) || first.is_ascii_whitespace();
@@ -52,8 +52,11 @@ fn may_be_masked(text: &[u8]) -> bool {
     for (a, b) in text.iter().zip(&text[1..]) {
         let dots = (*a == b'.') & (*b == b'.');
         let stars = (*a == b'*') & (*b == b'*');
-        let dact = (*a | 0x20 == b'd') & (*b | 0x20 == b'a');
-        odd |= dots | stars | dact | (*a >= 0x80);
+        odd |= dots | stars | (*a >= 0x80);
+    }
+    let fours = text.iter().zip(&text[1..]).zip(&text[2..]).zip(text.get(3..).unwrap_or_default());
+    for (((a, b), c), d) in fours {
+        odd |= (*a | 0x20 == b'd') & (*b | 0x20 == b'a') & (*c | 0x20 == b'c') & (*d | 0x20 == b't');
     }
     odd
 }

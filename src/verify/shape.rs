@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::entry::{KEY_BYTES_MAX, Scanned};
 use super::facts::{Facts, Field, Hidden, SecretFact, moment, print, seconds};
-use super::json::plain_end;
+use super::json::{digits_end, plain_end};
 use super::learn::{Found, find_slots};
 use super::mask::is_masked;
 use super::rules::{Place, Rules};
@@ -272,7 +272,7 @@ fn content<'a>(line: &'a [u8], contents: &Contents, n: usize) -> &'a [u8] {
 /// The end of a plain whole number, without leading zeros and small enough for any use.
 pub(super) fn number_end(line: &[u8], start: usize) -> Option<usize> {
     let digits = start + usize::from(line.get(start) == Some(&b'-'));
-    let length = line[digits..].iter().take(19).take_while(|b| b.is_ascii_digit()).count();
+    let length = digits_end(&line[..line.len().min(digits + 19)], digits) - digits;
     let sound = match length {
         0 | 19 => false,
         1 => true,
