@@ -14,10 +14,10 @@ use serde::{Deserialize, Serialize};
 
 /// How many bytes of entries a block holds, more only for one large entry. Large enough that a
 /// thread is woken rarely, small enough that the blocks in flight stay within the caches.
-pub const BLOCK_BYTES: usize = 256 * 1024;
+pub const BLOCK_BYTES: usize = 512 * 1024;
 
 /// Blocks that one side may be ahead.
-const BLOCKS_AHEAD: usize = 3;
+const BLOCKS_AHEAD: usize = 2;
 
 /// A block that takes more room than this holds a large entry. Only one such block is ahead, and
 /// its room is given back at once, so that large values do not add up.
