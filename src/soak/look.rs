@@ -34,7 +34,8 @@ pub async fn look(store: &Store, policy: &Policy, snapshot: &Snapshot, now: Time
         Some(LookOutcome::Finding) => store.load_notes_since("parity", since, FINDINGS_MAX).await?,
         _ => Vec::new(),
     };
-    let run = store.load_verifications(1).await?.pop().filter(|run| last.is_some() && run.at >= since);
+    let runs = store.load_verifications(RUNS_MAX).await?;
+    let run = runs.into_iter().find(|run| run.is_parity()).filter(|run| last.is_some() && run.at >= since);
     let marks = VerifyMarks::of(run.as_ref(), findings);
     let gone = store.load_dead_grants().await?;
     let gone: BTreeMap<&str, String> =
@@ -104,6 +105,11 @@ impl VerifyMarks {
             findings.iter().filter(|n| n.at >= run.began_at).map(|n| n.subject.as_str()).collect();
         // Where it does not name all that differed, or that was left out, nobody knows of the others.
         let told = run.differing <= named.len() as u64 && run.unsure + run.failed <= unsettled.len() as u64;
+        let mut findings = findings;
+        if told && run.level == "full" {
+            // What it looked at anew and does not name is mended.
+            findings.retain(|n| n.at >= run.began_at || unsettled.contains(&n.subject));
+        }
         Self { findings, unsettled, others: Some(if told { "match" } else { "?" }) }
     }
 
@@ -116,6 +122,9 @@ impl VerifyMarks {
         Some(VerifyMark { clean: true, text: text.to_owned() })
     }
 }
+
+/// Comparisons among which the last one of both namespaces is looked for.
+const RUNS_MAX: u32 = 20;
 
 /// Differences that are shown at their triplets.
 const FINDINGS_MAX: u32 = 10_000;
@@ -239,6 +248,14 @@ mod tests {
         assert_eq!(said(Some(&told), vec![note(9)], "g:h:i").as_deref(), Some("?"), "an older note names nothing");
         assert_eq!(said(Some(&run(0, 1, "{}")), Vec::new(), "g:h:i").as_deref(), Some("?"));
         assert_eq!(said(None, Vec::new(), "g:h:i"), None);
+        // A difference of the run before is gone when the next one looked there and does not name it, though
+        // it names another.
+        let mended = Note { subject: "m:n:o".into(), ..note(9) };
+        let since = |run: &Verification| said(Some(run), vec![mended.clone(), note(10)], "m:n:o");
+        assert_eq!(since(&told).as_deref(), Some("match"));
+        assert_eq!(since(&Verification { level: "keys".into(), ..told.clone() }).as_deref(), Some("missing"));
+        assert_eq!(since(&run(1, 1, r#"{"unsettled":["m:n:o"]}"#)).as_deref(), Some("missing"));
+        assert_eq!(since(&run(2, 1, "{}")).as_deref(), Some("missing"), "it may be the one that is not named");
         assert_eq!(VerifyMarks::of(Some(&told), Vec::new()).mark("g:h:i", false), None);
     }
 

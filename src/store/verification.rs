@@ -54,7 +54,7 @@ pub struct Verification {
 
 impl Verification {
     /// Whether it speaks of the two namespaces of the gateway, which is what `parity` is about.
-    fn is_parity(&self) -> bool {
+    pub fn is_parity(&self) -> bool {
         matches!((self.left.as_str(), self.right.as_str()), ("kv:source", "kv:target") | ("kv:target", "kv:source"))
     }
 
