@@ -385,7 +385,12 @@ impl<'a> Judge<'a> {
             )
         } else if clean < needed {
             let found = if findings.is_empty() { String::new() } else { format!("; {}", named(&findings)) };
-            sheet.say(Verdict::Fail, format!("only the last {clean} runs were clean{found}"))
+            let last = match clean {
+                0 => "the last run was not clean".to_owned(),
+                1 => "only the last run was clean".to_owned(),
+                n => format!("only the last {n} runs were clean"),
+            };
+            sheet.say(Verdict::Fail, format!("{last}{found}"))
         } else {
             sheet.say(Verdict::Pass, format!("the last {clean} of {} runs were clean", t.runs))
         };
