@@ -101,8 +101,10 @@ impl Op {
             Self::SentBack => {
                 let rows = engine.store().load_triplets().await?;
                 let is_back = |c: &Custody| c.held.is_some() && c.stage == Stage::Verified && c.moving.is_none();
-                if rows.iter().any(|row| is_back(&row.custody)) {
-                    return Ok(Progress::Done);
+                if let Some(back) = rows.iter().find(|row| is_back(&row.custody)) {
+                    // Whoever is struck after the record is put comes back before the gateway's caches end.
+                    let seen = back.custody.arrived_at.unwrap().plus_ms(engine.config().settle_ms);
+                    return Ok(if now < seen { Progress::Wait(seen) } else { Progress::Done });
                 }
                 or_again(engine.switch(1, now).await, now)
             }
