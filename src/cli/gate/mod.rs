@@ -288,7 +288,11 @@ pub(super) fn soak_line(file: &EvidenceFile) -> String {
         line += &format!(", {} of it without evidence", format_duration_ms(soak.paused_ms));
     }
     if !soak.restarts.is_empty() {
-        line += &format!(", started again {} times", soak.restarts.len());
+        let times = match soak.restarts.len() {
+            1 => "once".to_owned(),
+            n => format!("{n} times"),
+        };
+        line += &format!(", started again {times}");
     }
     match file.window.soak_done_at {
         Some(done) if done > file.evaluated_at => line + &format!("; earliest exit {}", done.to_minute()),
