@@ -268,7 +268,11 @@ fn a_reverse_does_not_wait_for_ever_on_a_gateway_that_reads_elsewhere() {
         cutover.advance(cutover.now().plus_ms(MINUTE_MS));
     }
     assert_eq!(said.0, 7, "{}", said.1);
-    assert!(said.1.contains(&format!("`authority:{CANARY}`")) && said.1.contains("Worker's cache"), "{}", said.1);
+    assert!(
+        said.1.contains(&format!("`authority:{CANARY}`")) && said.1.contains("cache and at which deployment"),
+        "{}",
+        said.1
+    );
 }
 
 #[test]

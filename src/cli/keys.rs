@@ -4,6 +4,7 @@ use super::apply::StateArgs;
 use super::person::speaker;
 use super::plan::Inputs;
 use super::{CommandError, CommandResult, OutputFormat, Ui};
+use crate::domain::time::Timestamp;
 use crate::exit;
 use crate::store::{Store, StoreError, Vault};
 
@@ -80,31 +81,29 @@ pub fn run(args: &KeysArgs, ui: &Ui) -> CommandResult {
 }
 
 async fn rotate(args: &RotateArgs, ui: &Ui) -> CommandResult {
-    // The key file has no audit trail.
-    let by = if args.add_only { String::new() } else { speaker(args.by.as_deref())? };
-    if !args.add_only {
-        refuse_absent(&args.state)?;
+    let add_key = || Vault::add_key(args.state.key_file()?).map_err(|error| keys_failed(&error));
+    if args.add_only {
+        // The key file has no audit trail.
+        return report(ui, args.format, add_key()?, 0, 0);
     }
+    let deed = Deed::by(args.by.as_deref())?;
+    refuse_absent(&args.state)?;
     if !args.reencrypt_only {
-        let file = args.state.key_file()?;
-        let number = Vault::add_key(file).map_err(|error| keys_failed(&error))?;
-        if args.add_only {
-            return report(ui, args.format, number, 0, 0);
-        }
+        add_key()?;
     }
     let (store, newest, changed) = encrypt_anew(&args.state).await?;
-    record(&store, &by, &serde_json::json!({"newest": newest, "encrypted": changed})).await?;
+    deed.record(&store, &serde_json::json!({"newest": newest, "encrypted": changed})).await?;
     store.close().await.map_err(|error| state_failed(&error))?;
     report(ui, args.format, newest, changed, 0)
 }
 
 async fn drop_old(args: &DropOldArgs, ui: &Ui) -> CommandResult {
-    let by = speaker(args.by.as_deref())?;
+    let deed = Deed::by(args.by.as_deref())?;
     let file = args.state.key_file()?;
     refuse_absent(&args.state)?;
     let (store, newest, changed) = encrypt_anew(&args.state).await?;
     let dropped = Vault::drop_old_keys(file).map_err(|error| keys_failed(&error))?;
-    record(&store, &by, &serde_json::json!({"newest": newest, "encrypted": changed, "dropped": dropped})).await?;
+    deed.record(&store, &serde_json::json!({"newest": newest, "encrypted": changed, "dropped": dropped})).await?;
     store.close().await.map_err(|error| state_failed(&error))?;
     report(ui, args.format, newest, changed, dropped)
 }
@@ -123,9 +122,21 @@ async fn encrypt_anew(state: &StateArgs) -> Result<(Store, u32, u64), CommandErr
     Ok((store, newest, changed))
 }
 
-async fn record(store: &Store, by: &str, what: &serde_json::Value) -> Result<(), CommandError> {
-    let (json, now) = (what.to_string(), Inputs::default().now()?);
-    store.record_action(by, "keys", &json, now).await.map_err(|error| state_failed(&error))
+/// Who changes the keys, and when: known before anything is changed.
+struct Deed {
+    by: String,
+    at: Timestamp,
+}
+
+impl Deed {
+    fn by(named: Option<&str>) -> Result<Self, CommandError> {
+        Ok(Self { by: speaker(named)?, at: Inputs::default().now()? })
+    }
+
+    async fn record(&self, store: &Store, what: &serde_json::Value) -> Result<(), CommandError> {
+        let written = store.record_action(&self.by, "keys", &what.to_string(), self.at).await;
+        written.map_err(|error| state_failed(&error))
+    }
 }
 
 fn report(ui: &Ui, format: OutputFormat, newest: u32, changed: u64, dropped: usize) -> CommandResult {

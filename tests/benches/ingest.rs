@@ -24,7 +24,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
 use axum::body::Bytes;
@@ -88,7 +88,10 @@ impl Drop for Process {
     fn drop(&mut self) {
         // Ends the runtime's child as well: that one watches its standard input.
         drop(self.0.stdin.take());
-        std::thread::sleep(Duration::from_millis(300));
+        let asked = Instant::now();
+        while asked.elapsed() < Duration::from_secs(2) && matches!(self.0.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

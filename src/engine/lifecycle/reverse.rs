@@ -163,7 +163,8 @@ impl<O: Outside> Engine<O> {
             (true, false) => Ok(Progress::Done),
             (true, true) => Ok(Progress::Wait(now.plus_ms(super::RETRY_MS))),
             (false, _) => Err(EngineError::Refused(format!(
-                "the records say source, and reads go wrong: {}; look at the record in KV, at the Worker's cache and at                  which deployment answers, then run the same command again",
+                "the records say source, and reads go wrong: {}; look at the record in KV, at the Worker's cache and at \
+                 which deployment answers, then run the same command again",
                 wrong.join("; ")
             ))),
         }
