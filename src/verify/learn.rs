@@ -142,12 +142,7 @@ impl Learner<'_> {
         if bytes[start] == b'"' {
             if plain_end(bytes, start + 1) == end - 1 {
                 // The place of the closing quote's backslash, if it has one, is where the text ends.
-                self.found.push(Found {
-                    start: at(start) + (at(start + 1) - at(start)),
-                    end: at(end - 1),
-                    kind: Kind::Text,
-                    part,
-                });
+                self.found.push(Found { start: at(start + 1), end: at(end - 1), kind: Kind::Text, part });
             }
         } else if !matches!(part, Part::Token | Part::TokenType | Part::Scope | Part::Key)
             && number_end(bytes, start) == Some(end)
